@@ -9,9 +9,11 @@ from retbench.architectures import costs
 from retbench.architectures.configs import default_backend, form_of, parse_model_config
 from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.architectures.sizes import find_size
 from retbench.config.experiment import Experiment, load_experiment
 from retbench.errors import ConfigError
+from retbench.mixers.window_attention.config import WindowAttention
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.workloads.states import fill_caches, prefilled_state
@@ -106,6 +108,34 @@ def test_based_has_the_published_layers() -> None:
     assert gate.passed, [check for check in gate.checks if not check.passed]
 
 
+def test_samba_is_mamba_and_windows_in_turn() -> None:
+    spec = HybridSpec(variant="samba")
+    config = resolve_model(spec, "1.3b")
+    assert [layer.mixer.mixer for layer in config.layers] == ["mamba2", "window_attention"] * 12
+    windows = [mixer for mixer in config.mixers if isinstance(mixer, WindowAttention)]
+    assert [(mixer.window, mixer.sinks) for mixer in windows] == [(2048, 0)]
+    assert all(layer.ffn for layer in config.layers)
+    assert not config.grows
+    assert named_specs()["hybrid-samba"] == spec
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_forms_of_samba_are_equivalent_and_its_costs_are_those_of_the_model(dtype: torch.dtype) -> None:
+    spec = HybridSpec(variant="samba")
+    config = resolve_model(spec, "1m")
+    model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=spec.backend)
+    assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
+    name = str(dtype).removeprefix("torch.")
+    for capacity in (0, 33, 2048, 4096):
+        assert model.init_state(2, capacity).num_bytes == costs.state_bytes(config, name, 2, capacity)
+    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    names = " ".join(check.name for check in gate.checks)
+    assert "mamba2=parallel" in names
+    assert "window_attention=reference" in names
+
+
 @pytest.mark.parametrize("pattern", [("retention",), 5])
 def test_a_variant_with_a_pattern_of_its_own_is_refused(pattern: object) -> None:
     with pytest.raises(ConfigError, match=r"variant '1-in-8' and also the pattern"):
@@ -142,6 +172,24 @@ def test_a_filled_state_has_the_retention_of_real_text_and_caches_of_its_scale(
         for name in layer.names("per_token"):
             assert layer[name][:, :, :30].std() == pytest.approx(float(real[name].std()), rel=0.2)
             assert not layer[name][:, :, 30:].any()
+
+
+@pytest.mark.parametrize("window", [20, 600, 2000])
+@pytest.mark.parametrize("depth", [10, 1000])
+def test_a_window_beside_a_growing_cache_is_filled_like_it(window: int, depth: int) -> None:
+    """Its ring is as long as the context allows, which need not be that of the real prefill."""
+    spec = HybridSpec(pattern=({"mixer": "window_attention", "window": window, "sinks": 0}, "attention"))
+    model = build_model(
+        resolve_model(spec, "1m"), dtype=torch.float32, device="cpu", seed=0, backend=spec.backend
+    )
+    state = model.init_state(1, depth + 1)
+    fill_caches(model, state, depth, seed=0)
+    ring, cache = (layer["keys"] for layer in state.layers[:2])
+    assert (ring.shape[2], cache.shape[2]) == (min(window, depth + 1), depth + 1)
+    assert ring[:, :, :depth].std() == pytest.approx(
+        float(prefilled_state(model).layers[0]["keys"].std()), rel=0.3
+    )
+    model(torch.zeros(1, 1, dtype=torch.int64), state)
 
 
 @pytest.mark.parametrize(

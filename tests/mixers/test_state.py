@@ -12,7 +12,7 @@ LAYOUT = (
     StateTensor("sum", (2, 3, 4), wide=True),
     StateTensor("conv", (5,)),  # a second tensor of a fixed size, as Mamba-2 has
     StateTensor("keys", (2, 4), "per_token"),
-    StateTensor("ring", (2, 4), "window", window=6),
+    StateTensor("ring", (2, 4), "per_token", window=6),
 )
 
 
@@ -43,6 +43,27 @@ def test_only_what_grows_limits_the_capacity() -> None:
     assert fixed.capacity is None
 
 
+@pytest.mark.parametrize(
+    ("capacity", "slots", "room"), [(0, 6, None), (1, 1, 1), (5, 5, 5), (6, 6, None), (9, 6, None)]
+)
+def test_a_window_is_no_longer_than_the_capacity(capacity: int, slots: int, room: int | None) -> None:
+    """A whole window holds any number of tokens, and so has a state that is made without a limit."""
+    state = allocate_state(LAYOUT[3:], 1, capacity, torch.zeros(1), torch.float32)
+    assert (state["ring"].shape[2], state.capacity) == (slots, room)
+
+
+def test_a_shorter_window_is_not_overwritten_and_moves_into_a_longer_one() -> None:
+    short, long = (allocate_state(LAYOUT[3:], 1, room, torch.zeros(1), torch.float32) for room in (4, 9))
+    short["ring"].normal_()
+    assert (short.overwritten(None), set(long.overwritten(None))) == ({}, {"ring"})
+    long.restore(short, 3)
+    assert torch.equal(long["ring"][:, :, :3], short["ring"][:, :, :3])
+    assert not long["ring"][:, :, 3:].any()
+    branch = long.gather(torch.tensor([0, 0]), 3, 5)
+    assert branch["ring"].shape[2] == 5
+    assert torch.equal(branch["ring"][0, :, :3], short["ring"][0, :, :3])
+
+
 def test_a_point_to_return_to_holds_every_tensor_that_is_overwritten() -> None:
     state = filled()
     copies = state.overwritten(None)
@@ -57,7 +78,7 @@ def test_a_snapshot_holds_the_tokens_seen_and_restores_them() -> None:
         tensor.zero_()
     state.restore(saved, 5)
     for name, tensor in state.used(5).items():
-        expected = before[name][:, :, :5] if name == "keys" else before[name]
+        expected = before[name][:, :, :5] if name in ("keys", "ring") else before[name]
         assert torch.equal(tensor, expected)
     assert not state["keys"][:, :, 5:].any()
 
@@ -67,7 +88,7 @@ def test_branches_are_copies_with_room_for_more() -> None:
     branch = state.gather(torch.tensor([2, 0]), 5, 20)
     assert branch.capacity == 20
     assert torch.equal(branch["keys"][:, :, :5], state["keys"][[2, 0], :, :5])
-    assert torch.equal(branch["ring"], state["ring"][[2, 0]])
+    assert torch.equal(branch["ring"][:, :, :5], state["ring"][[2, 0], :, :5])
     branch["sum"].zero_()
     assert state["sum"].any()
 
@@ -82,7 +103,7 @@ def test_reordered_sequences_move_whole() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "window", "context_len", "tokens"),
-    [("per_token", 0, 100, 102), ("window", 6, 3, 5), ("window", 6, 100, 7)],
+    [("per_token", 0, 100, 102), ("per_token", 6, 3, 5), ("per_token", 6, 100, 7)],
 )
 def test_a_decode_step_reads_what_is_there_and_writes_one_token(
     kind: str, window: int, context_len: int, tokens: int

@@ -183,3 +183,53 @@ def test_it_is_matched_to_the_budget_of_its_size(size: str) -> None:
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_kv_heads"):
         model_of(16, 4, num_kv_heads=3)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_it_records_the_kernels_that_ran(kv_heads: int) -> None:
+    module = make_mixer(5, 2, kv_heads=kv_heads)
+    x = torch.randn(1, 20, D_MODEL, dtype=torch.float64)
+    state = allocate_state(module.config.state, 1, 22, x, torch.float64)
+    with torch.no_grad():
+        module(x, state, positions_of(module, 0, 20))
+        module(x[:, :1], state, positions_of(module, 20, 1))
+    assert {phase: name.split(":")[0] for phase, name in module.executed.items()} == {
+        "prefill": "blocks",
+        "decode": "ring",
+    }
+    assert {name.split(":")[1] for name in module.executed.values()} <= {"flash", "math"}
+    module.set_backend("products")
+    with torch.no_grad():
+        module(x[:, :1], state, positions_of(module, 21, 1))
+    assert module.executed == {"decode": "ring:products"}
+    module.set_backend("reference")
+    module(x, None, positions_of(module, 0, 20))
+    assert module.executed == {"prefill": "reference"}
+
+
+@pytest.mark.parametrize("takes_repeated", [True, False])
+def test_shared_keys_are_repeated_where_torch_would_hold_every_score(
+    monkeypatch: pytest.MonkeyPatch, takes_repeated: bool
+) -> None:
+    """As on CUDA, where the kernel that takes a mask takes no shared keys."""
+
+    def choose(q: Tensor, k: Tensor, v: Tensor, *_: object, enable_gqa: bool) -> int:
+        assert enable_gqa == (k.shape[1] < q.shape[1])
+        return 0 if enable_gqa or not takes_repeated else 2
+
+    seen = []
+    scaled_dot_product_attention = F.scaled_dot_product_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        seen.append((k.shape[1], options["enable_gqa"]))
+        return scaled_dot_product_attention(q, k, v, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choose)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    module = make_mixer(300, 2, kv_heads=2)
+    x = torch.randn(1, 600, D_MODEL, dtype=torch.float64)
+    with torch.no_grad():
+        out = module(x, None, positions_of(module, 0, 600))
+        assert module.executed == {"prefill": "blocks:efficient" if takes_repeated else "blocks:math"}
+        assert set(seen) == {(4, False) if takes_repeated else (2, True)}
+        torch.testing.assert_close(out, plain(module, x), rtol=1e-9, atol=1e-11)

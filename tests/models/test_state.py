@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from retbench.architectures import costs
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.config.experiment import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
@@ -135,6 +137,27 @@ def test_tensors_round_trip_into_another_state(model):
     other = model.init_state(1, 16)
     other.load_tensors(stored)
     assert torch.equal(decode(model, state, 3), decode(model, other, 3))
+
+
+def test_a_window_holds_no_more_than_the_context_and_moves_to_another_capacity():
+    """kin.md: 2 H K min(T, W) bytes; states of 512 tokens are as large as those of full attention."""
+    models = [resolve_model(named_specs()[name], "6m") for name in ("sliding_window", "transformer")]
+    assert len({costs.state_bytes(config, "float32", 1, 512) for config in models}) == 1
+    model = build_model(models[0], dtype=torch.float32, device="cpu", seed=0, backend="blocks")
+    short, whole = model.init_state(1, 20), model.init_state(1, 0)
+    assert (short.capacity, whole.capacity) == (20, None)
+    assert short.num_bytes == costs.state_bytes(models[0], "float32", 1, 20)
+    with torch.no_grad():
+        model(tokens(1, 12), short)
+        whole.restore(short)
+        branch = short.gather(torch.tensor([0]), 30)
+        expected = decode(model, whole, 8)
+        assert torch.equal(decode(model, branch, 8), expected)
+        assert torch.equal(decode(model, short, 8), expected)
+        with pytest.raises(CapacityError, match="do not fit its capacity of 20"):
+            decode(model, short, 1)
+        with pytest.raises(CapacityError, match="position 20 does not fit a capacity of 19"):
+            whole.gather(torch.tensor([0]), 19)
 
 
 def test_restoring_what_does_not_fit_is_an_error():

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from retbench.architectures.gla import GlaSpec
+from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
 from retbench.cli import app
 from retbench.config.experiment import load_experiment
@@ -186,6 +187,35 @@ def test_the_gate_compares_it_and_a_model_says_that_it_ran(monkeypatch, decay):
         model(tokens[:, :7], state)
         model(tokens[:, 7:8], state)
     assert model.executed_backends() == {"prefill": "fla", "decode": "recurrent"}
+
+
+@pytest.mark.usefixtures("fla")
+def test_the_gate_compares_it_for_linear_attention_that_is_not_normalised(monkeypatch):
+    monkeypatch.setattr(kernels, "missing_reason", lambda device, dtype: None)
+    config = resolve_model(LinearSpec(architecture="linear", variant="identity"), "1m")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="fla")
+    tokens = torch.randint(0, 256, (1, 200), generator=torch.Generator().manual_seed(0))
+    gate = check_equivalence(model, tokens, depth=200, lengths=(1, 17, 101))
+    assert gate.passed, [check for check in gate.checks if not check.passed]
+    assert {"chunkwise = fla", "recurrent = fla"} <= {check.name for check in gate.checks}
+    assert config.chunk_size("fla", 256) == 64
+
+
+@pytest.mark.parametrize("variant", ["elu", "performer", "taylor"])
+@pytest.mark.usefixtures("fla")
+def test_features_in_float32_are_refused(monkeypatch, variant):
+    monkeypatch.setattr(kernels, "missing_reason", lambda device, dtype: None)
+    config = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
+    with pytest.raises(
+        UnsupportedError, match=rf"map '{variant}' .* TensorFloat-32; use backend 'chunkwise'"
+    ):
+        build_model(config, dtype=torch.bfloat16, device="cpu", seed=0, backend="fla")
+
+
+def test_without_fla_linear_attention_says_why():
+    config = resolve_model(LinearSpec(architecture="linear", variant="identity"), "1m")
+    with pytest.raises(UnsupportedError, match="CUDA devices only; use backend 'chunkwise'"):
+        build_model(config, dtype=torch.bfloat16, device="cpu", seed=0, backend="fla")
 
 
 def expand_one(*overrides):

@@ -68,7 +68,10 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def state_bytes(config: ModelConfig, dtype: str, batch_size: int, capacity: int) -> int:
-    """Return the bytes that inference carries between tokens, with room for `capacity` tokens where it grows."""
+    """Return the bytes that inference carries between tokens, with room for `capacity` tokens where it grows.
+
+    A window has room for min(capacity, window) tokens; see `StateTensor.num_tokens`.
+    """
     sequence = sum(
         block.count * one.num_bytes(dtype, one.num_tokens(capacity))
         for block in config.blocks

@@ -28,6 +28,9 @@ VARIANTS: Mapping[str, Pattern] = {
         "gated_convolution",
         "gated_convolution",
     ),
+    # Samba (arXiv:2406.07522): Mamba and windows of 2,048 tokens in turn, each before an MLP. Mamba-2 takes the place
+    # of its Mamba-1, which is no mixer here.
+    "samba": ("mamba2", {"mixer": "window_attention", "window": 2048, "sinks": 0}),
 }
 """Published patterns by name."""
 
@@ -36,9 +39,9 @@ class HybridSpec(ModelSpec):
     """A `[models.NAME]` table with a pattern of mixers, or the name of a published one."""
 
     architecture: Literal["hybrid"] = "hybrid"
-    variant: Literal["pattern", "1-in-8", "based"] = "pattern"
+    variant: Literal["pattern", "1-in-8", "based", "samba"] = "pattern"
     """pattern: the list in `pattern`. 1-in-8: one attention in eight layers, the others retention. based: short
-    convolutions, linear attention and sliding windows."""
+    convolutions, linear attention and sliding windows. samba: Mamba-2 and sliding windows in turn."""
     pattern: Pattern = Field(min_length=1)
     """The mixers of the layers, from the first on, repeated to the last: names such as "retention", or tables such as
     {mixer = "attention", num_kv_heads = 2} with a mixer's own fields."""

@@ -22,7 +22,8 @@ class LinearSpec(ModelSpec):
     positive random features with the normaliser. taylor: the terms of exp up to the second order, of keys 16 wide, with
     the normaliser."""
     ffn_dim: FfnWidth = "matched"
-    backend: Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent"] = "chunkwise"
+    backend: Literal["parallel", "chunkwise", "chunkwise_fp32", "recurrent", "fla"] = "chunkwise"
+    """fla: chunkwise by flash-linear-attention's kernels, on CUDA, for the variant identity."""
     chunk_size: int | None = Field(default=128, ge=1)
 
 

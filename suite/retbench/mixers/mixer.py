@@ -20,7 +20,7 @@ WIDE_BYTES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 4, "flo
 """Bytes of a value that is held in the wider of float32 and the model's dtype."""
 
 FormKind = Literal["parallel", "chunkwise", "recurrent", "kernel"]
-StateKind = Literal["fixed", "per_token", "window"]
+StateKind = Literal["fixed", "per_token"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class StateTensor:
 
     Attributes:
         name: Unique in its layer.
-        shape: Of one sequence. per_token and window tensors have a token axis after their first axis, left out here.
+        shape: Of one sequence. per_token tensors have a token axis after their first axis, left out here.
         kind: fixed: the same size at every position. per_token: one entry for each token, allocated to a capacity.
-            window: a ring buffer of the last `window` tokens.
-        window: Tokens that a window holds at most.
+        window: Entries that a per_token tensor holds at most, as a ring buffer: the tokens after that many are written
+            over earlier ones. 0 keeps the entries of all tokens.
         wide: It is held in the wider of float32 and the model's dtype.
         concatenated: A per_token tensor that holds exactly the tokens so far, without a capacity: new tokens are
             concatenated to a copy.
@@ -60,8 +60,18 @@ class StateTensor:
     concatenated: bool = False
 
     def num_tokens(self, capacity: int) -> int:
-        """Return the length of the token axis for a capacity; 1 for a tensor without one."""
-        return {"fixed": 1, "per_token": capacity, "window": self.window}[self.kind]
+        """Return the length of the token axis for a capacity; 1 for a tensor without one.
+
+        A capacity of 0 states no limit: it gives a whole window, which any number of tokens fits into.
+        """
+        if self.kind == "fixed":
+            return 1
+        return min(capacity or self.window, self.window) if self.window else capacity
+
+    def max_tokens(self, length: int) -> int | None:
+        """Return the tokens that fit into a token axis of a length; None where any number does."""
+        limited = self.kind == "per_token" and not self.concatenated and not 0 < self.window <= length
+        return length if limited else None
 
     def num_bytes(self, dtype: str, num_tokens: int = 1) -> int:
         """Return the bytes of one sequence with so many tokens on the token axis."""
@@ -210,8 +220,8 @@ class Mixer(Strict):
 
     @property
     def grows(self) -> bool:
-        """True if the state grows with the context."""
-        return any(one.kind == "per_token" for one in self.state)
+        """True if the state grows with the context without a limit."""
+        return any(one.kind == "per_token" and not one.window for one in self.state)
 
     @property
     def concatenates(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from retbench.mixers.mixer import StateTensor
 
 TOKEN_AXIS = 2
-"""Dimension of the tokens in per_token and window tensors, which are (B, heads, tokens, width)."""
+"""Dimension of the tokens in per_token tensors, which are (B, heads, tokens, width)."""
 
 
 class LayerState:
@@ -31,10 +31,9 @@ class LayerState:
 
     @property
     def capacity(self) -> int | None:
-        """Tokens that there is room for; None where nothing is allocated to a number of tokens."""
-        names = [name for name in self.names("per_token") if not self.layout[name].concatenated]
-        rooms = [self.tensors[name].shape[TOKEN_AXIS] for name in names]
-        return min(rooms) if rooms else None
+        """Tokens that there is room for; None where any number fits, also where windows are whole."""
+        found = (self._max_tokens(name) for name in self.layout)
+        return min((room for room in found if room is not None), default=None)
 
     @property
     def num_bytes(self) -> int:
@@ -77,6 +76,11 @@ class LayerState:
                 batch, heads, _, width = self.tensors[name].shape
                 self.append(name, self.tensors[name].new_zeros(batch, heads, num_tokens, width), start)
 
+    def _max_tokens(self, name: str) -> int | None:
+        """Return the tokens that fit into a tensor as it is allocated; None where any number does."""
+        shape = self.tensors[name].shape
+        return self.layout[name].max_tokens(shape[TOKEN_AXIS] if len(shape) > TOKEN_AXIS else 1)
+
     def _held(self, name: str, length: int) -> Tensor:
         """Return the first `length` tokens of a concatenated tensor; ValueError where it holds fewer."""
         tensor = self.tensors[name]
@@ -88,7 +92,10 @@ class LayerState:
         return tensor[:, :, :length]
 
     def used(self, length: int) -> dict[str, Tensor]:
-        """Return every tensor after `length` tokens: of per_token ones a view of the part that holds them."""
+        """Return every tensor after `length` tokens: of per_token ones a view of the part that holds them.
+
+        A ring buffer is filled from the start, so that the entries are the same in one of another capacity.
+        """
         return {
             name: tensor[:, :, :length] if self.layout[name].kind == "per_token" else tensor
             for name, tensor in self.tensors.items()
@@ -108,8 +115,13 @@ class LayerState:
                 tensor.copy_(theirs[name])
 
     def overwritten(self, num_sequences: int | None) -> dict[str, Tensor]:
-        """Return copies of the tensors that later tokens overwrite: all but the per_token ones."""
-        return {name: self.tensors[name][:num_sequences].clone() for name in self.names("fixed", "window")}
+        """Return copies of the tensors that later tokens overwrite: fixed ones and whole windows."""
+        names = [name for name in self.layout if self._max_tokens(name) is None]
+        return {
+            name: self.tensors[name][:num_sequences].clone()
+            for name in names
+            if not self.layout[name].concatenated
+        }
 
     def reorder(self, indices: Tensor, length: int) -> None:
         """Make sequence b a copy of what sequence indices[b] was."""
@@ -126,9 +138,9 @@ class LayerState:
         for name, tensor in self.used(length).items():
             chosen = tensor.index_select(0, indices)
             if self.layout[name].kind == "per_token" and not self.layout[name].concatenated:
-                batch, heads, _, width = chosen.shape
-                room = chosen.new_empty(batch, heads, capacity, width)
-                room[:, :, :length] = chosen
+                batch, heads, held, width = chosen.shape
+                room = chosen.new_empty(batch, heads, self.layout[name].num_tokens(capacity), width)
+                room[:, :, :held] = chosen
                 chosen = room
             gathered[name] = chosen
         return LayerState(gathered, self.layout)
@@ -142,7 +154,8 @@ def allocate_state(
     Args:
         layout: Its tensors.
         batch_size: Sequences.
-        capacity: Tokens that per_token tensors have room for; concatenated ones begin without any.
+        capacity: Tokens that per_token tensors have room for, windows at most their own; see `StateTensor.num_tokens`.
+            Concatenated ones begin without any.
         like: A weight: the tensors' device, and the dtype of those that are not wide.
         wide: The wider of float32 and the model's dtype.
     """

@@ -38,7 +38,7 @@ class Block(FusedSteps):
         self._layout = block.state
 
     def init_state(self, batch_size: int, capacity: int) -> LayerState:
-        """Return the zero state; `capacity` tokens where a tensor has an entry for each token."""
+        """Return the zero state; `capacity` tokens where a tensor has an entry for each token, up to its window."""
         weight = next(self.parameters())
         return allocate_state(self._layout, batch_size, capacity, weight, wide_dtype(weight.dtype))
 
@@ -229,7 +229,11 @@ class Decoder(LanguageModel):
         return {phase: "+".join(sorted(names)) for phase, names in sorted(found.items())}
 
     def init_state(self, batch_size: int, capacity: int) -> DecoderState:
-        """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens."""
+        """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens.
+
+        A cache of a window has no more room than the window. With a capacity of 0 it has the whole window, which any
+        number of tokens fits into.
+        """
         blocks = (block for block in self.blocks if isinstance(block, Block))
         return DecoderState([block.init_state(batch_size, capacity) for block in blocks])
 

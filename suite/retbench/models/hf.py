@@ -229,7 +229,6 @@ class HfModel(LanguageModel):
     def _check_growth(self) -> None:
         """Refuse a model whose state grows, or does not, against its description."""
         grows = any(slot.kind == "per_token" for slots in self._slots for slot in slots.values())
-        grows = grows or any(slot.kind == "window" for slots in self._slots for slot in slots.values())
         if grows != self.config.grows or not any(self._slots):
             raise UnsupportedError(
                 f"a model of type '{self.config.variant}' has no cache that is known here: its layers hold "

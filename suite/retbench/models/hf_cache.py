@@ -17,7 +17,7 @@ class Slot(NamedTuple):
 
     kind: StateKind
     shape: tuple[int, ...]
-    """Shape for one sequence, without the token axis that per_token and window tensors have after their first axis."""
+    """Shape for one sequence, without the token axis that per_token tensors have after their first axis."""
     dtype: torch.dtype
 
 
@@ -88,7 +88,7 @@ def _kind_of(layer: Any, name: str) -> StateKind:
             f"the cache of the model has a layer of the kind {type(layer).__name__}, which cannot be copied and "
             "rewound here."
         )
-    return "window" if getattr(layer, "is_sliding", False) else "per_token"
+    return "per_token"
 
 
 def slots_of(layer: Any) -> dict[str, Slot]:
@@ -125,6 +125,8 @@ def layer_state(layer: Any) -> LayerState:
     """Return the allocated tensors of a layer as a state; they stay those of the cache."""
     tensors, layout = dict(_named_tensors(layer)), {}
     for name, slot in slots_of(layer).items():
-        window = layer.max_cache_len if slot.kind == "window" else 0
+        window = (
+            layer.max_cache_len if slot.kind == "per_token" and getattr(layer, "is_sliding", False) else 0
+        )
         layout[name] = StateTensor(name, slot.shape, slot.kind, window)
     return LayerState(tensors, layout)

@@ -26,7 +26,7 @@ class DecoderState:
     Attributes:
         layers: One state per block, without tensors for a block that reads the state of another.
         position: Number of tokens so far, which is the next token's position.
-        capacity: Most tokens that fit; None if no layer is allocated to a number of tokens.
+        capacity: Most tokens that fit; None if any number does.
     """
 
     def __init__(self, layers: list[LayerState], position: int = 0) -> None:
@@ -113,7 +113,9 @@ class DecoderState:
         Raises:
             CapacityError: the tokens so far do not fit.
         """
-        if self.capacity is not None and capacity < self.position:
+        tensors = (one for layer in self.layers for one in layer.layout.values())
+        rooms = (one.max_tokens(one.num_tokens(capacity)) for one in tensors)
+        if any(room is not None and room < self.position for room in rooms):
             raise CapacityError(
                 f"key-value cache: a state at position {self.position} does not fit a capacity of {capacity}."
             )

@@ -173,19 +173,42 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
     length, keys = q.shape[2], k.shape[2]
     if length == 1:
         q = _join_groups(q, k)
-    grouped, mask = k.shape[1] != q.shape[1], None
+    mask = None
     if length > 1 and length != keys:
         if q.device.type == "cuda":
-            params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)
+            params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, k.shape[1] != q.shape[1])
             if torch.backends.cuda.can_use_flash_attention(params):
                 return "flash"
             if torch.backends.cuda.can_use_efficient_attention(params):
                 return "efficient"
         mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
-    causal = mask is None and length > 1
-    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=grouped)
+    return _chosen_kernel(q, k, v, mask, causal=mask is None and length > 1)
+
+
+def _chosen_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> str:
+    """Return the name of the kernel that torch's dispatcher chooses under a mask that is a tensor, or without one."""
+    choice = torch._fused_sdp_choice(q, k, v, mask, 0.0, causal, enable_gqa=k.shape[1] != q.shape[1])
     names = {kernel.value: name for name, kernel in SDPBackend.__members__.items()}
     return names[choice].lower().removesuffix("_attention")
+
+
+def masked_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[str, bool]:
+    """Return the kernel that torch runs under a mask, (T, S) bool, and whether shared keys have to be repeated for it.
+
+    Torch's efficient kernel takes a mask, but no shared keys; its flash kernel on CUDA takes shared keys, but no mask.
+    So both may leave grouped queries to `math`, which holds every score.
+    """
+    kernel = _chosen_kernel(q, k, v, mask, causal=False)
+    if kernel == "math" and k.shape[1] != q.shape[1]:
+        repeated = _chosen_kernel(q, repeat_keys(q, k), repeat_keys(q, v), mask, causal=False)
+        if repeated != "math":
+            return repeated, True
+    return kernel, False
+
+
+def repeat_keys(q: Tensor, k: Tensor) -> Tensor:
+    """Return keys or values (B, Hkv, S, K) with a copy for each query head of q (B, H, T, K): (B, H, S, K)."""
+    return k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 
 
 def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:

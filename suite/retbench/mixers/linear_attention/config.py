@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from retbench.mixers.linear_operator import LinearOperator
-from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, KeptValues, SizeFields
+from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Form, KeptValues, SizeFields
+from retbench.ops import FLA_CHUNK_SIZE
 
 FeatureMap = Literal["elu", "identity", "performer", "taylor"]
 
@@ -19,9 +20,9 @@ class LinearAttention(LinearOperator):
 
     elu: phi(x) = elu(x) + 1 of queries and keys, the output divided by the sum of its weights
     (Katharopoulos et al., arXiv:2006.16236, Eq. 7). performer and taylor likewise, with positive random features
-    (Choromanski et al., arXiv:2009.14794, Lemma 1) and with the terms of exp up to the second order (Arora et al.,
-    arXiv:2402.18668, Sec. 3). identity: queries scaled by K^(-1/2), no division, and an RMSNorm of each head with one
-    weight for all heads, as in flash-linear-attention (`fla/layers/linear_attn.py`).
+    (Choromanski et al., arXiv:2009.14794, Lemma 1; no maximum is subtracted from keys) and with the terms of exp up to
+    the second order (Arora et al., arXiv:2402.18668, Sec. 3). identity: queries scaled by K^(-1/2), no division, and an
+    RMSNorm of each head with one weight for all heads, as in flash-linear-attention (`fla/layers/linear_attn.py`).
     """
 
     mixer: Literal["linear_attention"] = "linear_attention"
@@ -32,6 +33,7 @@ class LinearAttention(LinearOperator):
     """Epsilon of the head norm; the normaliser adds it to the sum of the weights."""
 
     title: ClassVar[str] = "linear attention"
+    forms: ClassVar = {**LinearOperator.forms, "fla": Form("kernel")}
     implementation: ClassVar[str] = "retbench.mixers.linear_attention.module:LinearAttentionModule"
 
     @classmethod
@@ -97,6 +99,10 @@ class LinearAttention(LinearOperator):
         """The weight of the head norm."""
         return 0 if self.is_normalised else self.value_head_dim
 
+    def chunk_size(self, form: str, asked: int | None) -> int | None:
+        """Return the chunk of the chunkwise form; that of fla's kernels is their own."""
+        return FLA_CHUNK_SIZE if form == "fla" else super().chunk_size(form, asked)
+
     def decode_flops(self, context_len: int) -> int:
         """Return the operations of one token, with those of random features."""
         return super().decode_flops(context_len) + 2 * self._feature_flops
@@ -125,7 +131,7 @@ class LinearAttention(LinearOperator):
             return projected + keys + (wide * (2 * keys + 2 * d) + d if wide > 1 else 3 * d)
         features, values = self.num_heads * self.head_dim, self.num_heads * self.value_head_dim
         # While a key is mapped: the features of the query, the key itself where that is a copy, and two or three steps.
-        steps = (2 if self.feature_map == "taylor" else 3) * features
+        steps = (3 if self.feature_map == "elu" else 2) * features
         widened = keys if wide > 1 else 0
         return projected + wide * (self.num_heads + values + features + widened + steps)
 

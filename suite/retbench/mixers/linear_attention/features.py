@@ -16,7 +16,7 @@ from retbench.ops.constants import WideConstant
 SEED = 0
 """Seed of the random features: every layer of every model has the same ones."""
 EPS = 1e-4
-"""Added to every random feature; `performer_pytorch/performer_pytorch.py`, `softmax_kernel`."""
+"""Added to the random features of a query, the largest of which is 1; `softmax_kernel` of `performer_pytorch`."""
 
 
 class Elu(nn.Module):
@@ -61,11 +61,15 @@ class Taylor(nn.Module):
 
 
 class Performer(nn.Module):
-    """Positive random features: exp(w x' - |x'|^2 / 2) / sqrt(K) of x' = x / W^(1/4), for K rows w.
+    """Positive random features: exp(w x' - |x'|^2 / 2 - c) / sqrt(K) of x' = x / W^(1/4), for K rows w.
 
-    Published code subtracts a maximum before the exponential. That of a query cancels in the division by the sum of its
-    weights. That of all keys (`performer_pytorch`) depends on later tokens, and so it is left out here: the exponent of
-    a feature is at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
+    Published code subtracts a maximum c before the exponential, and adds 1e-4 after it. The c of a query is the maximum
+    of its own exponents, and cancels in the division by the sum of its weights. Of keys c is 0: the maximum over all of
+    them (`performer_pytorch`) depends on later tokens, and with a running maximum the features of earlier keys would
+    change. The exponent of a key's feature is then at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
+
+    Nothing is added to the features of keys: those of a long key are far below 1e-4, and such a sum would make its
+    weights equal. They are positive, and the normaliser has an epsilon of its own.
 
     Source: arXiv:2009.14794, Lemma 1 and Sec. 2.4 (orthogonal rows).
     """
@@ -74,15 +78,18 @@ class Performer(nn.Module):
         super().__init__()
         # Of queries and keys that are still to be divided by W^(1/4).
         self.rows = WideConstant(lambda: draw_orthogonal_rows(num_features, width) * width**-0.25)
+        self._scale = num_features**-0.5
 
     def of_queries(self, q: Tensor) -> Tensor:
         """(..., W) to (..., K)."""
         exponents = self._exponents(q)
-        return self._scaled(exponents - exponents.amax(dim=-1, keepdim=True))
+        features: Tensor = ((exponents - exponents.amax(dim=-1, keepdim=True)).exp() + EPS) * self._scale
+        return features
 
     def of_keys(self, k: Tensor) -> Tensor:
         """(..., W) to (..., K)."""
-        return self._scaled(self._exponents(k))
+        features: Tensor = self._exponents(k).exp() * self._scale
+        return features
 
     def _exponents(self, x: Tensor) -> Tensor:
         """Return the exponents of x (B, T, H, W)."""
@@ -95,10 +102,6 @@ class Performer(nn.Module):
             return F.linear(x, self.rows.value)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x, self.rows.value)
-
-    def _scaled(self, exponents: Tensor) -> Tensor:
-        features: Tensor = (exponents.exp() + EPS) * exponents.shape[-1] ** -0.5
-        return features
 
 
 FeatureMapModule = Elu | Identity | Taylor | Performer

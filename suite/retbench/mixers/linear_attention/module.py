@@ -7,7 +7,7 @@ from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.mixers.linear_attention.features import make_feature_map
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
-from retbench.ops import fused
+from retbench.ops import fused, kernels
 from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
@@ -38,6 +38,7 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def __init__(self, config: LinearAttention, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
+        self.forms["fla"] = kernels.retention_fla
         self.qkv_proj = Linear(config.d_model, 2 * config.key_dim + config.d_model)
         self.feature_map = make_feature_map(config)
         self.head_norm = (
@@ -53,6 +54,18 @@ class LinearAttentionModule(LinearOperatorModule):
     def after_operator(self) -> nn.Module:
         """The normaliser or the head norm, which gets (B, T, H, V)."""
         return self.head_norm
+
+    def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why one form cannot run here; None where it can."""
+        if name != "fla":
+            return None
+        if self.config.is_normalised:
+            return (
+                f"the features of the map '{self.config.feature_map}' and the sum of their weights are float32, which "
+                "flash-linear-attention's kernels multiply in TensorFloat-32; use backend 'chunkwise', or the map "
+                "'identity'"
+            )
+        return kernels.missing_reason(device, dtype)
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False

@@ -39,8 +39,8 @@ class WindowAttention(SoftmaxAttention):
         """The sinks, then the ring buffer."""
         shape = (self.num_kv_heads, self.head_dim)
         return (
-            StateTensor("keys", shape, "window", window=self.slots),
-            StateTensor("values", shape, "window", window=self.slots),
+            StateTensor("keys", shape, "per_token", window=self.slots),
+            StateTensor("values", shape, "per_token", window=self.slots),
         )
 
     def num_visible(self, position: int) -> int:

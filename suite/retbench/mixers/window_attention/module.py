@@ -10,7 +10,7 @@ from torch import Tensor
 from retbench.mixers.module import SoftmaxAttentionModule
 from retbench.mixers.state import LayerState
 from retbench.mixers.window_attention.config import WindowAttention
-from retbench.ops.attention import attend_products, attend_sdpa
+from retbench.ops import attention
 from retbench.ops.position import Positions
 
 BLOCK = 256
@@ -31,6 +31,8 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     """
 
     config: WindowAttention
+    _repeats_keys = False
+    """True if blocks repeat shared keys, so that torch takes a kernel which holds no scores; set with `executed`."""
 
     def reading_form(self, name: str, dtype: torch.dtype) -> str:
         """Return the form that reads prompts: `products` is one of decode steps only."""
@@ -41,9 +43,9 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         if state is not None and self.steps_fused(x):
-            self.executed["decode"] = f"fused+{self._ring}"
             ring = {"sinks": self.config.sinks, "window": self.config.window}
-            out = self._attend_filled(self.project_step(x, state, positions, **ring), state, positions.start)
+            q = self.project_step(x, state, positions, **ring)
+            out = self._attend_filled(q, state, positions.start, fused=True)
         else:
             out = self._forward(x, state, positions, last_only=last_only)
         mixed: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
@@ -56,26 +58,23 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         start, end = positions.start, positions.start + x.shape[1]
         q, k, v = self.project(x, positions, last_only=last_only)  # (B, H or Hkv, T, K)
         if state is not None and x.shape[1] == 1:
-            self.executed["decode"] = self._ring
             self._store(k, v, state, start)
-            out = self._attend_filled(q, state, start)
+            out = self._attend_filled(q, state, start, fused=False)
         else:
-            self.executed["prefill"] = self.backend
             keys, values, key_positions = self._with_cached(k, v, state, start)
             self._store(k, v, state, start)
             out = self._attend(q, keys, values, range(end - q.shape[2], end), key_positions)
         return out
 
-    def _attend_filled(self, q: Tensor, state: LayerState, position: int) -> Tensor:
+    def _attend_filled(self, q: Tensor, state: LayerState, position: int, *, fused: bool) -> Tensor:
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        return (attend_products if self.backend == "products" else attend_sdpa)(q, keys, values)
-
-    @property
-    def _ring(self) -> str:
-        """Name of what a decode step executes."""
-        return "ring:products" if self.backend == "products" else "ring"
+        products = self.backend == "products"
+        if "decode" not in self.executed:  # asked once, so that a decode step does nothing for it
+            kernel = "products" if products else attention.sdpa_kernel(q, keys, values)
+            self.executed["decode"] = f"{'fused+' if fused else ''}ring:{kernel}"
+        return (attention.attend_products if products else attention.attend_sdpa)(q, keys, values)
 
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""
@@ -134,6 +133,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         at = torch.tensor(queries, device=q.device)
         keys_at = torch.tensor(key_positions, device=q.device)
         if self.backend == "reference":
+            self.executed["prefill"] = self.backend
             return self._sdpa(q, k, v, self._mask(at, keys_at))
         num_keys = len(key_positions)
         num_sinks = min(self.config.sinks, num_keys)
@@ -145,7 +145,13 @@ class WindowAttentionModule(SoftmaxAttentionModule):
             begin = max(num_sinks, block[0] + 1 - self.config.window + shift)
             keys, values = (_without(item, num_sinks, begin, end, axis=2) for item in (k, v))
             mask = self._mask(at[first : first + BLOCK], _without(keys_at, num_sinks, begin, end, axis=0))
-            outs.append(self._sdpa(q[:, :, first : first + BLOCK], keys, values, mask))
+            asking = q[:, :, first : first + BLOCK]
+            if "prefill" not in self.executed:
+                kernel, self._repeats_keys = attention.masked_kernel(asking, keys, values, mask)
+                self.executed["prefill"] = f"blocks:{kernel}"
+            if self._repeats_keys:
+                keys, values = (attention.repeat_keys(asking, each) for each in (keys, values))
+            outs.append(self._sdpa(asking, keys, values, mask))
         return torch.cat(outs, dim=2)
 
     def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attend under a mask with torch's scaled_dot_product_attention."""
-        grouped = self.config.num_kv_heads != self.config.num_heads
+        grouped = k.shape[1] != q.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
