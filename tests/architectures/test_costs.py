@@ -167,6 +167,15 @@ def test_decode_bytes_grow_with_depth_for_attention_only():
     assert grown == 2 * transformer.num_layers * transformer.d_model * 4
 
 
+def test_a_large_batch_reads_no_more_rows_of_the_table_than_there_are():
+    config = SMALL["retnet"]
+    moved = [
+        costs.decode_traffic(config, "float32", batch, 64)
+        for batch in (config.vocab_size, 4 * config.vocab_size)
+    ]
+    assert moved[0].weights == moved[1].weights == costs.weight_bytes(config, "float32")
+
+
 CACHES = ("preallocated", "concat")
 DEPTH = 32
 SPECS = [

@@ -1,6 +1,7 @@
 """`retbench predict` as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,15 @@ from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, GPU, Maker, matched_pair, write_results
 from retbench.architectures import costs
-from retbench.cli import app
-from retbench.papers.papers import load_datasheets
+from retbench.cli import app, targets
+from retbench.papers.papers import find_datasheet, load_datasheets
+from retbench.planning.prediction import StepRates
+from retbench.records.record import interpolate
+from retbench.units import MIB, format_bytes, format_rate
+from retbench.workloads import step_rates
+
+CURVE = ((64 * MIB, 60e9), (256 * MIB, 30e9))
+"""Read bandwidth by footprint."""
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -34,13 +42,30 @@ def test_the_papers_point_on_the_papers_device() -> None:
     answer = found("retnet", "--context", "8192", "--batch", "8")
     retnet, transformer = answer["predictions"]
     assert (retnet["model"], transformer["model"]) == ("retnet", "transformer")
-    assert answer["step_s_is"] == "at_best"
     config = matched_pair("6.7b")["retnet"]
-    assert retnet["step_s"] == costs.decode_bytes(config, "bfloat16", 8, 8192) / 2.039e12
+    assert retnet["at_best_s"] == costs.decode_bytes(config, "bfloat16", 8, 8192) / 2.039e12
     assert transformer["state_bytes"] == 8 * 8193 * 524_288
     assert transformer["memory_bytes"] > 3 * retnet["memory_bytes"]
-    (crossover,) = answer["crossovers"]
-    assert 900 < crossover["context_len"] < 1200
+    at_best, expected = answer["crossovers"]
+    assert (at_best["time"], expected["time"]) == ("at_best", "expected")
+    assert 900 < at_best["context_len"] < 1200
+
+
+def test_a_datasheet_has_the_time_at_best_and_with_the_kernels_of_a_step() -> None:
+    answer = found("hybrid", "--size", "25M", "--device", "h100-80gb", "--context", "1K")
+    hybrid, transformer = answer["predictions"]
+    assert hybrid["at_best_s"] == pytest.approx(17.5e-6, rel=0.01)
+    kernel_s = find_datasheet("h100-80gb").kernel_s
+    for each in (hybrid, transformer):
+        launches_s = answer["operators"][each["model"]]["total"] * kernel_s
+        assert each["expected_s"] == pytest.approx(each["at_best_s"] + launches_s)
+        assert each["tokens_per_s"] == pytest.approx(1 / each["expected_s"])
+    _, out, _ = run("hybrid", "--size", "25M", "--device", "h100-80gb", "--context", "1K")
+    assert "time per token at best | expected time per token" in out
+    assert f"{answer['operators']['hybrid']['total']} (hybrid)" in out
+    assert "an assumption" in out
+    assert "batch 1, at best: Hybrid's step" in out
+    assert "batch 1, expected: Hybrid's step" in out
 
 
 @pytest.mark.parametrize(
@@ -74,7 +99,43 @@ def test_ceilings_come_from_records(tmp_path: Path) -> None:
     assert answer["device"] == CPU.name
     assert answer["ceilings"]["read_bandwidth_bytes_per_s"] == pytest.approx(CPU.bandwidth)
     assert answer["memory_bytes"] is None
-    assert "not known" in run("retnet", "--ceilings", str(results), "--dtype", "float32")[1]
+    assert answer["predictions"][0]["expected_s"] is None
+    _, out, _ = run("retnet", "--ceilings", str(results), "--dtype", "float32")
+    assert "not known" in out
+    assert "B/s read at every footprint" in out
+    assert "the records have no cost per operator" in out
+
+
+def test_the_records_of_a_gpu_have_the_cost_of_a_kernel_of_its_datasheet(tmp_path: Path) -> None:
+    def named(arguments: dict[str, Any]) -> dict[str, Any]:
+        facts = {**arguments["environment"], "gpu": {"name": "NVIDIA A100-SXM4-80GB"}}
+        return {**arguments, "environment": facts}
+
+    results = write_results(tmp_path, Maker(GPU, change=named).latency(lengths=(1024,)))
+    answer = found("retnet", "--ceilings", str(results), "--size", "25m", "--context", "1K")
+    retnet = answer["predictions"][0]
+    launches_s = answer["operators"]["retnet"]["total"] * find_datasheet("a100-40gb").kernel_s
+    assert retnet["expected_s"] == pytest.approx(retnet["at_best_s"] + launches_s)
+
+
+def test_records_without_a_read_curve_leave_that_of_the_others(tmp_path: Path) -> None:
+    """The header states the bandwidth at the footprint of the steps, and how many records have no curve."""
+    curve = [{"footprint_bytes": size, "bytes_per_s": rate, "kernel": "dot"} for size, rate in CURVE]
+
+    def with_curve(arguments: dict[str, Any]) -> dict[str, Any]:
+        older = arguments["round"] == 0 and arguments["model"].name == "retnet"
+        ceilings = arguments["ceilings"].model_dump() | {"read_curve": [] if older else curve}
+        return {**arguments, "ceilings": ceilings}
+
+    results = write_results(tmp_path, Maker(CPU, change=with_curve).latency(lengths=(1024,)))
+    answer = found("retnet", "--ceilings", str(results), "--size", "25m", "--context", "1K")
+    sizes = [rate["footprint_bytes"] for rate in answer["ceilings"]["read_curve"]]
+    assert sizes == [size for size, _ in CURVE]
+    assert "2 of them with one bandwidth for every footprint" in answer["source"]
+    moved = answer["predictions"][0]["moved_bytes"]
+    _, out, _ = run("retnet", "--ceilings", str(results), "--size", "25m", "--context", "1K")
+    bandwidth = format_rate(interpolate(CURVE, moved), "B/s")
+    assert f"{bandwidth} of {format_bytes(moved)}" in out
 
 
 def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
@@ -115,15 +176,21 @@ def test_an_impossible_request_is_refused(words: tuple[str, ...], code: int, mes
 def test_the_papers_numbers_next_to_the_analytical_ones() -> None:
     code, out, _ = run("--paper")
     assert code == 0
-    (weights,) = [line for line in out.splitlines() if line.startswith("| figure6a_weights")]
-    assert "13.46 GB" in weights
-    assert "explained" in weights
-    unexplained = [line for line in out.splitlines() if " unexplained " in line]
-    assert sum(line.startswith("| yoco/") for line in unexplained) == 6
-    assert len(unexplained) == 14
-    *table, _, legend = out.splitlines()
-    assert len(json.loads(run("--paper", "--json")[1])["explanations"]) == len(table) - 2
-    assert legend.startswith("explained: within 5 %, a point of Figure 6(a) within 0.2 GB")
+    lines = out.splitlines()
+    (weights,) = [line for line in lines if "Figure 6(a), weights: 13.464 GB" in line]
+    assert "13.41 GB" in weights
+    assert "| explained |" in weights
+    unexplained = [line for line in lines if " unexplained " in line]
+    assert sum(line.startswith("| YOCO ") for line in unexplained) == 6
+    assert not re.search(r"\w+/(retnet|transformer|value)", out)
+    answer = json.loads(run("--paper", "--json")[1])
+    assert len([line for line in lines if line.startswith("|")]) == sum(map(len, answer.values())) + 4
+    assert lines[-1].startswith("explained: within 5 %, a point of Figure 6(a) within 0.2 GB")
+    (slowest,) = [line for line in lines if "8192, 8: 377.7 ms" in line and "| 377.70 ms |" in line]
+    (step,) = [each for each in answer["steps"] if each["place"] == "retnet/figure6c_transformer/8192/8"]
+    parts = [f"{1e3 * step[name]:.2f} ms" for name in ("bound_s", "launches_s", "remainder_s")]
+    assert f"| {' | '.join(parts)} (" in slowest
+    assert step["bound_s"] + step["launches_s"] + step["remainder_s"] == pytest.approx(0.3777)
 
 
 def test_a_step_that_is_shorter_than_one_that_does_not_fit_is_so_by_time_alone() -> None:
@@ -144,7 +211,35 @@ def test_a_datasheet_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "RetNet's step is shorter from" in done.stdout
+    assert "at best: RetNet's step is shorter from" in done.stdout
+    assert "No expected time: PyTorch, which counts the kernels of a step, is not installed." in done.stdout
+
+
+RATES = StepRates(
+    products=((4 * MIB, 60e9), (256 * MIB, 20e9)),
+    attention=((4 * MIB, 50e9), (256 * MIB, 15e9)),
+    recurrence=((4 * MIB, 30e9), (256 * MIB, 10e9)),
+    matmul_flops_per_s=150e9,
+    operator_s=((4 * MIB, 5e-6), (256 * MIB, 9e-6)),
+)
+
+
+@pytest.mark.parametrize(("busy", "warned"), [(0.8, True), (0.1, False)])
+def test_a_measured_device_states_its_facts_and_a_busy_machine(
+    busy: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "become_worker", lambda device: 1)
+    monkeypatch.setattr(targets, "busy_ratio", lambda seconds: busy)
+    monkeypatch.setattr(step_rates, "measure_step_rates", lambda *given, **options: RATES)
+    words = ("retnet", "--device", "cpu", "--size", "25m", "--context", "1K")
+    _, out, err = run(*words)
+    assert ("other processes use 80.0 % of the processors" in err) == warned
+    assert "Measured: products 60.0 GB/s (4.00 MiB) to 20.0 GB/s (256 MiB); attention 50.0 GB/s" in out
+    assert "matrix products 150 GFLOP/s; 5.00 µs (4.00 MiB) to 9.00 µs (256 MiB) per operator (retnet " in out
+    answer = found(*words)
+    assert answer["rates"]["operator_s"] == [[4 * MIB, 5e-6], [256 * MIB, 9e-6]]
+    assert answer["operators"]["retnet"]["total"] > answer["operators"]["transformer"]["total"] > 50
+    assert answer["predictions"][0]["at_best_s"] is None
 
 
 @pytest.mark.slow
@@ -167,6 +262,6 @@ def test_this_cpu_is_measured_operator_by_operator(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["step_s_is"] == "expected"
     assert answer["ceilings"] is None
-    assert all(each["step_s"] > 0 for each in answer["predictions"])
+    assert answer["rates"]["matmul_flops_per_s"] > 0
+    assert all(each["expected_s"] > 0 for each in answer["predictions"])

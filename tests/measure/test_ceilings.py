@@ -6,7 +6,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import ceilings
-from retbench.records.record import ReadRate
+from retbench.records.record import Ceilings, ReadRate
 
 CPU = torch.device("cpu")
 
@@ -100,6 +100,21 @@ def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ceilings, "time_steps", times)
     assert ceilings.measure_matmul_rate(CPU, torch.float32) == pytest.approx(rate)
     assert counts == [5, 5, 4]  # 1024 takes 21 ms a product, 2048 would take 172 ms
+
+
+@pytest.mark.parametrize(("again", "better"), [(156e9, 156e9), (90e9, 108e9), (None, 108e9)])
+def test_the_better_of_two_product_rates_counts(
+    again: float | None, better: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(device: torch.device, dtype: torch.dtype) -> float:
+        if again is None:
+            raise MemoryError
+        return again
+
+    monkeypatch.setattr(ceilings, "measure_matmul_rate", measure)
+    before = Ceilings(read_bandwidth_bytes_per_s=1e9, matmul_flops_per_s=108e9)
+    found = ceilings.with_product_rate(before, CPU, torch.float32)
+    assert found == before.model_copy(update={"matmul_flops_per_s": better})
 
 
 def test_a_device_without_ceilings_is_refused() -> None:

@@ -110,33 +110,41 @@ def everywhere(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("case", "limit"),
+    ("case", "count"),
     [
-        ("fla", 14),
-        ("torchscale", 14),
-        ("paper", 14),
+        ("fla", 10),
+        ("torchscale", 10),
+        ("paper", 10),
         ("yoco", 15),
         ("gla", 16),
-        ("llama-grouped-query", 12),
-        ("gpt", 12),
+        ("llama-grouped-query", 11),
+        ("gpt", 11),
+        ("sliding-window", 11),
+        ("linear-elu", 25),
+        ("linear-identity", 12),
+        ("linear-performer", 35),
+        ("linear-taylor", 27),
+        ("mamba2", 39),
+        ("mla", 29),
     ],
 )
 @pytest.mark.usefixtures("everywhere")
-def test_a_fused_step_launches_few_kernels(case, limit):
+def test_a_fused_step_launches_as_many_kernels_as_known(case, count):
+    """The count is one term of a predicted time. A smaller one is a gain: change it here."""
     counts = count_kernels(case, "fused")
-    assert counts.total() <= limit, counts
+    assert counts.total() == count, counts
 
 
 @pytest.mark.usefixtures("everywhere")
-def test_a_layer_that_reads_the_cache_of_another_launches_no_more_kernels_than_that_layer():
+def test_a_layer_that_reads_the_cache_of_another_launches_as_many_kernels_as_that_layer():
     writer, reader = (count_kernels("yoco-gated", "fused", index).total() for index in (2, 3))
-    assert reader <= writer <= 12
+    assert (writer, reader) == (11, 11)
 
 
 @pytest.mark.parametrize(
     ("case", "count"), [("fla", 24), ("torchscale", 25), ("llama-grouped-query", 18), ("gpt", 17)]
 )
-def test_an_eager_step_launches_no_more_kernels_than_known(case, count):
+def test_an_eager_step_launches_as_many_kernels_as_known(case, count):
     """A change of the count is a change of the baseline that fused steps are compared with."""
     counts = count_kernels(case, "eager")
     assert counts.total() == count, counts

@@ -23,8 +23,15 @@ def test_the_usable_memory_is_that_of_the_driver_and_near_the_makers(name: str) 
     assert sheet.usable_source
 
 
+@pytest.mark.parametrize("name", load_datasheets())
+def test_the_cost_of_a_kernel_is_said_to_be_assumed(name: str) -> None:
+    sheet = find_datasheet(name)
+    assert 1e-6 < sheet.kernel_s < 5e-6
+    assert sheet.kernel_source.startswith("assumption")
+
+
 def test_a_prediction_fills_the_usable_memory() -> None:
-    assert datasheet_target("h200", "bfloat16").memory_bytes == find_datasheet("h200").usable_bytes
+    assert datasheet_target("h200", "bfloat16", {}).memory_bytes == find_datasheet("h200").usable_bytes
 
 
 def test_the_papers_device_is_there() -> None:

@@ -2,10 +2,12 @@
 
 import pytest
 
-from retbench.papers.explanations import Explanation, explain_paper
-from retbench.papers.papers import find_number
+from retbench.papers.explanations import Explanation, explain_paper, explain_steps, published_models
+from retbench.papers.papers import find_datasheet, find_number, load_papers
+from retbench.planning.prediction import OperatorCount
 
 FOUND = explain_paper()
+STEPS = explain_steps({name: OperatorCount(total=500, products=100) for name in published_models()})
 
 
 def of(place: str) -> list[Explanation]:
@@ -48,9 +50,52 @@ def test_what_the_paper_leaves_open_is_said(place: str) -> None:
 
 def test_latency_and_throughput_agree_for_retnet_alone() -> None:
     verdicts = {
-        name: [each.verdict for each in of(f"figure6c_{name}/8192/8")] for name in ("retnet", "transformer")
+        name: [each.verdict for length in (2048, 4096, 8192) for each in of(f"figure6c_{name}/{length}/8")]
+        for name in ("retnet", "transformer")
     }
-    assert verdicts == {"retnet": ["allowed", "explained"], "transformer": ["allowed", "unexplained"]}
+    assert verdicts == {"retnet": ["explained"], "transformer": ["unexplained"] * 3}
+
+
+@pytest.mark.parametrize(
+    ("sheet", "rows"),
+    [
+        ("retnet/figure6b", ["retnet", "transformer"]),
+        ("retnet/figure6c_retnet", ["8192"]),
+        ("retnet/figure6c_transformer", ["1024", "2048", "4096", "8192"]),
+        ("mamba/decode_throughput", ["transformer_1.3b"]),
+    ],
+)
+def test_every_published_step_of_a_known_model_is_split(sheet: str, rows: list[str]) -> None:
+    paper, name = sheet.split("/")
+    columns = load_papers()[paper].sheets[name].columns
+    found = [each.place for each in STEPS if each.place.startswith(f"{sheet}/")]
+    assert found == [f"{sheet}/{row}/{column}" for row in rows for column in columns]
+
+
+def test_a_published_step_is_bound_launches_and_remainder() -> None:
+    (found,) = [each for each in STEPS if each.place == "retnet/figure6b/retnet/8192"]
+    assert found.step_s == pytest.approx(8 / 310.3)
+    assert found.launches_s == pytest.approx(500 * find_datasheet("a100-80gb").kernel_s)
+    assert found.bound_s == pytest.approx(8.68e-3, rel=0.01)
+    assert found.bound_s + found.launches_s + found.remainder_s == pytest.approx(found.step_s)
+    (uncounted,) = [each for each in explain_steps(None) if each.place == found.place]
+    assert uncounted.remainder_s == pytest.approx(found.step_s - found.bound_s)
+
+
+def test_no_step_is_shorter_than_its_device_permits() -> None:
+    assert len(STEPS) == 14 + 40 + 6
+    assert all(each.remainder_s > 0.5 * each.step_s for each in STEPS)
+
+
+def test_every_point_of_the_memory_figure_is_compared() -> None:
+    columns = load_papers()["retnet"].sheets["figure6a"].columns
+    for row in ("retnet", "transformer"):
+        assert [len(of(f"figure6a/{row}/{column}")) for column in columns] == [1] * 7
+
+
+def test_a_number_and_its_analytical_value_have_one_unit() -> None:
+    (slope,) = of("figure6a_slope/transformer/value")
+    assert (find_number(slope.place).printed, slope.derived_text) == ("4.213 MB", "4.194 MB")
 
 
 def test_the_memory_of_yoco_is_one_cache_and_something_that_is_not_stated() -> None:
@@ -69,7 +114,7 @@ def test_the_memory_of_yoco_is_one_cache_and_something_that_is_not_stated() -> N
 
 def test_no_throughput_exceeds_its_device() -> None:
     rates = [each for each in FOUND if each.unit == "tokens/s"]
-    assert len(rates) == 16
+    assert len(rates) == 12
     assert {each.verdict for each in rates} == {"allowed"}
     assert all(each.printed < each.derived for each in rates)
 

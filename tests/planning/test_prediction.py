@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from report.synthetic_records import matched_pair
 from retbench.architectures import costs
-from retbench.planning.prediction import OperatorCount, StepRates, expected, find_crossover, predict, roofline
-from retbench.records.record import Ceilings
+from retbench.architectures.configs import ModelConfig
+from retbench.planning.prediction import (
+    OperatorCount,
+    StepRates,
+    StepTimes,
+    expected,
+    find_crossover,
+    predict,
+    rates_from,
+    roofline,
+)
+from retbench.records.record import Ceilings, ReadRate
 
 PAIR = matched_pair("25m")
 RETNET, TRANSFORMER = PAIR["retnet"], PAIR["transformer"]
@@ -26,9 +36,14 @@ def test_a_step_takes_the_longer_of_its_bytes_and_its_operations() -> None:
 
 def test_a_prediction_holds_the_closed_forms() -> None:
     (found,) = predict(
-        {"t": TRANSFORMER}, [(2, 1024)], dtype="float32", step_time=lambda *_: 0.5, memory_bytes=10**9
+        {"t": TRANSFORMER},
+        [(2, 1024)],
+        dtype="float32",
+        times=StepTimes(lambda *_: 0.25, lambda *_: 0.5),
+        memory_bytes=10**9,
     )
-    assert found.tokens_per_s == 4
+    assert (found.at_best_s, found.expected_s, found.tokens_per_s) == (0.25, 0.5, 4)
+    assert found.moved_bytes == costs.decode_bytes(TRANSFORMER, "float32", 2, 1024)
     assert found.weight_bytes == costs.weight_bytes(TRANSFORMER, "float32")
     assert found.state_bytes == costs.state_bytes(TRANSFORMER, "float32", 2, 1025)
     assert found.memory_bytes == found.weight_bytes + found.state_bytes + found.workspace_bytes
@@ -39,15 +54,22 @@ def test_a_prediction_holds_the_closed_forms() -> None:
 def test_the_largest_batch_is_the_last_that_fits(extra: int) -> None:
     largest = costs.largest_batch(RETNET, "float32", 10**9, 1024)
     (found,) = predict(
-        {"r": RETNET}, [(largest + extra, 1024)], dtype="float32", step_time=SLOW_MEMORY, memory_bytes=10**9
+        {"r": RETNET},
+        [(largest + extra, 1024)],
+        dtype="float32",
+        times=StepTimes(SLOW_MEMORY, None),
+        memory_bytes=10**9,
     )
     assert found.fits is (extra == 0)
     assert (found.memory_bytes <= 10**9) is (extra == 0)
 
 
 def test_without_a_known_memory_nothing_is_said_of_it() -> None:
-    (found,) = predict({"r": RETNET}, [(1, 8)], dtype="float32", step_time=SLOW_MEMORY, memory_bytes=None)
+    times = StepTimes(SLOW_MEMORY, None)
+    (found,) = predict({"r": RETNET}, [(1, 8)], dtype="float32", times=times, memory_bytes=None)
     assert (found.largest_batch, found.fits) == (None, None)
+    assert found.expected_s is None
+    assert found.tokens_per_s == pytest.approx(1 / SLOW_MEMORY(RETNET, 1, 8))
 
 
 @given(
@@ -89,6 +111,22 @@ def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_ope
             + moved.states / 5e8
             + 100 * (1e-5 + share * 2e-5)
         )
+
+
+@pytest.mark.parametrize("model", [RETNET, TRANSFORMER])
+def test_a_datasheet_adds_its_kernels_to_the_bytes(model: ModelConfig) -> None:
+    ceilings = Ceilings(read_bandwidth_bytes_per_s=1e12, matmul_flops_per_s=1e15)
+    at_best = roofline(ceilings, "float32")(model, 1, 1024)
+    found = expected(rates_from(ceilings, 2e-6), "float32", lambda model: COUNT)(model, 1, 1024)
+    assert found == pytest.approx(at_best + 100 * 2e-6)
+
+
+def test_rates_from_ceilings_follow_the_read_curve() -> None:
+    curve = tuple(
+        ReadRate(footprint_bytes=size, bytes_per_s=rate, kernel="dot") for size, rate in RATES.products
+    )
+    ceilings = Ceilings(read_bandwidth_bytes_per_s=1.0, matmul_flops_per_s=1e15, read_curve=curve)
+    assert rates_from(ceilings, 2e-6).products == RATES.products
 
 
 def test_a_compiled_step_pays_for_its_products_only() -> None:

@@ -35,6 +35,14 @@ def test_a_point_is_the_geometric_mean_with_students_interval() -> None:
     assert (point.num_rounds, point.unit, point.context_len) == (3, "s", 1024)
 
 
+def test_the_interval_of_a_share_ends_at_the_ceiling() -> None:
+    (point,) = summarise(observations(rounds([0.016, 0.042], "roofline_ratio", "ratio"))).itertuples()
+    assert point.value == pytest.approx(math.sqrt(0.016 * 0.042))
+    assert point.high == 1
+    (single,) = summarise(observations(rounds([0.5], "roofline_ratio", "ratio"))).itertuples()
+    assert math.isnan(float(str(single.high)))
+
+
 def test_one_round_has_no_interval() -> None:
     (point,) = summarise(observations(rounds([0.1]))).itertuples()
     assert point.value == 0.1

@@ -110,10 +110,20 @@ def test_a_prediction_counts_and_names_the_operators_that_steps_take(
     rates = StepRates(((1, 1e9),), ((1, 1e9),), ((1, 1e9),), 1e12, operator_s=((1, 1.0),))
     monkeypatch.setattr(step_rates, "measure_step_rates", lambda *_, **__: rates)
     config, backend = MODELS["retnet"]
-    found = targets.measured_target("cpu", [(config, backend)], "bfloat16", compiled=False)
+    found = targets.measured_target("cpu", {"retnet": (config, backend)}, "bfloat16", compiled=False)
     count = count_operators(config, torch.bfloat16, backend=backend, decode_operators=operators)
-    assert int(found.step_time(config, 1, 64)) == count.total  # an operator takes a second
+    assert found.times.expected is not None
+    assert int(found.times.expected(config, 1, 64)) == count.total  # an operator takes a second
     assert found.source == f"operators of {operators} steps measured now"
+
+
+def test_a_datasheet_counts_fused_operators_and_published_steps_eager_ones() -> None:
+    config, backend = MODELS["retnet"]
+    models = {"retnet": (config, backend)}
+    for asked, operators in ((None, "fused"), ("eager", "eager")):
+        found = targets.count_kernels(models, "bfloat16", asked)
+        count = count_operators(config, torch.bfloat16, backend=backend, decode_operators=operators)
+        assert found == {"retnet": count}
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from retbench.data import text
+from retbench.measure import ceilings
 from retbench.models.build import build_model
 from retbench.planning.cells import Cell
 from retbench.workloads import training
@@ -65,6 +66,17 @@ def test_a_step_is_a_gradient_of_every_weight_over_real_text(
     assert str(found.backend["training"]).split(":")[0] == backend
     assert found.backend["optimizer"] == "AdamW, fused, learning rate 0"
     assert found.backend["activation_checkpointing"] is False
+
+
+def test_the_ceiling_of_products_is_the_better_of_before_and_after_the_steps(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: 1e20)
+    found = training.measure(context_of(make_cell("retnet", "training", 70)))
+    assert found.ceilings is not None
+    assert found.ceilings.matmul_flops_per_s == 1e20
+    share = found.metrics["flops_per_step"].value / 1e20 / found.metrics["step_s"].value
+    assert found.metrics["roofline_ratio"].value == pytest.approx(share)
 
 
 @pytest.mark.parametrize("name", ["retnet", "transformer"])

@@ -133,7 +133,7 @@ class Traffic(NamedTuple):
     """The bytes that one decode step must move at the least, by what they hold; see `StateTensor.bytes_moved`."""
 
     weights: int
-    """All weights once; of the embedding table only the rows of the tokens."""
+    """All weights once; of the embedding table no more rows than there are tokens."""
     caches: int
     """Entries for tokens: keys and values."""
     states: int
@@ -149,7 +149,7 @@ class Traffic(NamedTuple):
 
 def decode_traffic(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> Traffic:
     """Return the bytes that one decode step at depth `context_len` must move at the least."""
-    table_rows_unread = config.vocab_size - batch_size
+    table_rows_unread = max(0, config.vocab_size - batch_size)
     weights = (num_params(config) - table_rows_unread * config.d_model) * DTYPE_BYTES[dtype]
     moved, shared = {True: 0, False: 0}, 0
     for block in config.blocks:

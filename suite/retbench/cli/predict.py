@@ -1,6 +1,6 @@
 """`retbench predict`: time and memory of decoding, from analytical costs and a device's ceilings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from retbench.cli.options import (
     read_counts,
 )
 from retbench.units import (
+    GB,
     format_bytes,
     format_percent,
     format_rate,
@@ -29,10 +30,10 @@ from retbench.units import (
 
 if TYPE_CHECKING:
     from retbench.architectures.architecture import ModelSpec
-    from retbench.architectures.configs import ModelConfig
-    from retbench.cli.targets import PredictionTarget
-    from retbench.papers.explanations import Explanation
-    from retbench.planning.prediction import Crossover, Prediction
+    from retbench.cli.targets import Models, PredictionTarget
+    from retbench.papers.explanations import PublishedStep
+    from retbench.planning.prediction import Crossover, Curve, Prediction
+    from retbench.records.record import Ceilings
 
 app = new_app()
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -98,8 +99,9 @@ def predict(
 ) -> None:
     """Predict time per token, memory, largest batch and crossover.
 
-    MODEL is compared with its counterpart. From a datasheet or recorded ceilings the time is the least that the device
-    allows. With --device cpu or cuda, where the operators of a step are measured one by one, it is the expected time.
+    MODEL is compared with its counterpart. From a datasheet or recorded ceilings of a GPU the table has the least time
+    that the device allows (at best), and the expected time with a cost per kernel. With --device cpu or cuda, where the
+    operators of a step are measured one by one, it has the expected time.
     """
     from retbench.architectures.matching import resolve_model
     from retbench.architectures.registry import title_of
@@ -118,31 +120,33 @@ def predict(
     batches = read_counts(batch, "--batch") if batch else (1,)
     size = size_id(size)
     specs = _specs(model, kv_heads)
-    models = {name: resolve_model(spec, size) for name, spec in specs.items()}
-    backends = [(config, specs[name].backend) for name, config in models.items()]
+    models = {name: (resolve_model(spec, size), spec.backend) for name, spec in specs.items()}
     is_measured = ceilings is None and device.partition(":")[0] in ("cpu", "cuda")
     if compile_step and not is_measured:
         raise typer.BadParameter("--compile needs a device that is measured now: --device cpu or cuda")
     if is_measured:
-        target = _measured(device, dtype, backends, compiled=compile_step)
+        target = _measured(device, dtype, models, compiled=compile_step)
     else:
-        target = _looked_up(device, ceilings, dtype)
+        target = _looked_up(device, ceilings, dtype, models)
+    configs = {name: config for name, (config, _) in models.items()}
     found = prediction.predict(
-        models,
+        configs,
         [(batch_size, context_len) for batch_size in batches for context_len in contexts],
         dtype=target.dtype,
-        step_time=target.step_time,
+        times=target.times,
         memory_bytes=target.memory_bytes,
     )
-    first, second = models.values()
+    first, second = configs.values()
     crossovers = [
-        prediction.find_crossover(first, second, batch_size, target.step_time) for batch_size in batches
+        (time, prediction.find_crossover(first, second, batch_size, step_time))
+        for batch_size in batches
+        for time, step_time in target.times.by_name.items()
     ]
     if form == "json":
         _print_json(size, target, found, crossovers)
     else:
         title = title_of(next(iter(specs.values())).architecture)
-        lines = {each.batch_size: _describe(title, each) for each in crossovers}
+        lines = [(each.batch_size, _describe(title, time, each)) for time, each in crossovers]
         _print_text(size, target, found, lines, form)
 
 
@@ -160,9 +164,7 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 
 
-def _measured(
-    device: str, dtype: str | None, models: "Sequence[tuple[ModelConfig, str]]", *, compiled: bool
-) -> "PredictionTarget":
+def _measured(device: str, dtype: str | None, models: "Models", *, compiled: bool) -> "PredictionTarget":
     """Return a device of this machine with what it reaches now."""
     from retbench.cli.targets import measured_target
     from retbench.config.experiment import find_dtype
@@ -171,19 +173,22 @@ def _measured(
     return measured_target(device, models, find_dtype(dtype or usual), compiled=compiled)
 
 
-def _looked_up(device: str, ceilings: Path | None, dtype: str | None) -> "PredictionTarget":
+def _looked_up(device: str, ceilings: Path | None, dtype: str | None, models: "Models") -> "PredictionTarget":
     """Return a device with its ceilings: from records, or from a datasheet."""
     from retbench.cli import targets
     from retbench.config.experiment import find_dtype
 
     dtype = None if dtype is None else find_dtype(dtype)
     if ceilings is not None:
-        return targets.recorded_target(ceilings, dtype)
-    return targets.datasheet_target(device, dtype or "bfloat16")
+        return targets.recorded_target(ceilings, dtype, models)
+    return targets.datasheet_target(device, dtype or "bfloat16", models)
 
 
 def _print_json(
-    size: str, target: "PredictionTarget", found: "Sequence[Prediction]", crossovers: "Sequence[Crossover]"
+    size: str,
+    target: "PredictionTarget",
+    found: "Sequence[Prediction]",
+    crossovers: "Sequence[tuple[str, Crossover]]",
 ) -> None:
     """Print everything in base units."""
     predictions = [{**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found]
@@ -193,11 +198,13 @@ def _print_json(
             "source": target.source,
             "memory_bytes": target.memory_bytes,
             "ceilings": target.ceilings.model_dump() if target.ceilings else None,
+            "rates": asdict(target.rates) if target.rates else None,
+            "operators": {name: count._asdict() for name, count in target.operators.items()},
+            "basis": target.basis,
             "size": size,
             "dtype": target.dtype,
-            "step_s_is": "at_best" if target.ceilings else "expected",
             "predictions": predictions,
-            "crossovers": [asdict(each) for each in crossovers],
+            "crossovers": [{"time": time, **asdict(each)} for time, each in crossovers],
         }
     )
 
@@ -206,34 +213,77 @@ def _print_text(
     size: str,
     target: "PredictionTarget",
     found: "Sequence[Prediction]",
-    crossovers: Mapping[int, str],
+    crossovers: Sequence[tuple[int, str]],
     form: str,
 ) -> None:
-    """Print the same in readable units; `crossovers` has a sentence for each batch size."""
-    rates, time = "", "time per token"
-    if reached := target.ceilings:
-        rates = f"; {format_rate(reached.read_bandwidth_bytes_per_s, 'B/s')} read"
-        rates += f", {format_rate(reached.matmul_flops_per_s, 'FLOP/s')}"
-        time += " at best"
-    print_prose(f"{target.title}, {target.dtype}, size {format_size(size)} ({target.source}{rates})")
+    """Print the same in readable units; `crossovers` has sentences, each with its batch size."""
+    reached = f"; {_describe_ceilings(target.ceilings, found)}" if target.ceilings else ""
+    print_prose(f"{target.title}, {target.dtype}, size {format_size(size)} ({target.source}{reached})")
+    for line in filter(None, (_describe_rates(target), target.basis)):
+        print_prose(line)
     typer.echo()
-    header = ("model", "batch", "context", time, "tokens/s", "weights", "state", "memory", "largest batch")
-    print_table(header, [_row(each) for each in found], form, keys=3)
+    times = {"at_best": "time per token at best", "expected": "expected time per token"}
+    shown = {name: title for name, title in times.items() if name in target.times.by_name}
+    last = ("tokens/s", "weights", "state", "memory", "largest batch")
+    header = ("model", "batch", "context", *shown.values(), *last)
+    print_table(header, [_row(each, list(shown)) for each in found], form, keys=3)
     typer.echo()
-    for batch_size, sentence in crossovers.items():
+    for batch_size, sentence in crossovers:
         is_out = any(one.batch_size == batch_size and one.fits is False for one in found)
         note = " This compares times only: a batch that is out of memory above does not fit."
         print_prose(f"{sentence}{note if is_out else ''}")
 
 
-def _row(each: "Prediction") -> tuple[str, ...]:
+def _describe_ceilings(ceilings: "Ceilings", found: "Sequence[Prediction]") -> str:
+    """Return the ceilings in words: the bandwidth at the bytes that the steps move, or the one for all of them."""
+    products = format_rate(ceilings.matmul_flops_per_s, "FLOP/s")
+    if not ceilings.read_curve:
+        bandwidth = format_rate(ceilings.read_bandwidth_bytes_per_s, "B/s")
+        return f"{bandwidth} read at every footprint, {products}"
+    moved = [each.moved_bytes for each in found]
+    ends = sorted({min(moved), max(moved)})
+    reads = [
+        f"{format_rate(ceilings.read_bytes_per_s(size), 'B/s')} of {format_bytes(size)}" for size in ends
+    ]
+    return f"{' to '.join(reads)} read, {products}"
+
+
+def _describe_rates(target: "PredictionTarget") -> str:
+    """Return what was measured, at the smallest and the largest footprint; empty if nothing was."""
+    rates = target.rates
+    if rates is None or target.ceilings is not None:
+        return ""
+    parts = {"products": rates.products, "attention": rates.attention, "recurrence": rates.recurrence}
+    words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
+    words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
+    operators = ", ".join(
+        f"{name} {count.products if rates.product_s else count.total}"
+        for name, count in target.operators.items()
+    )
+    if rates.operator_s:
+        words.append(f"{_ends(rates.operator_s, format_seconds)} per operator ({operators} per step)")
+    if rates.product_s:
+        words.append(f"{format_seconds(rates.product_s)} per product ({operators} per step)")
+    return f"Measured: {'; '.join(words)}."
+
+
+def _ends(curve: "Curve", describe: Callable[[float], str]) -> str:
+    """Return the first and the last value of a curve with their footprints; one value where there is one."""
+    ends = dict.fromkeys((curve[0], curve[-1]))
+    return " to ".join(f"{describe(value)} ({format_bytes(footprint)})" for footprint, value in ends)
+
+
+def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
     """Return one prediction; a batch that does not fit has no time."""
     out_of_memory = each.fits is False
+    seconds = [
+        "out of memory" if out_of_memory else format_seconds(getattr(each, f"{time}_s")) for time in times
+    ]
     return (
         each.model,
         str(each.batch_size),
         format_tokens(each.context_len),
-        "out of memory" if out_of_memory else format_seconds(each.step_s),
+        *seconds,
         "" if out_of_memory else format_rate(each.tokens_per_s, ""),
         format_bytes(each.weight_bytes),
         format_bytes(each.state_bytes),
@@ -242,9 +292,9 @@ def _row(each: "Prediction") -> tuple[str, ...]:
     )
 
 
-def _describe(title: str, each: "Crossover") -> str:
-    """Return the crossover as a sentence about the first model, by its title."""
-    lead = f"batch {each.batch_size}: {title}'s step is shorter"
+def _describe(title: str, time: str, each: "Crossover") -> str:
+    """Return the crossover by one of the two times as a sentence about the first model, by its title."""
+    lead = f"batch {each.batch_size}, {time.replace('_', ' ')}: {title}'s step is shorter"
     if each.context_len is None:
         return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:
@@ -253,43 +303,80 @@ def _describe(title: str, each: "Crossover") -> str:
 
 
 def _print_explanations(call: typer.Context, form: str) -> None:
-    """Print the RetNet paper's costs next to the analytical ones, with those that these do not explain."""
+    """Print published costs next to the analytical ones, with the part of them that these do not explain."""
+    from retbench.cli.targets import count_kernels
     from retbench.papers.explanations import (
+        BATCH_SIZE,
+        DEVICE,
+        DTYPE,
         POINT_TOLERANCE_BYTES,
         STEP_TOLERANCE,
         TOLERANCE,
         explain_paper,
+        explain_steps,
+        published_models,
     )
+    from retbench.papers.papers import find_datasheet
+    from retbench.report.claim_words import describe_number
 
     if given := {*given_options(call)} - {"--paper", "--format", "--json"}:
         raise typer.BadParameter(
             f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
         )
-    found = explain_paper()
+    found, steps = explain_paper(), explain_steps(count_kernels(published_models(), DTYPE, "eager"))
     if form == "json":
-        print_json({"explanations": [asdict(each) for each in found]})
+        print_json(
+            {
+                "explanations": [{"number": describe_number(each.place), **asdict(each)} for each in found],
+                "steps": [
+                    {"number": describe_number(each.place), **asdict(each), "remainder_s": each.remainder_s}
+                    for each in steps
+                ],
+            }
+        )
         return
+    header = ("number", "model", "batch", "context", "time per step", "bound", "launches", "remainder")
+    print_table(header, [_step_row(each) for each in steps], form, keys=4)
+    typer.echo()
+    kernel = format_seconds(find_datasheet(DEVICE).kernel_s)
+    print_prose(
+        f"time per step: as published, or implied by a throughput; batch {BATCH_SIZE} of Figure 6(b) is derived. "
+        "bound: bytes, in 16 bits, and operations by the device's datasheet. launches: the kernels of this package's "
+        f"eager step, {kernel} each as in a CUDA graph. remainder: what neither explains, with its share of the time; "
+        "it includes the slower launches of steps without a graph."
+    )
+    typer.echo()
     print_table(
-        ("number", "paper", "analytical", "verdict", "how it was computed"),
-        [(each.place.removeprefix("retnet/"), *_values(each), each.verdict, each.note) for each in found],
+        ("number", "analytical", "verdict", "how it was computed"),
+        [(describe_number(each.place), each.derived_text, each.verdict, each.note) for each in found],
         form,
     )
     typer.echo()
     print_prose(
         f"explained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within "
-        f"{POINT_TOLERANCE_BYTES / 1e9:g} GB, latency by throughput within {100 * STEP_TOLERANCE:.0f} %. "
+        f"{POINT_TOLERANCE_BYTES / GB:g} GB, latency by throughput within {100 * STEP_TOLERANCE:.0f} %. "
         "allowed: no better than the device permits."
     )
 
 
-def _values(each: "Explanation") -> tuple[str, ...]:
-    """Return the printed and the derived number in readable units; GB where the paper has them."""
-    if each.unit == "bytes":
-        return tuple(f"{value / 1e9:.4g} GB" for value in (each.printed, each.derived))
-    if each.unit == "s":
-        return format_seconds(each.printed), format_seconds(each.derived)
-    if each.unit == "tokens/s":
-        return format_rate(each.printed, "tokens/s"), format_rate(each.derived, "tokens/s")
-    if each.printed < 1:
-        return format_percent(each.printed), format_percent(each.derived)
-    return f"{each.printed:.3g}x", f"{each.derived:.3g}x"
+def _step_row(each: "PublishedStep") -> tuple[str, ...]:
+    """Return one published step, all times in ms."""
+    from retbench.report.claim_words import describe_number
+
+    launches = "not counted" if each.launches_s is None else _milliseconds(each.launches_s)
+    share = format_percent(each.remainder_s / each.step_s)
+    return (
+        describe_number(each.place),
+        each.model.replace("_", " "),
+        str(each.batch_size),
+        f"{each.context_len:,}",
+        _milliseconds(each.step_s),
+        _milliseconds(each.bound_s),
+        launches,
+        f"{_milliseconds(each.remainder_s)} ({share})",
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    """Return a time in ms, the unit of Figure 6(c), however short it is."""
+    return f"{1e3 * seconds:.2f} ms"

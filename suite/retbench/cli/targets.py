@@ -1,19 +1,37 @@
 """The devices that `retbench predict` predicts for: from a datasheet, from records, or measured now."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import typer
+
 from retbench.architectures.configs import ModelConfig
-from retbench.cli.in_process import alone_on_machine, become_worker
+from retbench.cli.env import BUSY_RATIO
+from retbench.cli.in_process import alone_on_machine, become_worker, busy_ratio
 from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.environment import machine_name
-from retbench.papers.papers import find_datasheet
-from retbench.planning.prediction import StepTime, expected, roofline
+from retbench.ops import DecodeOperators
+from retbench.papers.papers import Datasheet, find_datasheet, load_datasheets
+from retbench.planning.prediction import (
+    OperatorCount,
+    StepRates,
+    StepTime,
+    StepTimes,
+    expected,
+    rates_from,
+    roofline,
+)
 from retbench.records.record import Ceilings, ReadRate
 from retbench.running.devices import find_device
+from retbench.units import format_percent, format_seconds
+
+_BUSY_INTERVAL_S = 0.3
+
+Models = Mapping[str, tuple[ModelConfig, str]]
+"""Models by name, each with its backend."""
 
 
 @dataclass(frozen=True)
@@ -22,40 +40,124 @@ class PredictionTarget:
 
     Attributes:
         title: The device in words.
-        source: Origin of its ceilings.
+        source: Origin of its ceilings or rates.
         memory_bytes: None if unknown.
-        step_time: Gives the time of a step.
+        times: Give the time of a step.
         dtype: Dtype of the weights.
-        ceilings: Bandwidth and products, which bound the time; None where it is the expected time.
+        ceilings: Bandwidth and products, which bound the time; None where only rates are known.
+        rates: Rates and cost of an operator, behind the expected time; None where there is no expected time.
+        operators: Operators of a step by model, behind the expected time.
+        basis: Origin of the cost of an operator, or why there is no expected time; may be empty.
     """
 
     title: str
     source: str
     memory_bytes: int | None
-    step_time: StepTime
+    times: StepTimes
     dtype: str
     ceilings: Ceilings | None
+    rates: StepRates | None = None
+    operators: Mapping[str, OperatorCount] = field(default_factory=dict)
+    basis: str = ""
 
 
-def _bounded(
-    title: str, source: str, memory_bytes: int | None, ceilings: Ceilings, dtype: str
+def _from_ceilings(
+    title: str,
+    source: str,
+    memory_bytes: int | None,
+    ceilings: Ceilings,
+    dtype: str,
+    sheet: Datasheet | None,
+    models: Models,
 ) -> PredictionTarget:
-    """Return a target whose ceilings bound the time of a step."""
-    return PredictionTarget(title, source, memory_bytes, roofline(ceilings, dtype), dtype, ceilings)
+    """Return a target whose ceilings bound the time of a step, and whose kernels are counted where a sheet has a cost.
+
+    Args:
+        title: The device in words.
+        source: Origin of the ceilings.
+        memory_bytes: None if unknown.
+        ceilings: Of the device.
+        dtype: Dtype of the weights.
+        sheet: Datasheet with the cost of a kernel; None if there is none.
+        models: Models whose steps are predicted.
+    """
+    bound = roofline(ceilings, dtype)
+    rates, operators = None, None
+    if sheet is None:
+        basis = (
+            "No expected time: the records have no cost per operator. On their machine --device measures it."
+        )
+    elif (operators := count_kernels(models, dtype)) is None:
+        basis = "No expected time: PyTorch, which counts the kernels of a step, is not installed."
+    else:
+        rates = rates_from(ceilings, sheet.kernel_s)
+        counts = ", ".join(f"{count.total} ({name})" for name, count in operators.items())
+        basis = (
+            f"Kernels per step: {counts}; {format_seconds(sheet.kernel_s)} each, an {sheet.kernel_source}."
+        )
+    return PredictionTarget(
+        title=title,
+        source=source,
+        memory_bytes=memory_bytes,
+        times=StepTimes(bound, _expected(rates, dtype, models, operators)),
+        dtype=dtype,
+        ceilings=ceilings,
+        rates=rates,
+        operators=operators or {},
+        basis=basis,
+    )
 
 
-def datasheet_target(device: str, dtype: str) -> PredictionTarget:
+def _expected(
+    rates: StepRates | None, dtype: str, models: Models, operators: Mapping[str, OperatorCount] | None
+) -> StepTime | None:
+    """Return the expected time of a step; None without rates or counts."""
+    if rates is None or operators is None:
+        return None
+    by_model = {models[name][0].fingerprint: count for name, count in operators.items()}
+    return expected(rates, dtype, lambda model: by_model[model.fingerprint])
+
+
+def count_kernels(
+    models: Models, dtype: str, decode_operators: DecodeOperators | None = None
+) -> dict[str, OperatorCount] | None:
+    """Count the kernels of a step of each model on a GPU; None where torch is not installed.
+
+    Args:
+        models: The models.
+        dtype: Dtype of the weights.
+        decode_operators: Operators of the steps; fused ones, if the dtype has them, when None.
+    """
+    try:
+        import torch
+    except ImportError:
+        return None
+    from retbench.ops import fused
+    from retbench.workloads.step_rates import count_operators
+
+    torch_dtype = getattr(torch, dtype)
+    operators = decode_operators or fused.default_operators(torch.device("meta"), torch_dtype)
+    return {
+        name: count_operators(model, torch_dtype, backend=backend, decode_operators=operators)
+        for name, (model, backend) in models.items()
+    }
+
+
+def datasheet_target(device: str, dtype: str, models: Models) -> PredictionTarget:
     """Return a device by its datasheet; it need not be on this machine."""
     sheet = find_datasheet(device)
-    return _bounded(sheet.title, sheet.source, sheet.usable_bytes, sheet.ceilings(dtype), dtype)
+    return _from_ceilings(
+        sheet.title, sheet.source, sheet.usable_bytes, sheet.ceilings(dtype), dtype, sheet, models
+    )
 
 
-def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
+def recorded_target(path: Path, dtype: str | None, models: Models) -> PredictionTarget:
     """Return the device of the newest records, by the ceilings that they reached.
 
     Args:
         path: Folder or file of records.
         dtype: Dtype of the records to take; that of the newest when None.
+        models: Models whose steps are predicted.
 
     Raises:
         RecordError: there are no such records.
@@ -75,21 +177,34 @@ def recorded_target(path: Path, dtype: str | None) -> PredictionTarget:
         )
     newest, _ = choose_conditions(records)
     found = [record.ceilings for record in newest if record.ceilings]
-    ceilings = _median_ceilings(found)
     key, gpu = set_of(newest[-1]), newest[-1].environment.get("gpu")
-    return _bounded(
+    gpu = gpu if isinstance(gpu, dict) else {}
+    source = f"median of {len(found)} records in {path}, {newest[-1].started_at[:10]}"
+    if without := sum(not each.read_curve for each in found):
+        source += f", {without} of them with one bandwidth for every footprint"
+    return _from_ceilings(
         title=str(key.machine),
-        source=f"median of {len(found)} records in {path}, {newest[-1].started_at[:10]}",
-        memory_bytes=gpu.get("memory_bytes") if isinstance(gpu, dict) else None,
-        ceilings=ceilings,
+        source=source,
+        memory_bytes=gpu.get("memory_bytes"),
+        ceilings=_median_ceilings(found),
         dtype=str(key.dtype),
+        sheet=_sheet_of(str(gpu.get("name", ""))),
+        models=models,
     )
 
 
+def _sheet_of(gpu: str) -> Datasheet | None:
+    """Return the first datasheet of the kind of a GPU, 'NVIDIA H100 80GB HBM3'; None if there is none."""
+    words = gpu.upper().replace("-", " ").split()
+    kinds = {name: name.partition("-")[0].upper() for name in load_datasheets()}
+    return next((find_datasheet(name) for name, kind in kinds.items() if kind in words), None)
+
+
 def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
-    """Return the medians of the ceilings of several records, of the curve at the sizes that all of them have."""
-    sizes = [{rate.footprint_bytes: rate for rate in each.read_curve} for each in found]
-    shared = sorted(set(sizes[0]).intersection(*sizes[1:]))
+    """Return the medians of the ceilings of several records, of the curve at the sizes that all curves have."""
+    curves = [each.read_curve for each in found if each.read_curve]
+    sizes = [{rate.footprint_bytes: rate for rate in curve} for curve in curves]
+    shared = sorted(set(sizes[0]).intersection(*sizes[1:])) if sizes else []
     return Ceilings(
         read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
@@ -104,14 +219,14 @@ def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
     )
 
 
-def measured_target(
-    device: str, models: Sequence[tuple[ModelConfig, str]], dtype: str, *, compiled: bool
-) -> PredictionTarget:
+def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) -> PredictionTarget:
     """Return a device of this machine, by what it reaches now at the operators of a step.
+
+    A warning on stderr says if other processes keep the machine busy.
 
     Args:
         device: cpu, cuda or cuda:N.
-        models: Each with its backend.
+        models: Models whose steps are predicted.
         dtype: Dtype of the weights.
         compiled: Predict compiled steps.
 
@@ -127,18 +242,32 @@ def measured_target(
 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):
+        _warn_if_busy()
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
-    operators = fused.default_operators(torch.device(found.name), torch_dtype)
-    counts = {
-        model.fingerprint: count_operators(model, torch_dtype, backend=backend, decode_operators=operators)
-        for model, backend in models
+    kind = fused.default_operators(torch.device(found.name), torch_dtype)
+    operators = {
+        name: count_operators(model, torch_dtype, backend=backend, decode_operators=kind)
+        for name, (model, backend) in models.items()
     }
     memory_bytes = machine.memory_limit_bytes() if found.name == "cpu" else found.memory_bytes
     return PredictionTarget(
         title=machine_name(found.name),
-        source=f"operators of {'compiled' if compiled else operators} steps measured now",
+        source=f"operators of {'compiled' if compiled else kind} steps measured now",
         memory_bytes=memory_bytes,
-        step_time=expected(rates, dtype, lambda model: counts[model.fingerprint]),
+        times=StepTimes(None, _expected(rates, dtype, models, operators)),
         dtype=dtype,
         ceilings=None,
+        rates=rates,
+        operators=operators,
     )
+
+
+def _warn_if_busy() -> None:
+    """Print a warning on stderr if other processes use the machine, as `retbench env` does."""
+    busy = busy_ratio(_BUSY_INTERVAL_S)
+    if busy > BUSY_RATIO:
+        typer.echo(
+            f"retbench: other processes use {format_percent(busy)} of the processors. The rates that are measured now, "
+            "and the times predicted from them, would be too slow; end those processes first.",
+            err=True,
+        )

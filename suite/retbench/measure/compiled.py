@@ -51,7 +51,7 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
             be done before.
         inputs: Arguments of the step.
         packs_weights: Make every weight a constant of the code (`freezing`), which products on a CPU pack in their own
-            layout; the model keeps its own weights in addition. Such code is not cached on disk.
+            layout; the model keeps its own weights in addition. Such code is cached on disk in part only.
 
     Raises:
         UnsupportedError: torch cannot compile the step on this machine.

@@ -3,9 +3,12 @@
 A memory or a ratio is `explained` where the analytical value is near. A time or a rate is `allowed` where it is no
 better than the device's datasheet permits; the note gives the share of the bound that was reached. Anything else is
 `unexplained`: nothing that the paper states accounts for it.
+
+The time of every published decode step, of Mamba's Transformer too, is split into the bound of the device, the launches
+of kernels, and a remainder that nothing stated accounts for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +18,9 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.architectures.sizes import find_size
 from retbench.mixers.mixer import WIDE_BYTES
-from retbench.papers.papers import Number, find_datasheet, find_number
-from retbench.planning.prediction import roofline
+from retbench.papers.papers import Number, Sheet, find_datasheet, find_number, load_papers
+from retbench.planning.prediction import OperatorCount, roofline
+from retbench.units import PRINTED_UNITS, format_printed
 
 TOLERANCE = 0.05
 """Largest relative difference of an explained number."""
@@ -35,6 +39,11 @@ CONTEXT_LEN = 8192
 NUM_GPUS = 8
 CHUNK_SIZE = 512
 DEVICE = "a100-80gb"
+MAMBA_DEVICE = "a100-80gb-pcie"
+MAMBA_CONTEXT_LEN = 2048 + 128 // 2
+"""Mean depth of the steps of Mamba's Figure 8: 128 tokens after a prompt of 2,048."""
+MAMBA_TRANSFORMER = "transformer_1.3b"
+"""The row of Mamba's Figure 8 whose model is known here, by its shape; Mamba itself is not."""
 
 YOCO_FFN, YOCO_KV_HEADS = 8192, 8
 """Widths of YOCO's 3B model, arXiv:2405.05254, Table 7, and of the Transformer that it is compared with."""
@@ -59,9 +68,50 @@ class Explanation:
     verdict: Outcome
     note: str
 
+    @property
+    def derived_text(self) -> str:
+        """The analytical value in the unit in which the paper prints the number."""
+        unit = _sheet(self.place).unit
+        return format_printed(float(f"{self.derived / PRINTED_UNITS[unit][0]:.4g}"), unit)
+
+
+@dataclass(frozen=True)
+class PublishedStep:
+    """One published time of a decode step, or the one that a published throughput implies, in seconds.
+
+    Attributes:
+        place: PAPER/SHEET/ROW/COLUMN of the number.
+        model: Row of the model in the paper.
+        batch_size: Sequences; derived for Figure 6(b).
+        context_len: Tokens before the step.
+        step_s: Published time.
+        bound_s: Least time by the device's datasheet.
+        launches_s: Time of the kernels of this package's eager step, at the cost of a kernel in a CUDA graph; None
+            where they were not counted.
+    """
+
+    place: str
+    model: str
+    batch_size: int
+    context_len: int
+    step_s: float
+    bound_s: float
+    launches_s: float | None
+
+    @property
+    def remainder_s(self) -> float:
+        """Published time that neither the bound nor the launches account for."""
+        return self.step_s - self.bound_s - (self.launches_s or 0.0)
+
+
+def _sheet(place: str) -> Sheet:
+    """Return the sheet of a number."""
+    paper, sheet = place.split("/")[:2]
+    return load_papers()[paper].sheets[sheet]
+
 
 def explain_paper() -> list[Explanation]:
-    """Compare every number of cost of the RetNet paper that an analytical model covers, and the memory of YOCO."""
+    """Compare the costs of the RetNet paper that an analytical model covers but the steps, and the memory of YOCO."""
     return [*_memory(), *_speed(), *_ratios(), *_training(), *_yoco_memory()]
 
 
@@ -136,33 +186,73 @@ def _memory() -> Iterator[Explanation]:
     yield _equal(
         "figure6a_slope/transformer/value", costs.state_bytes(transformer, DTYPE, BATCH_SIZE, 1), note
     )
-    note = "weights and cache at batch 8; a line through the figure's points begins below the weights"
-    for context_len in (2048, CONTEXT_LEN):
-        total = _totals(context_len)[1]
-        yield _equal(f"figure6a/transformer/{context_len}", total, note, absolute=POINT_TOLERANCE_BYTES)
-    note = "weights and a 2-byte state at batch 8; the figure leaves out more than half of the state"
-    total = _totals(CONTEXT_LEN)[0]
-    yield _equal(f"figure6a/retnet/{CONTEXT_LEN}", total, note, absolute=POINT_TOLERANCE_BYTES)
+    notes = {
+        "retnet": "weights and a 2-byte state at batch 8; the figure leaves out more than half of the state",
+        "transformer": "weights and cache at batch 8; a line through the figure's points begins below the weights",
+    }
+    for row in notes:
+        for column in _sheet("retnet/figure6a").columns:
+            total = _totals(int(column))[list(notes).index(row)]
+            place = f"figure6a/{row}/{column}"
+            yield _equal(place, total, notes[row], absolute=POINT_TOLERANCE_BYTES)
     note = "a 2-byte state at batch 8; the figure leaves room for less than half of it"
     yield _equal("figure6a_state/figure/value", state, note)
     yield _equal("text_above_weights/retnet/value", state / weights, "the same state over the weights")
 
 
 def _speed() -> Iterator[Explanation]:
-    """Compare Figures 6(b) and 6(c), on one A100."""
-    step_time = roofline(find_datasheet(DEVICE).ceilings(DTYPE), DTYPE)
-    bound = f"bound at batch {BATCH_SIZE}"
-    with_state = f"{bound}, with a state of {WIDE_BYTES[DTYPE]} bytes per value"
-    implied = f"the latency that the throughput implies at batch {BATCH_SIZE}"
-    retnet, transformer = _pair("6.7b")
-    for row, model, note in (("retnet", retnet, with_state), ("transformer", transformer, bound)):
-        for context_len in (2048, CONTEXT_LEN):
-            rate = BATCH_SIZE / step_time(model, BATCH_SIZE, context_len)
-            yield _bounded(f"figure6b/{row}/{context_len}", rate, note)
-        latency = f"figure6c_{row}/{CONTEXT_LEN}/{BATCH_SIZE}"
-        yield _bounded(latency, step_time(model, BATCH_SIZE, CONTEXT_LEN), note)
-        throughput = find_number(f"retnet/figure6b/{row}/{CONTEXT_LEN}").value
-        yield _equal(latency, BATCH_SIZE / throughput, implied, share=STEP_TOLERANCE)
+    """Compare Figure 6(c) with the latency that the throughput of Figure 6(b) implies, where both have a length."""
+    note = f"the latency that the throughput implies at batch {BATCH_SIZE}"
+    for row in ("retnet", "transformer"):
+        lengths = _sheet(f"retnet/figure6c_{row}").rows
+        for length in filter(_sheet("retnet/figure6b").columns.__contains__, lengths):
+            throughput = find_number(f"retnet/figure6b/{row}/{length}").value
+            latency = f"figure6c_{row}/{length}/{BATCH_SIZE}"
+            yield _equal(latency, BATCH_SIZE / throughput, note, share=STEP_TOLERANCE)
+
+
+def published_models() -> dict[str, tuple[ModelConfig, str]]:
+    """Return the models of published decode steps by row, each with its backend, in the papers' shapes."""
+    known = named_specs()
+    retnet, transformer = known["retnet-paper"], known["transformer-gpt"]
+    return {
+        "retnet": (_pair("6.7b")[0], retnet.backend),
+        "transformer": (_pair("6.7b")[1], transformer.backend),
+        MAMBA_TRANSFORMER: (_pair("1.3b")[1], transformer.backend),
+    }
+
+
+def explain_steps(operators: Mapping[str, OperatorCount] | None) -> list[PublishedStep]:
+    """Split every published time of a decode step into bound, launches and remainder.
+
+    RetNet's Figures 6(b) and 6(c), and the Transformer of Mamba's Figure 8, in 16 bits (which neither paper states).
+
+    Args:
+        operators: Kernels of an eager step of each of `published_models`; None if they were not counted.
+    """
+    found: list[PublishedStep] = []
+    models = published_models()
+
+    def add(place: str, row: str, device: str, batch_size: int, context_len: int) -> None:
+        number, sheet = find_number(place), find_datasheet(device)
+        bound = roofline(sheet.ceilings(DTYPE), DTYPE)
+        step_s = number.value if number.unit == "s" else batch_size / number.value
+        bound_s = bound(models[row][0], batch_size, context_len)
+        launches_s = operators[row].total * sheet.kernel_s if operators else None
+        found.append(PublishedStep(place, row, batch_size, context_len, step_s, bound_s, launches_s))
+
+    for row in ("retnet", "transformer"):
+        for column in _sheet("retnet/figure6b").columns:
+            add(f"retnet/figure6b/{row}/{column}", row, DEVICE, BATCH_SIZE, int(column))
+    for row in ("retnet", "transformer"):
+        latencies = _sheet(f"retnet/figure6c_{row}")
+        for length in latencies.rows:
+            for column in latencies.columns:
+                add(f"retnet/figure6c_{row}/{length}/{column}", row, DEVICE, int(column), int(length))
+    for column in _sheet("mamba/decode_throughput").columns:
+        place = f"mamba/decode_throughput/{MAMBA_TRANSFORMER}/{column}"
+        add(place, MAMBA_TRANSFORMER, MAMBA_DEVICE, int(column), MAMBA_CONTEXT_LEN)
+    return found
 
 
 def _ratios() -> Iterator[Explanation]:

@@ -268,6 +268,9 @@ class Datasheet(Strict):
     read_bandwidth_bytes_per_s: float = Field(gt=0)
     matmul_flops_per_s: dict[Dtype, float]
     """Rate of dense matrix products by dtype."""
+    kernel_s: float = Field(gt=0)
+    """Seconds per kernel of a replayed CUDA graph, beside what its bytes take. No datasheet has it."""
+    kernel_source: str
 
     def ceilings(self, dtype: str) -> Ceilings:
         """Return the stated ceilings at a dtype; UnsupportedError where the datasheet has none."""

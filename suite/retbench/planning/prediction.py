@@ -2,7 +2,8 @@
 
 Two models of the time of a step, for every device and every architecture. `roofline` takes a device's two ceilings and
 gives the least time that they allow: no program is faster, and most are slower. `expected` takes the rates that the
-device reaches at the operators of a step and gives the time that a step should take; no step of a model is measured.
+device reaches and a cost per operator, and gives the time that a step should take; no step of a model is measured. Both
+serve measured devices and datasheets, whose rates are their ceilings (`rates_from`).
 """
 
 from bisect import bisect_left
@@ -54,7 +55,8 @@ class StepRates:
         attention: Bytes of keys and values per second.
         recurrence: Bytes of a state, read and written, per second.
         matmul_flops_per_s: FLOP/s of matrix products.
-        operator_s: Seconds per operator of an eager step, beside what its bytes take; empty for a compiled step.
+        operator_s: Seconds per operator of an eager step, or per kernel of a replayed CUDA graph, beside what its bytes
+            take; empty for a compiled step.
         product_s: The same per product of a compiled step; 0 for an eager one.
     """
 
@@ -93,13 +95,54 @@ def expected(
     return step_seconds
 
 
+def rates_from(ceilings: Ceilings, kernel_s: float) -> StepRates:
+    """Return the rates of a device that nothing was measured on but its ceilings.
+
+    Weights, caches and states move at the read bandwidth of the footprint, and every operator is one kernel.
+
+    Args:
+        ceilings: Of the device.
+        kernel_s: Seconds per kernel of a replayed CUDA graph, beside what its bytes take.
+    """
+    one_size = ((1, ceilings.read_bandwidth_bytes_per_s),)
+    curve = tuple((rate.footprint_bytes, rate.bytes_per_s) for rate in ceilings.read_curve) or one_size
+    return StepRates(
+        products=curve,
+        attention=curve,
+        recurrence=curve,
+        matmul_flops_per_s=ceilings.matmul_flops_per_s,
+        operator_s=((1, kernel_s),),
+    )
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Times of a decode step on one device; at least one of the two is there.
+
+    Attributes:
+        at_best: The least time that the ceilings allow; None where no ceilings are known.
+        expected: The time with the cost of its operators; None where that cost is not known.
+    """
+
+    at_best: StepTime | None
+    expected: StepTime | None
+
+    @property
+    def by_name(self) -> dict[str, StepTime]:
+        """Those that are known, by the name of their field."""
+        both = {"at_best": self.at_best, "expected": self.expected}
+        return {name: step_time for name, step_time in both.items() if step_time is not None}
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Decoding of one model at one point.
 
     Attributes:
-        step_s: Time of a step, which is that of a token of each sequence.
-        tokens_per_s: Of all sequences.
+        at_best_s: Least time of a step, which is that of a token of each sequence; None where it is not known.
+        expected_s: Time of a step with the cost of its operators; None where that is not known.
+        tokens_per_s: Of all sequences, in the expected time, or at best where that is not known.
+        moved_bytes: Moved by a step at the least.
         weight_bytes: All parameters, embedding table and head apart from each other.
         state_bytes: Retention state, or key-value cache of the context and the token that follows.
         workspace_bytes: Temporaries of a step.
@@ -109,8 +152,10 @@ class Prediction:
     model: str
     batch_size: int
     context_len: int
-    step_s: float
+    at_best_s: float | None
+    expected_s: float | None
     tokens_per_s: float
+    moved_bytes: int
     weight_bytes: int
     state_bytes: int
     workspace_bytes: int
@@ -132,20 +177,24 @@ def predict(
     points: Sequence[tuple[int, int]],
     *,
     dtype: str,
-    step_time: StepTime,
+    times: StepTimes,
     memory_bytes: int | None,
 ) -> list[Prediction]:
     """Predict every model at every (batch size, context length), models outermost."""
     found = []
     for name, model in models.items():
         for batch_size, context_len in points:
-            step_s = step_time(model, batch_size, context_len)
+            seconds = {
+                name: step_time(model, batch_size, context_len) for name, step_time in times.by_name.items()
+            }
             prediction = Prediction(
                 model=name,
                 batch_size=batch_size,
                 context_len=context_len,
-                step_s=step_s,
-                tokens_per_s=tokens_per_second(batch_size, step_s),
+                at_best_s=seconds.get("at_best"),
+                expected_s=seconds.get("expected"),
+                tokens_per_s=tokens_per_second(batch_size, [*seconds.values()][-1]),
+                moved_bytes=costs.decode_bytes(model, dtype, batch_size, context_len),
                 weight_bytes=costs.weight_bytes(model, dtype),
                 state_bytes=costs.state_bytes(model, dtype, batch_size, context_len + 1),
                 workspace_bytes=costs.decode_workspace_bytes(model, dtype, batch_size),

@@ -240,9 +240,9 @@ def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> 
 class Ceilings(Part):
     """Performance that the device reached.
 
-    Products are measured in the process of the cell, before its cells. The curve is measured once per run, by the first
-    process that needs one. At the footprint of a timed step it has the better of the two rates that the process of the
-    cell reached just before and just after the step.
+    Products are measured in the process of the cell, before its cells; after training steps again, and the better rate
+    counts. The curve is measured once per run, by the first process that needs one. At the footprint of a timed step it
+    has the better of the two rates that the process of the cell reached just before and just after the step.
     """
 
     read_bandwidth_bytes_per_s: Positive

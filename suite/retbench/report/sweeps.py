@@ -7,7 +7,7 @@ from statistics import median
 
 import pandas as pd
 
-from retbench.records.record import Record
+from retbench.records.record import SHARES, Record
 from retbench.report.frames import observations
 from retbench.report.points import Lineup, group, lineup
 from retbench.report.provenance import describe_conditions
@@ -31,13 +31,15 @@ def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns of `POINT_KEY`, model, metric, unit, value, low, high, num_rounds. The ends are NaN with one round, and
-        where a value is not positive (then the value is the median).
+        where a value is not positive (then the value is the median). The interval of a share of a ceiling ends at 1 at
+        the latest: no share exceeds that, so an interval cut there covers the share as often.
     """
     columns = ["experiment", "workload", "model", "batch_size", "context_len", "metric", "unit"]
     rows = []
     for key, rounds in metrics.groupby(columns, sort=True, observed=True):
         values = [float(value) for value in rounds.sort_values("round")["value"]]
-        rows.append((*key, *_interval(values), len(values)))
+        value, low, high = _interval(values)
+        rows.append((*key, value, low, min(high, 1.0) if key[-2] in SHARES else high, len(values)))
     return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "num_rounds"])
 
 

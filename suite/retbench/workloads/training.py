@@ -39,6 +39,7 @@ def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> N
 
 def measure(context: "Context") -> Measurement:
     """Measure the bytes of one step with their parts, then time several, at the cell's context length."""
+    from retbench.measure.ceilings import with_product_rate
     from retbench.models.decoder import Decoder
 
     settings, model = context.cell.settings, context.model
@@ -54,7 +55,8 @@ def measure(context: "Context") -> Measurement:
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
         memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
-    timed = metrics.training_metrics(context.cell, samples, context.ceilings_with())
+    ceilings = with_product_rate(context.ceilings_with(), context.device, model.dtype)
+    timed = metrics.training_metrics(context.cell, samples, ceilings)
     return Measurement(
         metrics={**timed.metrics, **memory.metrics},
         absent={**timed.absent, **memory.absent},
@@ -66,6 +68,7 @@ def measure(context: "Context") -> Measurement:
             "cuda_graph": False,
             "timed_calls": len(samples),
         },
+        ceilings=ceilings,
     )
 
 
