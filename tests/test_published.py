@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
+from retbench.config.experiment import load_experiment
 from retbench.records.record import Record
 from retbench.records.store import read_records
 from retbench.stats.intervals import geometric_interval
@@ -42,6 +45,17 @@ def test_every_record_is_read(records: list[Record]) -> None:
     assert {record.status for record in records} == {"ok", "oom"}, (
         "a cache and a matrix of scores fill their memory"
     )
+
+
+def test_the_commands_of_the_records_are_valid_today(records: list[Record]) -> None:
+    commands = {record.command for record in records}
+    assert any("protocols={strided = [2048]}" in command for command in commands)
+    for command in commands:
+        words = shlex.split(command)
+        options = list(pairwise(words))
+        (profile,) = [value for option, value in options if option == "--profile"]
+        overrides = [value for option, value in options if option == "--set"]
+        assert load_experiment(words[2], overrides, profile=profile).name == words[2]
 
 
 def test_the_documents_of_every_score_are_there(records: list[Record]) -> None:

@@ -6,7 +6,7 @@
       CheckpointError        2  weights or their configuration cannot be read
       CapacityError          2  more tokens than the key-value cache was allocated for
       StorageError           1  a record or a checkpoint could not be written (disk full)
-      UnsupportedError       3  the request is valid, but this machine or installation cannot do it
+      UnsupportedError       3  the request is valid, but this machine or installation cannot do it, or not now
       NotComparableError     3  two measurements are not of the same thing
       RegressionError        1  a run has moved from those before it
       GateError              1  the execution modes of a model are not equivalent: no time may be reported for it
@@ -59,7 +59,7 @@ class StorageError(RetbenchError):
 
 
 class UnsupportedError(RetbenchError):
-    """The machine or the installation lacks what the request needs."""
+    """The machine or the installation lacks what the request needs, or another run is using it."""
 
     exit_code = 3
 

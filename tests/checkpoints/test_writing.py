@@ -142,6 +142,14 @@ def test_models_that_no_format_holds_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs").exists()
 
 
+def test_the_decays_of_trained_retnets_are_named_as_what_fla_lacks(tmp_path: Path) -> None:
+    sizes = {"d_model": 48, "num_layers": 1, "num_heads": 3, "vocab_size": 97, "ffn_dim": 40, "value_dim": 96}
+    for decay, code in (("paper", 2), ("eq8", 0)):
+        ours = store(tmp_path / decay, retnet_config(**sizes, decay=decay))
+        done = CliRunner().invoke(app, ["export", str(ours), str(tmp_path / decay / "theirs")])
+        assert (done.exit_code, "decay = 'eq8', not 'paper'" in done.stderr) == (code, code == 2), done.output
+
+
 def test_a_folder_with_files_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
     info = read_checkpoint(str(store(tmp_path, LLAMA)))
     with pytest.raises(ConfigError, match="is not an empty folder"):

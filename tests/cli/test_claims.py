@@ -22,12 +22,21 @@ def run(*words: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_without_results_every_claim_says_what_it_needs(tmp_path: Path) -> None:
-    code, out, err = run("--results", str(tmp_path / "none"))
+def test_without_results_every_claim_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run()
     assert code == 0
     assert "no claim is tested" in err
     assert "not testable." in out.splitlines()[0]
     assert not any("reproduced" in line for line in out.splitlines() if line.startswith("|"))
+
+
+def test_results_that_were_named_and_are_not_there_are_an_error(tmp_path: Path) -> None:
+    code, out, err = run("--results", str(tmp_path / "none"))
+    assert (code, out) == (2, "")
+    assert "there is no such file or folder" in err
 
 
 def test_records_and_what_cannot_be_read(tmp_path: Path) -> None:
@@ -35,7 +44,7 @@ def test_records_and_what_cannot_be_read(tmp_path: Path) -> None:
     (path,) = results.rglob("latency/*.jsonl")
     with path.open("a", encoding="utf-8") as file:
         file.write('{"schema_version": 0}\n{"torn')
-    code, out, err = run("--results", str(results), "--format", "json")
+    code, out, err = run("--results", str(results), "--json")
     assert code == 0
     assert "schema_version is 0" in err
     assert "torn line" in err
@@ -103,8 +112,9 @@ def test_on_a_terminal_the_columns_fit_its_width(
     assert "…" not in out
 
 
-def test_what_retbench_lacks_is_said_once_per_group() -> None:
-    out = run("--results", "nowhere")[1]
+def test_what_retbench_lacks_is_said_once_per_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = run()[1]
     assert out.count("Workloads that retbench does not have yet") == 1
     assert out.count("`retbench run EXPERIMENT --profile paper`, where EXPERIMENT is memory") == 1
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cli import COMMANDS, app, load_command
 from retbench.records.store import read_records
+from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 
 TINY = ("--profile", "smoke", "--device", "cpu")
 
@@ -154,6 +155,7 @@ def test_table_has_other_formats(measured: Path, form: str) -> None:
     code, stdout, _ = invoke("table", "tiny", "--format", form, "--results", str(measured / "results"))
     assert code == 0
     if form == "json":
+        assert stdout == invoke("table", "tiny", "--json", "--results", str(measured / "results"))[1]
         rows = json.loads(stdout)
         assert {row["model"] for row in rows} == {"retnet", "transformer"}
         assert all(row["tpot_s"] > 0 for row in rows)
@@ -344,15 +346,44 @@ def test_a_name_that_is_too_long_is_one_message(
         ("predict", "retnet", "--dtype", ""),
         ("generate", "x", "--tokenizer", ""),
         ("generate", "x", "--revision", ""),
+        ("run", "latency", *TINY, "--out", ""),
+        ("run", "latency", *TINY, "--data-dir", ""),
+        ("train", "quality", *TINY, "--out", ""),
+        ("jobs", "--out", ""),
+        ("table", "latency", "--results", ""),
+        ("claims", "--results", ""),
+        ("report", "--results", ""),
+        ("report", "--results", "RESULTS", "--out", ""),
+        ("compare", "", "RESULTS"),
+        ("compare", "RESULTS", ""),
+        ("compare", "RESULTS", "RESULTS", "--out", ""),
+        ("compare-commands", "true", "true", "--out", ""),
+        ("check", "--out", ""),
+        ("check", "--baseline", ""),
+        ("export", "x", ""),
+        ("export-results", "zeroshot", "", "--results", "RESULTS"),
+        ("push", "", "--hub", "me/mine", "--dry-run"),
+        ("baseline", "save", ""),
+        ("baseline", "save", "RESULTS", "--folder", ""),
+        ("baseline", "accept", "", "--reason", "new"),
+        ("baseline", "show", ""),
+        ("baseline", "show", "--folder", ""),
     ],
 )
 def test_an_empty_value_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, stdout, stderr = invoke(*words)
+    """An empty path would be the current folder: what is there is not read, and nothing is written to it."""
+    (tmp_path / "here").mkdir()
+    shutil.copytree(measured / "results", tmp_path / "here" / "results")
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    code, stdout, stderr = invoke(
+        *(str(tmp_path / "here/results") if word == "RESULTS" else word for word in words)
+    )
     assert (code, stdout) == (2, "")
     assert stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -478,6 +509,17 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
         start = time.perf_counter()
         assert retbench_process("--help", cwd=tmp_path).returncode == 0
         times.append(time.perf_counter() - start)
+
+
+@pytest.mark.parametrize("words", [("run", "latency"), ("train", "quality")])
+def test_an_estimate_while_another_run_is_timing_ends_with_3(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    with timing_lock("retbench run other", "cpu", wait=print):
+        code, stdout, stderr = invoke(*words, *TINY, "--dry-run", "--out", str(tmp_path / "out"))
+    assert (code, stdout) == (3, "")
+    assert "`retbench run other`" in stderr
 
 
 def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:

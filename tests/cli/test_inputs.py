@@ -117,6 +117,13 @@ def test_help_fits_the_terminal(name: str, width: int) -> None:
         assert max(map(len, result.stdout.splitlines())) <= width
 
 
+def test_the_help_of_baseline_shows_whole_sentences() -> None:
+    assert (
+        "..."
+        not in CliRunner().invoke(app, ["baseline", "--help"], terminal_width=80).stdout.partition("\n")[2]
+    )
+
+
 def complete(words: str, cwd: Path) -> list[str]:
     """The completions of a command line by bash, whose last word is completed."""
     environment = {

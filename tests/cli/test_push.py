@@ -154,8 +154,9 @@ def test_a_hub_that_refuses_is_an_error_that_says_so(hub: Hub, results: Path) ->
     ("name", "message"), [("mine", "not the name of a dataset"), ("", "it is empty"), ("a/b/c", "OWNER/NAME")]
 )
 def test_other_names_are_refused(results: Path, name: str, message: str) -> None:
-    done = CliRunner().invoke(app, ["push", str(results), "--hub", name])
-    assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
+    for more in ([], ["--dry-run"]):
+        done = CliRunner().invoke(app, ["push", str(results), "--hub", name, *more])
+        assert (done.exit_code, message in done.stderr, done.stdout) == (2, True, ""), done.stderr
 
 
 def test_a_folder_without_records_and_a_file_are_refused(tmp_path: Path, results: Path) -> None:

@@ -163,3 +163,6 @@ def test_records_without_task_scores_are_refused(results: Path, data: Path) -> N
         app, ["export-results", "latency", str(data / "out"), "--results", str(results)]
     )
     assert done.exit_code == 2
+    assert (
+        f"{results}: holds no record of 'latency'. Measure it first: `retbench run latency`." in done.stderr
+    )

@@ -300,6 +300,6 @@ def test_an_estimate_does_not_disturb_a_run(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(RetbenchError, match="would disturb the run of process"):
+        with pytest.raises(UnsupportedError, match="would disturb the run of process"):
             estimate(make(tiny_experiment))
         process.communicate()

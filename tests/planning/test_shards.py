@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from report.synthetic_records import Maker, write_results
 from retbench.cli import app
+from retbench.config.experiment import list_experiments, load_experiment
 from retbench.errors import ConfigError
 from retbench.planning import estimates
-from retbench.planning.cells import Cell, Weights
+from retbench.planning.cells import Cell, Weights, expand
 from retbench.planning.plan import Plan, make_plan
-from retbench.planning.shards import Shard, unit_of
+from retbench.planning.shards import Shard, count_parts, unit_of
+from retbench.planning.training import make_training_plan
 from retbench.records.record import Ceilings, WeightsInfo
 from retbench.workloads.workload import is_cost
 
@@ -131,6 +133,29 @@ def test_a_dry_run_shows_the_shard(
     assert {cell["model"] for cell in shown["cells"]} == {"retnet", "transformer"}
     assert shown["note"].startswith("shard 2/2: 4 of 8 cells")
     assert shown["command"].endswith("--shard 2/2")
+
+
+def test_the_parts_of_an_experiment_file_are_those_of_its_plan() -> None:
+    known = set()
+    for name in list_experiments():
+        experiment = load_experiment(name)
+        for profile in experiment.profiles:
+            count = count_parts(experiment, profile, training=False)
+            if count is not None and all(model.checkpoint is None for model in experiment.models.values()):
+                settings = make(Path("latency")).settings
+                assert count == len({unit_of(cell) for cell in expand(experiment, profile, settings)})
+                known.add(name)
+    assert known == {"kin", "latency", "memory", "throughput", "training_cost"}
+
+
+@pytest.mark.parametrize(
+    ("rates", "seeds", "count"), [("[1e-3, 1e-2]", "[0, 1, 2]", 2), ("[1e-3]", "[0, 1, 2]", 3)]
+)
+def test_the_parts_of_a_training_are_models_of_a_grid_else_seeds(rates: str, seeds: str, count: int) -> None:
+    overrides = (f"training.learning_rates={rates}", f"training.seeds={seeds}")
+    plan = make_training_plan("quality", "smoke", "cpu", overrides)
+    assert count_parts(plan.experiment, "smoke", training=True) == count
+    assert len(set(map(plan.unit_of, plan.runs))) == count
 
 
 @pytest.mark.parametrize("words", [("--dry-run",), ("--json",), ()])

@@ -96,8 +96,9 @@ def test_a_change_of_the_ratio_is_reported_and_not_whose_it_is(
 
 def test_fewer_than_eight_runs_decide_nothing(tmp_path: Path, runs: list[Path]) -> None:
     folder = tmp_path / "baselines"
-    done = save(folder, *runs[:7])
-    assert "7 runs; 1 more are needed" in done.stdout
+    assert "1 run; 7 more are needed" in save(folder, *runs[:1]).stdout
+    done = save(folder, *runs[1:7])
+    assert "7 runs; 1 more is needed" in done.stdout
     slow = run_of(tmp_path, 9, 1.5)
     done = call("compare", folder / NAME, slow)
     assert done.exit_code == 0
@@ -183,6 +184,9 @@ def test_a_clock_unlike_that_of_all_runs_may_explain_a_difference(tmp_path: Path
 def test_show_prints_runs_points_and_spread(baseline: Path) -> None:
     done = call("baseline", "show", baseline.parents[1])
     assert "8 runs" in done.stdout
+    assert call("baseline", "show", "--folder", baseline.parents[1]).stdout == done.stdout
+    both = call("baseline", "show", baseline, "--folder", baseline.parents[1])
+    assert (both.exit_code, "Give one" in both.stderr) == (2, True)
     assert "window begun: first runs" in done.stdout
     assert "decode of retnet, batch 1, 32K" in done.stdout
     data = json.loads(call("baseline", "show", baseline, "--json").stdout)["baselines"][0]

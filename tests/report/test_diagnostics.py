@@ -46,6 +46,18 @@ def test_an_experiment_that_was_not_run_is_named_with_its_command(cpu_records: l
     assert "Run `retbench run memory`." in sentence
 
 
+def test_an_experiment_of_trained_models_is_named_with_their_training(cpu_records: list[Record]) -> None:
+    sentences = missing_sentences(cpu_records, [])
+    for name, commands in {
+        "mqar": "Run `retbench train mqar`, then `retbench run mqar`.",
+        "zeroshot": "Run `retbench train quality`, then `retbench run zeroshot`.",
+        "needle": "Run `retbench train needle`, then `retbench run needle`.",
+        "checkpoints": "Run `retbench run checkpoints`, which downloads checkpoints from the hub.",
+    }.items():
+        (sentence,) = [one for one in sentences if one.startswith(f"{name}: ")]
+        assert sentence.endswith(commands)
+
+
 def test_missing_rounds_and_points_are_named(cpu_records: list[Record]) -> None:
     def kept(record: Record) -> bool:
         place = (record.model.name, record.workload, record.point.context_len)

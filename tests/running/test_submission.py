@@ -1,6 +1,7 @@
 """Submissions: the script, refusals, states, and a job that reaches its time limit, through submitit's executors."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def test_a_dry_run_prints_the_script_of_an_array_job(tiny_experiment: Path, tmp_
     out = tmp_path / "out"
     resources = ("--shards", "3", "--array-parallelism", "2", "--timeout-min", "90", "--cpus-per-task", "4")
     flags = ("--slurm", "partition=gpu", "--slurm", "exclusive", "--setup", "module load cuda")
-    code, output = run(
-        "submit", "--dry-run", *resources, *flags, "run", str(tiny_experiment), *SMOKE, "--out", str(out)
-    )
+    batches = ("--set", "workloads.decode.batch_size=[1,2,4]")
+    words = ("run", str(tiny_experiment), *SMOKE, *batches, "--out", str(out))
+    code, output = run("submit", "--dry-run", *resources, *flags, *words)
     assert code == 0, output
     lines = output.splitlines()
     assert lines[0] == "#!/bin/bash"
@@ -49,10 +50,7 @@ def test_a_dry_run_prints_the_script_of_an_array_job(tiny_experiment: Path, tmp_
     assert lines.index("module load cuda") < next(
         i for i, line in enumerate(lines) if line.startswith("srun ")
     )
-    assert (
-        f"# task 2: retbench run {tiny_experiment} --profile smoke --device cpu --out {out} --shard 3/3"
-        in lines
-    )
+    assert f"# task 2: {shlex.join(['retbench', *words, '--shard', '3/3'])}" in lines
     assert not out.exists()
 
 
@@ -85,6 +83,10 @@ def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
         ((), ("run", "latency", "--shard", "1/2"), "`retbench submit --shards N run ...`"),
         ((), ("run", "latency", "--dry-run"), "`retbench submit --dry-run run ...`"),
         ((), ("run", "latenzy"), "latency"),
+        ((), ("run",), "`retbench run` needs EXPERIMENT."),
+        (("--shards", "9"), ("run", "throughput", "--profile", "paper"), "Give at most 8."),
+        (("--shards", "2"), ("run", "latency", "--profile", "cpu"), "the plan has 1 part,"),
+        (("--shards", "3"), ("train", "quality", "--profile", "cpu"), "the plan has 2 parts,"),
         ((), ("run", "latency", "--nonsense"), "--nonsense"),
         ((), ("train", "quality", "--fresh"), "would delete what it has trained"),
         (("--nodes", "2"), ("run", "latency"), "a run is measured by one process on one node"),

@@ -6,13 +6,13 @@ reads it back as the same model.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import default_backend
+from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, WeightPart
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo
@@ -62,6 +62,7 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
 
 def _choose(info: CheckpointInfo, formats: tuple[str, ...]) -> tuple[str, dict[str, object], Description]:
     """Return the first format that reads a model back as it is, with the configuration and its description."""
+    reason = ", which has no such model"
     for name in formats:
         form = FORMATS[name]
         raw = form.render(info) if form.render is not None else None
@@ -73,12 +74,36 @@ def _choose(info: CheckpointInfo, formats: tuple[str, ...]) -> tuple[str, dict[s
             continue
         if described.config == info.config:
             return name, raw, described
+        if described.config.variant == info.config.variant:
+            reason = _differences(info.config, described.config, name)
     config = info.config
     raise ConfigError(
         f"{shown(info.source)}: a {config.architecture} of variant '{config.variant}' cannot be written as "
-        f"{' or '.join(formats)}, which has no such model. Transformers of variant llama are written as llama, and "
-        "RetNets of variant fla as fla."
+        f"{' or '.join(formats)}{reason}. Transformers of variant llama are written as llama, and RetNets of variant "
+        "fla as fla if they have decay = 'eq8'."
     )
+
+
+def _differences(ours: ModelConfig, theirs: ModelConfig, form: str) -> str:
+    """Return the settings of a model that a format does not have: ": fla has decay = 'eq8', not 'paper'"."""
+    first, second = (dict(_leaves(one.model_dump(mode="json"))) for one in (ours, theirs))
+    changed = {
+        name.rpartition(".")[2]: (first.get(name), second.get(name))
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    }
+    return (
+        f": {form} has {', '.join(f'{name} = {new!r}, not {old!r}' for name, (old, new) in changed.items())}"
+    )
+
+
+def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested tables and lists with their dotted names."""
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _leaves(value, f"{place}.{name}")
+    else:
+        yield place, node
 
 
 def split_weights(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

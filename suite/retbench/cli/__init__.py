@@ -26,8 +26,8 @@ from retbench.errors import (
 
 EXIT_CODES = """\
 Exit codes: 0 fine (an expected out-of-memory included); 1 a cell or a check failed, or something is slower; 2 the
-request is impossible; 3 not supported on this machine, or not comparable; 4 inconclusive, with --strict;
-130 interrupted, with everything measured kept."""
+request is impossible; 3 not supported on this machine, not possible while another run is timing, or not comparable;
+4 inconclusive, with --strict; 130 interrupted, with everything measured kept."""
 
 COMMANDS = {
     "list": "List the experiments, the model sizes, the models or the tasks.",

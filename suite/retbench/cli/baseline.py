@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.options import AsJson, OutputFormat
+from retbench.cli.options import AsJson, OutputFormat, given_options, read_folder, read_path
 from retbench.errors import printable, shown
 
 if TYPE_CHECKING:
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 BaselineFolder = Annotated[
     Path,
-    typer.Option("--folder", file_okay=False, help="Folder of baselines, with one below it per machine."),
+    typer.Option(
+        "--folder",
+        metavar="FOLDER",
+        parser=read_folder,
+        help="Folder of baselines, with one below it per machine.",
+    ),
 ]
 DEFAULT_FOLDER = Path("results/baselines")
 
@@ -32,7 +37,11 @@ app = typer.Typer(
 def save(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Files or folders of records, each one run of the same sweep."),
+        typer.Argument(
+            metavar="RUN...",
+            parser=read_path,
+            help="Files or folders of records, each one run of the same sweep.",
+        ),
     ],
     folder: BaselineFolder = DEFAULT_FOLDER,
 ) -> None:
@@ -45,8 +54,12 @@ def save(
 
     path, num_runs = save_runs(runs, folder)
     lacking = MIN_RUNS - num_runs
-    note = f"; {lacking} more are needed before it decides anything" if lacking > 0 else ""
-    typer.echo(f"{path}: {num_runs} runs{note}")
+    note = f"; {lacking} more {'is' if lacking == 1 else 'are'} needed before it decides anything"
+    typer.echo(f"{path}: {_count_runs(num_runs)}{note if lacking > 0 else ''}")
+
+
+def _count_runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 @app.command(
@@ -57,6 +70,7 @@ def accept(
         Path,
         typer.Argument(
             metavar="RUN",
+            parser=read_path,
             help="File or folder of records of the new state; or the word exact, for what `retbench check` measures.",
         ),
     ],
@@ -90,19 +104,31 @@ def accept(
 
 @app.command(epilog="Example: retbench baseline show results/baselines")
 def show(
+    call: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A baseline, or a folder of them.")
-    ] = DEFAULT_FOLDER,
+        Path | None,
+        typer.Argument(
+            metavar="PATH",
+            parser=read_path,
+            help="A baseline, or a folder of them; by default that of --folder.",
+        ),
+    ] = None,
+    folder: BaselineFolder = DEFAULT_FOLDER,
     form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the runs and points of baselines, and the spread between runs."""
+    """Show runs and points of baselines, and the spread between runs."""
     from retbench.cli.layout import output_format, print_json
-    from retbench.errors import RecordError
+    from retbench.errors import ConfigError, RecordError
     from retbench.regress.baseline import read_baseline
     from retbench.regress.machine_independent import FILE_NAME
 
     form = output_format(form, as_json=as_json)
+    if path is not None and "--folder" in given_options(call):
+        raise ConfigError(
+            f"{shown(str(path))} and --folder {shown(str(folder))} both say what to show. Give one."
+        )
+    path = path or folder
     if path.name == FILE_NAME:
         _show_quantities(path, form)
         return
@@ -144,7 +170,7 @@ def _print_baseline(name: str, baseline: "Baseline", form: str) -> None:
     from retbench.units import format_percent
 
     latest = baseline.runs[-1]
-    count = f"{len(baseline.runs)} runs, the latest {latest.started_at} ({latest.code_revision})"
+    count = f"{_count_runs(len(baseline.runs))}, the latest {latest.started_at} ({latest.code_revision})"
     for line in (f"{name}: {count}", f"window begun: {baseline.reason}"):
         print_prose(printable(line))
     typer.echo()

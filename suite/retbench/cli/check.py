@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
-from retbench.cli.options import given_options, new_app, not_empty
+from retbench.cli.compare import ReportFolder, ReportFormat, Strict, check_output, print_report
+from retbench.cli.options import AsJson, given_options, new_app, not_empty
 
 if TYPE_CHECKING:
     from retbench.regress.interleaved import InterleavedCheck
@@ -56,7 +56,8 @@ def check(
     always: Annotated[bool, _timing("time even if the code that measures is the same.", "--always")] = False,
     all_points: Annotated[bool, _timing("go on though the exit code is settled.", "--all-points")] = False,
     baseline: QuantitiesFile = None,
-    form: ReportFormat = "text",
+    form: ReportFormat = None,
+    as_json: AsJson = False,
     out: ReportFolder = None,
     strict: Strict = False,
 ) -> None:
@@ -72,11 +73,10 @@ def check(
     """
     from retbench.planning.plan import make_plan
     from retbench.regress.interleaved import InterleavedCheck
-    from retbench.regress.render import check_output
     from retbench.regress.session import SessionLimits
     from retbench.stats.sequential import DecisionRules
 
-    check_output(form, out)
+    form = check_output(form, out, as_json=as_json)
     _check_options(call, against, baseline)
     if against is None:
         report = _check_quantities(baseline)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table, terminal_width
-from retbench.cli.options import ResultsPath, format_option, new_app
+from retbench.cli.options import AsJson, ResultsPath, format_option, given_options, new_app
 from retbench.cli.table import read_results
 from retbench.errors import shown
 
@@ -21,7 +21,9 @@ WIDE = 120
 
 @app.command(epilog="Example: retbench claims --format md")
 def claims(
+    call: typer.Context,
     form: Annotated[str | None, format_option(*FORMATS)] = None,
+    as_json: AsJson = False,
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the papers' claims, each with the paper's number, the one measured here and the verdict.
@@ -33,8 +35,8 @@ def claims(
     from retbench.report.claims import judge_claims
     from retbench.report.frames import Results
 
-    form = output_format(form, FORMATS)
-    if results.exists():
+    form = output_format(form, FORMATS, as_json=as_json)
+    if results.exists() or "--results" in given_options(call):
         found = read_results(results)
     else:
         typer.echo(f"retbench: no results at {shown(str(results))}: no claim is tested", err=True)

@@ -5,19 +5,26 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from retbench.cli.layout import terminal_width
-from retbench.cli.options import new_app
+from retbench.cli.layout import output_format, terminal_width
+from retbench.cli.options import AsJson, new_app, read_folder, read_path
+from retbench.files import check_writable
 
 if TYPE_CHECKING:
     from retbench.regress.report import CheckReport
 
 app = new_app()
 ReportFormat = Annotated[
-    str, typer.Option("--format", metavar="[text|md|json|junit]", help="Format of the report.")
+    str | None,
+    typer.Option("--format", metavar="[text|md|json|junit]", help="Format of the report; by default text."),
 ]
 ReportFolder = Annotated[
     Path | None,
-    typer.Option("--out", file_okay=False, help="Folder for the report in every format, with a figure."),
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        parser=read_folder,
+        help="Folder for the report in every format, with a figure.",
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="End with exit code 4 if an item is inconclusive.")]
 
@@ -29,11 +36,17 @@ def compare(
     first: Annotated[
         Path,
         typer.Argument(
-            metavar="A", help="File or folder of records to compare with, or a baseline (*.json)."
+            metavar="A",
+            parser=read_path,
+            help="File or folder of records to compare with, or a baseline (*.json).",
         ),
     ],
-    second: Annotated[Path, typer.Argument(metavar="B", help="File or folder of records that are judged.")],
-    form: ReportFormat = "text",
+    second: Annotated[
+        Path,
+        typer.Argument(metavar="B", parser=read_path, help="File or folder of records that are judged."),
+    ],
+    form: ReportFormat = None,
+    as_json: AsJson = False,
     out: ReportFolder = None,
     margin: Annotated[float, typer.Option(help="Share by which a time must have moved to count.")] = 0.02,
     accept_soft: Annotated[
@@ -52,10 +65,9 @@ def compare(
     from retbench.regress.baseline import read_baseline
     from retbench.regress.compare import compare_record_sets, compare_with_baseline
     from retbench.regress.record_sets import load_record_set
-    from retbench.regress.render import check_output
     from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
-    check_output(form, out)
+    form = check_output(form, out, as_json=as_json)
     _check_order(first, second)
     rules = DecisionRules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
     if first.suffix == ".json":
@@ -78,6 +90,16 @@ def _check_order(first: Path, second: Path) -> None:
         if first.suffix == ".json":
             cure = "Give the records of a run in its place."
         raise ConfigError(f"{second}: this is a baseline, and it was given as the run. {cure}")
+
+
+def check_output(form: str | None, folder: Path | None, *, as_json: bool) -> str:
+    """Return the format of a report; ConfigError for an unknown one, or for a folder that is not writable."""
+    from retbench.regress.render import FORMATS
+
+    form = output_format(form, FORMATS, as_json=as_json, elsewhere="text")
+    if folder is not None:
+        check_writable(folder, "--out")
+    return form
 
 
 def print_report(report: "CheckReport", form: str, out: Path | None, *, strict: bool) -> NoReturn:

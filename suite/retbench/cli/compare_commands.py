@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.compare import ReportFolder, ReportFormat, Strict, print_report
-from retbench.cli.options import new_app
+from retbench.cli.compare import ReportFolder, ReportFormat, Strict, check_output, print_report
+from retbench.cli.options import AsJson, new_app
 
 app = new_app()
 
@@ -14,7 +14,8 @@ app = new_app()
 def compare_commands(
     first: Annotated[str, typer.Argument(metavar="A", help="Command to compare with, as `sh -c` takes it.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Command that is judged.")],
-    form: ReportFormat = "text",
+    form: ReportFormat = None,
+    as_json: AsJson = False,
     out: ReportFolder = None,
     rounds: Annotated[int, typer.Option(help="Maximum rounds, without repeats of a flagged change.")] = 40,
     pairs: Annotated[
@@ -38,11 +39,10 @@ def compare_commands(
     from retbench.errors import INTERRUPTED
     from retbench.regress.commands import PairLimits
     from retbench.regress.commands import compare_commands as compare
-    from retbench.regress.render import check_output
     from retbench.running.locks import Interrupted
     from retbench.stats.sequential import DecisionRules
 
-    check_output(form, out)
+    form = check_output(form, out, as_json=as_json)
     limits, rules = PairLimits(rounds, pairs, 60 * budget), DecisionRules(margin=margin)
     try:
         report = compare(first, second, limits, rules, _notify)

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.options import new_app
+from retbench.cli.options import new_app, read_folder
 from retbench.errors import ConfigError
 
 app = new_app()
 
 
-@app.command(epilog="Example: retbench export runs/retnet exported/retnet")
+@app.command(
+    epilog="Example: retbench export results/checkpoints/quality/smoke/transformer-300k-seed0 exported/transformer"
+)
 def export(
     checkpoint: Annotated[
         str,
@@ -21,7 +23,7 @@ def export(
         ),
     ],
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="New folder for the exported model.")
+        Path, typer.Argument(metavar="FOLDER", parser=read_folder, help="New folder for the exported model.")
     ],
     form: Annotated[
         str,
@@ -36,8 +38,9 @@ def export(
     """Write a checkpoint in the format of transformers or flash-linear-attention.
 
     A Transformer becomes a folder that LlamaForCausalLM of transformers loads, a RetNet one for RetNetForCausalLM of
-    flash-linear-attention. A GGUF file becomes a folder of transformers in float32, which `retbench run --model` takes.
-    Exit code 2: the format has no such model.
+    flash-linear-attention. It has no RetNet with the decays of our experiments: train with
+    `--set models.retnet.decay=eq8` to export one. A GGUF file becomes a folder of transformers in float32, which
+    `retbench run --model` takes. Exit code 2: the format has no such model.
     """
     from retbench.checkpoints.gguf import SUFFIX, export_gguf
     from retbench.checkpoints.reading import check_no_pickle, read_checkpoint

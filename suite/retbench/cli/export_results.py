@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.options import DataDir, ExperimentName, ResultsPath, new_app
+from retbench.cli.options import DataDir, ExperimentName, ResultsPath, new_app, read_folder
 from retbench.errors import RecordError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ app = new_app()
 def export_results(
     experiment: ExperimentName,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="Folder that the files are written to.")
+        Path,
+        typer.Argument(metavar="FOLDER", parser=read_folder, help="Folder that the files are written to."),
     ],
     results: ResultsPath = Path("results"),
     data_dir: DataDir = None,
@@ -31,12 +32,12 @@ def export_results(
     """
     from itertools import groupby
 
-    from retbench.cli.table import read_results
+    from retbench.cli.table import find_measured, read_results
     from retbench.evaluation.lm_eval_files import Scored, write_lm_eval_files
     from retbench.report.selection import select
 
     found = read_results(results)
-    chosen = select(found.records, Path(experiment).stem, found.folders)
+    chosen = select(found.records, find_measured(experiment, found, results), found.folders)
     for note in chosen.left_out:
         typer.echo(f"left out: {note}", err=True)
     scored = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table
-from retbench.cli.options import AsJson, OutputFormat, new_app
+from retbench.cli.options import AsJson, OutputFormat, new_app, read_folder
 
 if TYPE_CHECKING:
     from retbench.running.submission import JobRow
@@ -18,7 +18,7 @@ app = new_app()
 def jobs(
     out: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", file_okay=False, help="Folder of results that the jobs write to."),
+        typer.Option(metavar="FOLDER", parser=read_folder, help="Folder of results that the jobs write to."),
     ] = Path("results"),
     form: OutputFormat = None,
     as_json: AsJson = False,

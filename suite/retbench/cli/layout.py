@@ -22,9 +22,13 @@ def terminal_width() -> int | None:
 
 
 def output_format(
-    given: str | None, known: Sequence[str] = ("text", "md", "json"), *, as_json: bool = False
+    given: str | None,
+    known: Sequence[str] = ("text", "md", "json"),
+    *,
+    as_json: bool = False,
+    elsewhere: str = "md",
 ) -> str:
-    """Return the format of a command's output: the one that was given, else text on a terminal, and Markdown elsewhere.
+    """Return the format of a command's output: the one that was given, else text on a terminal, and another elsewhere.
 
     Raises:
         ConfigError: the format is unknown, or contradicts --json.
@@ -33,7 +37,7 @@ def output_format(
         raise typer.BadParameter(f"--json and --format {given} contradict each other. Give one of them.")
     if given is not None and given not in known:
         raise unknown_name("format", given, known, where="--format")
-    return "json" if as_json else given or ("md" if terminal_width() is None else "text")
+    return "json" if as_json else given or (elsewhere if terminal_width() is None else "text")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str, *, keys: int = 1) -> None:

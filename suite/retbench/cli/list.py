@@ -147,11 +147,8 @@ def _print_page() -> None:
     blocks = [_PAGE_HEAD]
     for name, path in list_experiments().items():
         experiment = load_experiment(name)
-        profiles = experiment.profiles.values()
-        trained = [name for profile in profiles if profile.training]
-        trained += [profile.trained_by.partition("/")[0] for profile in profiles if profile.trained_by]
         commands = [
-            *(f"retbench train {origin}" for origin in dict.fromkeys(trained)),
+            *(f"retbench train {origin}" for origin in experiment.trained_in(experiment.profiles)),
             f"retbench run {experiment.name}",
         ]
         blocks += [

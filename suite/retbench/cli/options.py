@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,29 @@ def not_empty(value: str | None) -> str | None:
     if value == "":
         raise typer.BadParameter("it is empty. Give a value, or leave the option out.")
     return value
+
+
+def read_path(given: str | Path) -> Path:
+    """Return a path, as the parser of a parameter; refuse an empty one, which would be the current folder."""
+    if not str(given):
+        raise typer.BadParameter("it is empty. Give a path; '.' is the current folder.")
+    return Path(given)
+
+
+def read_folder(given: str | Path) -> Path:
+    """Return the path of a folder that need not exist, as the parser of a parameter."""
+    path = read_path(given)
+    if os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
+        raise typer.BadParameter(f"'{path}' is a file. Give a folder.")
+    return path
+
+
+def read_existing_folder(given: str | Path) -> Path:
+    """Return the path of a folder that exists, as the parser of a parameter."""
+    path = read_folder(given)
+    if not os.path.isdir(path):
+        raise typer.BadParameter(f"'{path}' does not exist. Give a folder.")
+    return path
 
 
 def given_options(call: typer.Context) -> list[str]:
@@ -120,7 +144,8 @@ ExperimentName = Annotated[
     ),
 ]
 ResultsPath = Annotated[
-    Path, typer.Option("--results", metavar="PATH", help="Folder or file of records to read.")
+    Path,
+    typer.Option("--results", metavar="PATH", parser=read_path, help="Folder or file of records to read."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 
@@ -138,8 +163,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="FOLDER",
-        exists=True,
-        file_okay=False,
+        parser=read_existing_folder,
         help="Folder of corpora, tokenizers and tasks; by default that of RETBENCH_DATA.",
     ),
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.options import new_app, not_empty
+from retbench.cli.options import new_app, not_empty, read_path
 
 app = new_app()
 
@@ -13,7 +13,10 @@ app = new_app()
 @app.command(epilog="Example: retbench push results --hub OWNER/NAME --dry-run")
 def push(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of results, whose record files are published.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", parser=read_path, help="Folder of results, whose record files are published."
+        ),
     ],
     hub: Annotated[
         str,
@@ -33,11 +36,12 @@ def push(
     Records hold the command line, the machine's hardware and versions, and file names of checkpoints and corpora:
     read them before you publish. Log in with `hf auth login`, or set HF_TOKEN.
     """
-    from retbench.data.hub import push_dataset
+    from retbench.data.hub import check_dataset_name, push_dataset
     from retbench.report.card import CARD_NAME, published_files, write_card
     from retbench.report.frames import load_results
     from retbench.units import format_bytes
 
+    check_dataset_name(hub)
     results = load_results(folder)
     files = published_files(folder, results)
     card = write_card(hub, results)

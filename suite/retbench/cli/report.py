@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import print_prose
-from retbench.cli.options import ResultsPath, new_app
+from retbench.cli.options import ResultsPath, new_app, read_folder
 
 if TYPE_CHECKING:
     from retbench.report.answer import Answer
@@ -21,7 +21,7 @@ def report(
         Path,
         typer.Option(
             metavar="FOLDER",
-            file_okay=False,
+            parser=read_folder,
             help="Folder to write to; an earlier report in it is overwritten.",
         ),
     ] = Path("reports"),

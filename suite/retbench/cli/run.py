@@ -18,6 +18,7 @@ from retbench.cli.options import (
     ShardName,
     dtype_option,
     new_app,
+    read_folder,
 )
 from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
@@ -62,7 +63,7 @@ def run(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", file_okay=False, help="Folder that records are appended to.")
+        Path, typer.Option(metavar="FOLDER", parser=read_folder, help="Folder that records are appended to.")
     ] = Path("results"),
     overrides: Overrides = None,
     data_dir: DataDir = None,
@@ -175,7 +176,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
 
     Raises:
         ConfigError: the run could not write to `out`.
-        RetbenchError: another run is timing on this machine, which an estimate would disturb.
+        UnsupportedError: another run is timing on this machine, which an estimate would disturb.
     """
     from retbench.planning.estimates import estimate
 

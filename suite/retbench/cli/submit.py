@@ -19,10 +19,11 @@ COMMANDS = ("run", "train")
 
 
 @app.command(
-    epilog="Example: retbench submit --shards 8 --gpus-per-node 1 run latency --profile paper",
+    epilog="Example: retbench submit --shards 8 --gpus-per-node 1 run throughput --profile paper",
     context_settings={"allow_interspersed_args": False},
 )
 def submit(
+    call: typer.Context,
     command: Annotated[
         list[str],
         typer.Argument(metavar="COMMAND", help="run or train, with an experiment and further options."),
@@ -91,7 +92,7 @@ def submit(
 
     form = output_format(form, as_json=as_json)
     place = find_cluster(cluster)
-    given = _check_command(command)
+    given = _check_command(command, shards, call)
     resources = Resources(
         timeout_min=timeout_min,
         nodes=nodes,
@@ -122,16 +123,17 @@ def _exit_code(rows: "list[JobRow]") -> int:
     return RetbenchError.exit_code if {"failed", "interrupted", "lost"} & {row.state for row in rows} else 0
 
 
-def _check_command(words: list[str]) -> dict[str, Any]:
-    """Return the parameters of the command to submit; ConfigError for one that no job could carry out."""
+def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[str, Any]:
+    """Return the parameters of the command to submit; ConfigError for one that some job could not carry out."""
     from retbench.config.experiment import load_experiment
+    from retbench.planning.shards import count_parts
 
     name, *arguments = words
     if name not in COMMANDS:
         raise ConfigError(
             f"{shown(name)} cannot be submitted. Give run or train, with an experiment and its options."
         )
-    given: dict[str, Any] = load_command(name).make_context(name, arguments).params
+    given: dict[str, Any] = load_command(name).make_context(name, arguments, parent=call.find_root()).params
     for option in ("shard", "dry_run"):
         if given[option]:
             flag = f"--{option.replace('_', '-')}"
@@ -145,7 +147,14 @@ def _check_command(words: list[str]) -> dict[str, Any]:
         )
     if not given.get("own_models"):
         overrides = given["overrides"] or () if given["profile"] else ()
-        load_experiment(given["experiment"], overrides, profile=given["profile"])
+        profile = given["profile"]
+        experiment = load_experiment(given["experiment"], overrides, profile=profile)
+        parts = None if profile is None else count_parts(experiment, profile, training=name == "train")
+        if parts is not None and shards > parts:
+            raise ConfigError(
+                f"--shards {shards}: the plan has {parts} part{'' if parts == 1 else 's'}, and a job without a part "
+                f"has nothing to do. Give at most {parts}."
+            )
     return given
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import output_format, print_prose, print_table
-from retbench.cli.options import ExperimentName, ResultsPath, format_option, new_app
+from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_option, new_app
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
@@ -24,22 +24,28 @@ KEYS = {"model", "corpus", "task", "protocol", "shots", "batch", "context", "siz
 def table(
     experiment: ExperimentName,
     form: Annotated[str | None, format_option(*FORMATS)] = None,
+    as_json: AsJson = False,
     results: ResultsPath = Path("results"),
 ) -> None:
     """Print the results of an experiment from its records.
 
     Only the newest comparable records are shown; stderr lists the others.
     """
+    form = output_format(form, FORMATS, as_json=as_json)
+    found = read_results(results)
+    print_records(found, find_measured(experiment, found, results), form)
+
+
+def find_measured(experiment: str, results: "Results", path: Path) -> str:
+    """Return the name of an experiment; RecordError for a shipped one without records among those at a path."""
     from retbench.config.experiment import list_experiments
 
-    form = output_format(form, FORMATS)
-    found = read_results(results)
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
-    if name in list_experiments() and all(record.experiment != name for record in found.records):
+    if name in list_experiments() and all(record.experiment != name for record in results.records):
         raise RecordError(
-            f"{results}: holds no record of {shown(name)}. Measure it first: `retbench run {name}`."
+            f"{path}: holds no record of {shown(name)}. Measure it first: `retbench run {name}`."
         )
-    print_records(found, name, form)
+    return name
 
 
 def read_results(path: Path) -> "Results":

@@ -24,10 +24,11 @@ from retbench.cli.options import (
     ShardName,
     new_app,
     not_empty,
+    read_folder,
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.cli.tracking import track_runs
-from retbench.errors import INTERRUPTED, ConfigError, RetbenchError
+from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.planning.shards import Shard
@@ -56,7 +57,7 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FOLDER", file_okay=False, help="Folder of results; the models go to its checkpoints/."
+            metavar="FOLDER", parser=read_folder, help="Folder of results; the models go to its checkpoints/."
         ),
     ] = Path("results"),
     overrides: Overrides = None,
@@ -300,13 +301,13 @@ def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
     """Print every run with its tokens and its approximate time.
 
     Raises:
-        ConfigError: another run is timing on this machine, which an estimate would disturb, or the runs could not be
-            stored in `out`.
+        ConfigError: the runs could not be stored in `out`.
+        UnsupportedError: another run is timing on this machine, which an estimate would disturb.
     """
     from retbench.training.engine import estimate_seconds
 
     def refuse(holder: str) -> None:
-        raise ConfigError(
+        raise UnsupportedError(
             f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
         )
 

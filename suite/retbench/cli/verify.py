@@ -29,7 +29,7 @@ DEPTH = 4096
 """Tokens of the streamed state: the greatest depth of a run's equivalence check on a CPU."""
 
 
-@app.command(epilog="Example: retbench verify retnet --size 1m")
+@app.command(epilog="Example: retbench verify retnet --size 1M")
 def verify(
     model: Annotated[
         str,

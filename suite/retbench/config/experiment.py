@@ -5,7 +5,7 @@ Nothing here imports torch.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -237,6 +237,13 @@ class Experiment(Strict):
             return self
         profiles = {**self.profiles, name: profile.model_copy(update={"models": None})}
         return self.model_copy(update={"models": profile.models, "profiles": profiles})
+
+    def trained_in(self, profiles: Collection[str]) -> list[str]:
+        """Return the experiments by whose `retbench train` the models of some profiles are trained."""
+        chosen = [self.profile(name) for name in profiles]
+        own = [self.name for profile in chosen if profile.training]
+        others = [profile.trained_by.partition("/")[0] for profile in chosen if profile.trained_by]
+        return list(dict.fromkeys(own + others))
 
     def profile(self, name: str) -> Profile:
         """Return the profile called `name`; ConfigError with a suggestion when there is none."""

@@ -136,6 +136,12 @@ def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Pat
         )
 
 
+def check_dataset_name(name: str) -> None:
+    """Raise ConfigError for a name that no dataset of a user can have."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"{shown(name)}: not the name of a dataset. Give OWNER/NAME.")
+
+
 def push_dataset(name: str, contents: Mapping[str, Path | bytes], message: str, *, private: bool) -> str:
     """Upload files to a dataset in one commit, and return the address of the commit.
 
@@ -149,8 +155,7 @@ def push_dataset(name: str, contents: Mapping[str, Path | bytes], message: str, 
         ConfigError: the name is not one of a dataset, or is not the user's.
         UnsupportedError: the hub refuses, or cannot be reached.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"{shown(name)}: not the name of a dataset. Give OWNER/NAME.")
+    check_dataset_name(name)
     with translate_hub_errors(name):
         library = load_package("huggingface_hub", f"'{name}'")
         api = library.HfApi()

@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from retbench.architectures import costs
-from retbench.errors import RetbenchError
+from retbench.errors import RetbenchError, UnsupportedError
 from retbench.measure.environment import code_revision, worker_environment
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
@@ -102,7 +102,7 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
     """Measure the device's ceilings as a run would."""
 
     def refuse(holder: str) -> None:
-        raise RetbenchError(
+        raise UnsupportedError(
             f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from retbench.config.experiment import Experiment
 from retbench.errors import ConfigError, shown
 from retbench.planning.cells import Cell
 from retbench.workloads.workload import is_cost
@@ -58,6 +59,30 @@ def unit_of(cell: Cell) -> Hashable:
     if is_cost(cell.workload):
         return "cost", size, cell.point.batch_size
     return "quality", size, weights.info.seed if weights else None, cell.point.task or cell.workload
+
+
+def count_parts(experiment: Experiment, profile_name: str, *, training: bool) -> int | None:
+    """Return the number of parts of a run or a training; None where models or tasks on the disk decide it."""
+    experiment = experiment.of_profile(profile_name)
+    profile = experiment.profile(profile_name)
+    spec = profile.training
+    if training:
+        if spec is None:
+            return None
+        if len(spec.learning_rates) > 1:
+            return sum(model.checkpoint is None for model in experiment.models.values())
+        return sum(len(spec.seeds_of(size)) for size in spec.sizes)
+    if spec or profile.trained_by or not all(map(is_cost, profile.workloads.specs)):
+        return None
+    return len(
+        {
+            (model.size or (profile.size if model.checkpoint is None else "checkpoint"), point.batch_size)
+            for model in experiment.models.values()
+            for name, table in profile.workloads.specs.items()
+            if model.workloads is None or name in model.workloads
+            for point in table.points()
+        }
+    )
 
 
 def describe_units(cells: Sequence[Cell]) -> str:

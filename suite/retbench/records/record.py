@@ -30,8 +30,9 @@ READABLE_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
-`workload_code`). 4: with `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read
-rate; only processes whose workloads have shares of ceilings measure them. 7: with `run_id` of a gate.
+`workload_code`). Commands of 1 and 2 are read with the table of protocols that perplexity has had since. 4: with
+`read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read rate; only processes whose
+workloads have shares of ceilings measure them. 7: with `run_id` of a gate.
 """
 
 SAME_MEANING_SINCE = 3

@@ -198,11 +198,26 @@ def _read_object(line: bytes) -> dict[str, Any]:
             f"schema_version is {shown(version)} and this retbench reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))}. Read it with the version that wrote it, or measure again."
         )
+    if version < PROTOCOL_TABLE_SINCE and isinstance(raw.get("command"), str):
+        raw["command"] = _PROTOCOL_LISTS.sub(_protocol_table, raw["command"])
     is_plain = line.isascii() and not any(
         escape in line for escape in (b"\\b", b"\\f", b"\\r", b"\\u", b"\x7f")
     )
     found: dict[str, Any] = raw if is_plain else visible(raw)
     return found
+
+
+PROTOCOL_TABLE_SINCE = 3
+"""Schema version since which commands give the context lengths of perplexity per protocol."""
+_PROTOCOL_LISTS = re.compile(
+    r"'workloads\.perplexity\.protocols=\[([^]']+)\]' --set 'workloads\.perplexity\.context_len=(\[[^]']+\])'"
+)
+
+
+def _protocol_table(lists: re.Match[str]) -> str:
+    """Return the option of today that stands for a list of protocols and one of their context lengths."""
+    names = [name.strip(' "') for name in lists[1].split(",")]
+    return "'workloads.perplexity.protocols={" + ", ".join(f"{name} = {lists[2]}" for name in names) + "}'"
 
 
 _INVISIBLE = re.compile(rf"(?![\n\t])[{CONTROL}]")

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from retbench.errors import printable, unknown_name
-from retbench.files import check_writable, write_atomic
+from retbench.errors import printable
+from retbench.files import write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.columns import align_columns
 from retbench.report.formats import escape_markdown, markdown_table
@@ -26,14 +26,6 @@ def render(report: CheckReport, form: str, *, strict: bool, width: int | None = 
     if form == "text":
         return _to_text(report, width)
     return _RENDERERS[form](report, strict)
-
-
-def check_output(form: str, folder: Path | None) -> None:
-    """Raise ConfigError for an unknown format or a folder that is not writable, before anything is measured."""
-    if form not in FORMATS:
-        raise unknown_name("format", form, FORMATS, where="--format")
-    if folder is not None:
-        check_writable(folder, "--out")
 
 
 def describe_ratio(ratio: Interval) -> str:

@@ -1,11 +1,11 @@
 """Limitations of the results: what is missing, failed or noisy, and what disturbed the measurement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from retbench.config.experiment import list_experiments
+from retbench.config.experiment import list_experiments, load_experiment
 from retbench.records.record import FAULTY_CEILING, Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
@@ -24,8 +24,9 @@ BUSY_LOAD = 1.5
 def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) -> list[str]:
     """Return one sentence per shipped experiment without records, and per point without all of its rounds."""
     present = {record.experiment for record in records}
+    profiles = {record.profile for record in records}
     sentences = [
-        f"{name}: not measured under these conditions. Run `retbench run {name}`."
+        f"{name}: not measured under these conditions. {_first_run(name, profiles)}"
         for name in list_experiments()
         if name not in present
     ]
@@ -40,6 +41,16 @@ def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) ->
                         f"rounds {'is' if count == 1 else 'are'} measured. {_rerun(sweep.records[-1])}"
                     )
     return sentences
+
+
+def _first_run(name: str, profiles: Collection[str]) -> str:
+    """Return how to measure a shipped experiment, with the training that its models need in the profiles of others."""
+    experiment = load_experiment(name)
+    mine = [one for one in experiment.profiles if one in profiles] or [*experiment.profiles]
+    trained = [f"`retbench train {origin}`" for origin in experiment.trained_in(mine)]
+    models = [spec for one in mine for spec in experiment.of_profile(one).models.values()]
+    hub = ", which downloads checkpoints from the hub" if any(spec.checkpoint for spec in models) else ""
+    return f"Run {', then '.join([*trained, f'`retbench run {name}`'])}{hub}."
 
 
 def _rerun(record: Record) -> str:
