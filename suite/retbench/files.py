@@ -1,11 +1,13 @@
 """Files and folders that are written completely or not at all, whenever the process or the machine ends."""
 
 import errno
+import glob
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ MAX_NAME_BYTES = 200
 
 DRAFT = ".draft-"
 """Prefix of a name while it is being written; a process that was killed leaves it behind."""
+
+_ABANDONED_S = 3600.0
+"""Age from which a draft of a file is taken for that of a killed process."""
 
 
 def cache_dir() -> Path:
@@ -71,11 +76,20 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.write(content)
             flush(draft)
             draft.replace(path)
+            _remove_abandoned(path)
         except OSError:
             with suppress(OSError):  # the fault that prevented writing may prevent removal
                 draft.unlink()
             raise
         flush(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove drafts of a file that killed processes have left."""
+    for draft in path.parent.glob(f"{DRAFT}{glob.escape(path.name)}.*"):
+        with suppress(FileNotFoundError):  # another writer was faster
+            if time.time() - draft.stat().st_mtime > _ABANDONED_S:
+                draft.unlink()
 
 
 def check_empty(folder: Path) -> None:

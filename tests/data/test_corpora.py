@@ -262,7 +262,8 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(write_folder: Write,
     os.utime(root / "a.txt", ns=(LONG_AGO_NS, LONG_AGO_NS))
     load_corpus(str(root))
     (stored,) = (cache / "catalogues").iterdir()
-    stored.rename(stored.with_name(f".draft-{stored.name}"))
+    draft = stored.rename(stored.with_name(f".draft-{stored.name}.0a1b2c3d"))
+    os.utime(draft, ns=(LONG_AGO_NS, LONG_AGO_NS))
     load_corpus(str(root))
     assert list((cache / "catalogues").iterdir()) == [stored]
 

@@ -83,20 +83,20 @@ def test_the_command_prints_the_tables_and_what_is_not_compared(
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
     maker.perplexities("litbank/original", "whole", 2048)
     maker.write()
-    table("quality", "md", tmp_path)
+    table("quality", form="md", results=tmp_path)
     printed = capsys.readouterr()
     assert printed.out.startswith("### perplexity\n\n| corpus | protocol | context | size | seed |")
     assert printed.err == ""
     for path in tmp_path.rglob("*.gz"):
         path.unlink()
-    table("quality", "md", tmp_path)
+    table("quality", form="md", results=tmp_path)
     printed = capsys.readouterr()
     assert printed.out.endswith("| not compared |\n")
     assert (
         "not compared: RetNet and the Transformer at litbank/original (whole, 2K) 1M seed 0: " in printed.err
     )
     with pytest.raises(ConfigError, match="Did you mean 'quality'"):
-        table("qualty", "md", tmp_path)
+        table("qualty", form="md", results=tmp_path)
 
 
 def test_loading_tells_of_damaged_lines_and_keeps_the_folders(tmp_path: Path) -> None:
