@@ -27,6 +27,12 @@ FORMS = [
 PARTS = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "workspace_bytes")
 
 
+@pytest.fixture(autouse=True)
+def _no_second_product_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the rate of products before a cell, because measuring it again takes longer than a small step."""
+    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: 0.0)
+
+
 def training_cell(
     name: str, backend: str, context_len: int, batch_size: int = 1, *, checkpointing: bool = False
 ) -> Cell:
