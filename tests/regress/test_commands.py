@@ -154,7 +154,7 @@ def slow() -> None:
 
 
 def test_a_slower_callable_is_found() -> None:
-    report = retbench.compare(quick, slow)
+    report = retbench.compare(quick, slow, pairs=1)
     (item,) = report.items
     assert (item.verdict, report.exit_code(strict=True)) == ("regressed", 1)
     assert report.first == f"{__name__}:quick"
