@@ -38,7 +38,7 @@ def export(
     """Write a checkpoint in the format of transformers or flash-linear-attention.
 
     A Transformer becomes a folder that LlamaForCausalLM of transformers loads, a RetNet one for RetNetForCausalLM of
-    flash-linear-attention. It has no RetNet with the decays of our experiments: train with
+    flash-linear-attention, which has no RetNet with the decays of the shipped experiments: train with
     `--set models.retnet.decay=eq8` to export one. A GGUF file becomes a folder of transformers in float32, which
     `retbench run --model` takes. Exit code 2: the format has no such model.
     """

@@ -28,7 +28,7 @@ def output_format(
     as_json: bool = False,
     elsewhere: str = "md",
 ) -> str:
-    """Return the format of a command's output: the one that was given, else text on a terminal, and another elsewhere.
+    """Return the format of a command's output: as given, else text on a terminal, and `elsewhere` in a pipe.
 
     Raises:
         ConfigError: the format is unknown, or contradicts --json.

@@ -137,7 +137,7 @@ def _prefilled_layers(model: LanguageModel) -> list[tuple[dict[str, float], dict
     return [
         (
             {name: float(layer[name].float().std()) for name in layer.names("per_token")},
-            {name: layer[name] for name in layer.names("fixed", "window")},
+            {name: layer[name] for name in layer.names("fixed")},
         )
         for layer in prefilled_state(model).layers
     ]

@@ -69,7 +69,7 @@ class Performer(nn.Module):
     change. The exponent of a key's feature is then at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
 
     Nothing is added to the features of keys: those of a long key are far below 1e-4, and such a sum would make its
-    weights equal. They are positive, and the normaliser has an epsilon of its own.
+    weights equal. They are positive, and the division by the sum of weights has another epsilon.
 
     Source: arXiv:2009.14794, Lemma 1 and Sec. 2.4 (orthogonal rows).
     """
