@@ -93,7 +93,7 @@ def solve_width(make: Callable[[int], ModelConfig], size: Size, *, step: int | N
         step: Widths are multiples of it; `width_step` when None.
     """
     step = step or width_step(size)
-    budget = 12 * size.d_model**2 * size.num_layers
+    budget = size.budget
     widths = range(step, 8 * size.d_model, step)
 
     def num_params(width: int) -> int:

@@ -33,6 +33,11 @@ class Size:
     vocab_size: int
     source: str
 
+    @property
+    def budget(self) -> int:
+        """Non-embedding parameters to which models of the size are matched: those of 12 d_model^2 per block."""
+        return 12 * self.d_model**2 * self.num_layers
+
 
 _PAPER = "RetNet (arXiv:2307.08621) Table 2 and Table 7; retention heads are 256 wide"
 _PAPER_VOCAB = "; vocabulary 64,000 derived from the weights line of Figure 6(a) (13.4 GB at 2 bytes)"

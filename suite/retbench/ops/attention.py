@@ -25,10 +25,7 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute attention by its definition: all scores, a mask, and a softmax in float32 or wider."""
-    groups = q.shape[1] // k.shape[1]
-    # repeat_interleave copies also where nothing repeats, which would read and write a cache once more.
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    k, v = repeat_keys(q, k), repeat_keys(q, v)
     length, keys = q.shape[2], k.shape[2]
     scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
@@ -208,7 +205,9 @@ def masked_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[str, b
 
 def repeat_keys(q: Tensor, k: Tensor) -> Tensor:
     """Return keys or values (B, Hkv, S, K) with a copy for each query head of q (B, H, T, K): (B, H, S, K)."""
-    return k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    groups = q.shape[1] // k.shape[1]
+    # repeat_interleave copies also where nothing repeats, which would read and write a cache once more.
+    return k.repeat_interleave(groups, dim=1) if groups > 1 else k
 
 
 def missing_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:

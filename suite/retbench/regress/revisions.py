@@ -251,10 +251,8 @@ def _interpreter(root: Path, tree: Path, notify: Notify, stop: StopRequest) -> P
     with _holding(FileLock(folder.with_suffix(".lock")), stop):  # another check may need the same environment
         if not (folder / "complete").exists():
             notify(f"the base has other dependencies: installing the missing ones in {folder}")
-            variables = {
-                **_variables(),
-                "TMPDIR": str(tree.parent),
-            }  # killed programs leave their files there
+            # Killed programs leave their files in the folder of the worktree, which is removed.
+            variables = {**_variables(), "TMPDIR": str(tree.parent)}
             _create_environment(folder, variables, stop)
             _install([str(python), "-m", "pip", "install", "--quiet", "--", *theirs], variables, stop)
             (folder / "complete").touch()

@@ -23,7 +23,7 @@ from retbench.report.quality_findings import (
     find_quality,
     interval_note,
     ratio_words,
-    trained,
+    trained_note,
 )
 from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep
@@ -289,7 +289,7 @@ def _loss_line(
     text = (
         f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "
         f"{join_words([ratio_words(ratio) for ratio in ratios[best]])} of {other}'s{interval_note(mine)}"
-        f"{trained(evaluations, mine[0].point, mine)}{_other_device(records, setting)}"
+        f"{trained_note(evaluations, mine[0].point, mine)}{_other_device(records, setting)}"
     )
     return AnswerLine("Quality", lead, text)
 

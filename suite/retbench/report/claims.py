@@ -366,7 +366,8 @@ def _crossing_row(
     small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
     finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
     before, after = rule.behind_at[-1], rule.ahead_at[0]
-    is_spanned = params[small[0]] <= 1.01 * _budget(before) and params[large[0]] >= 0.99 * _budget(after)
+    lowest, highest = 1.01 * find_size(before).budget, 0.99 * find_size(after).budget
+    is_spanned = params[small[0]] <= lowest and params[large[0]] >= highest
     if not is_complete and not is_spanned:
         reason = (
             f"these sizes do not span the crossing between {format_size(before)} and {format_size(after)}"
@@ -375,12 +376,6 @@ def _crossing_row(
     records = [record for size in (*small, *large) for lead in leads[size] for record in lead.records]
     models = f"{format_size(sizes[0])} to {format_size(sizes[-1])}, {_describe_training(records)}"
     return _quality_row(claim, models, lacking, finding, records)
-
-
-def _budget(size: str) -> int:
-    """Return the non-embedding parameters of a size."""
-    found = find_size(size)
-    return 12 * found.d_model**2 * found.num_layers
 
 
 def _quality_row(

@@ -10,7 +10,7 @@ from retbench.report.curves import draw_row
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
 from retbench.report.panels import Panel, frame_points
-from retbench.report.points import TaskPoint, group, length_ratio, trained_len
+from retbench.report.points import TaskPoint, group, length_ratio, noted_trained_len
 from retbench.report.provenance import describe_conditions
 from retbench.report.recall_figure import PERCENT, describe_share, draw_levels, seed_means
 from retbench.report.wording import file_stem
@@ -29,7 +29,9 @@ _CAPTION = (
 
 def draw_lengths(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy against the length of the examples, a figure per size and a panel per task."""
-    records = [record for point in task_points for record in scores.measured(point) if trained_len(record)]
+    records = [
+        record for point in task_points for record in scores.measured(point) if noted_trained_len(record)
+    ]
     for size in scores.sizes(records):
         yield _draw(scores, task_points[0], size, [r for r in records if r.model.size == size])
 
@@ -53,7 +55,7 @@ def _draw(scores: Evaluations, point: TaskPoint, size: str, records: Sequence[Re
         for task in tasks
     ]
     trained = " or ".join(
-        format_tokens(length) for length in sorted({trained_len(record) for record in records})
+        format_tokens(length) for length in sorted({noted_trained_len(record) for record in records})
     )
     title, conditions = "Recall beyond the trained length", describe_conditions(records)
     figure = draw_row(

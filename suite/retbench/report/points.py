@@ -303,7 +303,7 @@ def mismatch(mine: Record, theirs: Record) -> str | None:
     )
 
 
-def trained_len(record: Record) -> int:
+def noted_trained_len(record: Record) -> int:
     """Return the length of the training examples of a record's model; 0 where the record does not note it."""
     found = fact(record, "trained_len")
     return found if isinstance(found, int) else 0
@@ -311,5 +311,5 @@ def trained_len(record: Record) -> int:
 
 def length_ratio(record: Record) -> float:
     """Return the length of a record's examples over the trained length; 0 where that is not known."""
-    trained = trained_len(record)
+    trained = noted_trained_len(record)
     return record.point.context_len / trained if trained else 0.0

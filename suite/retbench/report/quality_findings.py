@@ -66,7 +66,7 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
-        f"{trained(evaluations, point, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
+        f"{trained_note(evaluations, point, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
     )
     last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
     return [KeyFinding(advantage_of_losses(last, made[0].unit), text + _crossing(by_size, label))]
@@ -108,7 +108,7 @@ def _range(values: Sequence[float]) -> str:
     return "–".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
 
 
-def trained(evaluations: Evaluations, point: TaskPoint, made: Sequence[DocumentComparison]) -> str:
+def trained_note(evaluations: Evaluations, point: TaskPoint, made: Sequence[DocumentComparison]) -> str:
     """Return the training tokens of the compared models, if it is one number."""
     records = [evaluations.find(point, c.model, c.instance) for c in made]
     tokens = {num_trained_tokens(record) for record in records if record}
