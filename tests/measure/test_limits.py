@@ -16,7 +16,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the
 
 PRELUDE = """
 import torch
-from retbench.measure.limits import headroom_bytes, is_out_of_memory, limit_memory, return_freed_memory
+from retbench.measure.allocator import return_freed_memory
+from retbench.measure.limits import headroom_bytes, is_out_of_memory, limit_memory
 cpu = torch.device("cpu")
 torch.rand(500, 500) @ torch.rand(500, 500)
 

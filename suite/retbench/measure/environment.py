@@ -22,7 +22,7 @@ import psutil
 from retbench import __version__
 from retbench.errors import UnsupportedError
 from retbench.files import cache_dir
-from retbench.measure import machine, nvml, source
+from retbench.measure import allocator, machine, nvml, source
 
 if TYPE_CHECKING:
     import torch
@@ -90,13 +90,14 @@ def missing_for_compilation() -> str | None:
 
 
 def pin_process(threads: int) -> None:
-    """Set the number of threads of a worker, and flush denormal numbers to zero.
+    """Set the number of threads of a worker, flush denormal numbers to zero, and keep freed memory.
 
     Call this before anything runs on several threads: flushing is set per thread, and threads of the pool inherit it
-    when they are created. `describe_environment` tests whether all of them flush.
+    when they are created. `describe_environment` tests whether all of them flush, and whether memory is kept.
     """
     import torch
 
+    allocator.keep_freed_memory()
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
 
@@ -187,9 +188,9 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         threads: CPU threads that a worker was asked to use.
 
     Returns:
-        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal` and `num_threads`
-        were tested in this process. `node_id` and `gpu_uuid` identify the hardware: numbers of different hardware are
-        not paired.
+        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal`, `num_threads` and
+        `keeps_freed_memory` were tested in this process. `node_id` and `gpu_uuid` identify the hardware: numbers of
+        different hardware are not paired.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor a CUDA device that is there.
@@ -206,6 +207,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         "versions": library_versions(),
         "threads": threads,
         "flush_denormal": _flushes_denormals(),
+        "keeps_freed_memory": allocator.keeps_freed_memory(),
         "torch_build": _torch_build(),
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)

@@ -1,6 +1,5 @@
 """Limits on the memory of a worker, and detection of out-of-memory errors of the host or of a device."""
 
-import ctypes
 import errno
 import gc
 import resource
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from retbench.errors import UnsupportedError
+from retbench.measure import allocator
 from retbench.measure.machine import status_bytes
 from retbench.units import format_bytes
 
@@ -37,9 +37,6 @@ _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
 }
 """The same of threading, oneDNN and the dynamic loader, where the memory of this process is limited. Elsewhere another
 limit may be at fault, on the number of processes or on what may be executed, or the inputs of a primitive."""
-
-_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**17
-"""mallopt(3): the size from which glibc returns a freed block to the kernel, and its default."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -76,10 +73,11 @@ def try_in_memory(call: Callable[[], T], device: "torch.device") -> T | None:
 
 
 def free_memory(device: "torch.device") -> None:
-    """Free the memory that a measurement left behind."""
+    """Free the memory that a measurement left behind, and return it to the kernel or the device."""
     import torch
 
     gc.collect()
+    allocator.return_free_pages()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -130,17 +128,6 @@ def headroom_bytes(device: "torch.device", limit_bytes: int | None) -> int | Non
         return free if limit_bytes is None else min(free, limit_bytes - torch.cuda.memory_reserved(device))
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return None if limit == resource.RLIM_INFINITY else limit - _written_bytes()
-
-
-def return_freed_memory() -> None:
-    """Return every large block to the kernel when it is freed, from now on.
-
-    Otherwise glibc caches freed blocks of up to 32 MiB, which count towards the limit and may be too small for the next
-    allocation. Do not call this before timing: a step's temporaries would be allocated by the kernel every time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def _require(limit_bytes: int, available_bytes: int, where: str) -> None:

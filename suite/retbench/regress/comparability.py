@@ -32,7 +32,14 @@ _KEYS = ("machine", "cpu_model", "physical_cores", "cpu_quota", "flush_denormal"
 _PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
 """Variables that select one of several equal cores or GPUs; a scheduler sets them anew for each job."""
 _GPU_KEYS = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
-_CONFOUNDERS = ("os", "governor", "transparent_huge_pages", "memory_bytes", "allowed_cpus")
+_CONFOUNDERS = (
+    "os",
+    "governor",
+    "transparent_huge_pages",
+    "keeps_freed_memory",
+    "memory_bytes",
+    "allowed_cpus",
+)
 _GPU_CONFOUNDERS = ("driver_version", "power_limit_w", "persistence_mode", "ecc_mode", "max_sm_clock_hz")
 
 

@@ -16,7 +16,7 @@ from retbench.checkpoints.loading import import_code, load_model
 from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
-from retbench.measure import environment, products, source
+from retbench.measure import allocator, environment, products, source
 from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
@@ -290,6 +290,8 @@ def _set_up(
 ) -> tuple[LanguageModel, Surroundings] | None:
     """Measure the ceilings, build the model, and check it unless an earlier check holds; None if the check failed."""
     settings, gate = job.cells[0].settings, job.gate
+    if settings.memory_limit_bytes is not None:
+        allocator.return_freed_memory()  # what is kept when the limit is set could be taken beside it
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
         # Threads, buffers of products and what building a model asks for take memory that is not the model's.
@@ -299,6 +301,7 @@ def _set_up(
         if weights := job.cells[0].under_test.weights:
             import_code(_read_info(weights), runs_code=weights.runs_code)
         limit_memory(settings.memory_limit_bytes, device)
+        allocator.keep_freed_memory()
     model = _build(job, device)
     if gate is None:
         gate = _check_gate(job, model)

@@ -58,7 +58,8 @@ class LargestBatchSpec(GridSpec):
 @without_gradients
 def measure(context: "Context") -> Measurement:
     """Find the largest batch, with the analytical one beside it; MemoryError where not even one sequence fits."""
-    from retbench.measure.limits import return_freed_memory, try_in_memory
+    from retbench.measure.allocator import return_freed_memory
+    from retbench.measure.limits import try_in_memory
     from retbench.ops.linear import RowProducts
 
     # With less than some 500 KB left under a limit oneDNN ends the process by a segmentation fault.

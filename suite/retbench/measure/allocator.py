@@ -1,0 +1,86 @@
+"""Freed memory under glibc's allocator: kept for later allocations, or returned to the kernel.
+
+Memory that comes back from the kernel is zeroed page by page. By glibc's own rules some programs spend time on that and
+others do not: what is free at the end of the heap is returned, and the sizes and the order of allocations decide what
+lies there. A fresh process that reads prompts may spend a fifth of its time so, and another model's process none. Every
+process that times or trains keeps freed memory, whatever the model.
+"""
+
+import ctypes
+import os
+import resource
+from collections.abc import Callable
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+"""Parameters of mallopt(3)."""
+_SETTINGS = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
+"""The same as names of environment variables and tunables of glibc."""
+_NEVER_TRIM, _NO_BLOCKS = -1, 0
+_SMALLEST_RETURNED_BYTES = 2**17
+"""Size from which glibc returns a freed block to the kernel, by default."""
+_MOST_BLOCKS = 2**16
+"""Blocks that glibc takes from the kernel one by one, by default."""
+_PROBE_VALUES = 2**24
+"""64 MiB of float32: more than glibc keeps by its own rules."""
+_FEW_FAULTS = 8
+"""Of 16,384 pages of 4 KiB, or 32 of 2 MiB."""
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory of any size stay with this process, for its later allocations.
+
+    Settings of the user's own (MALLOC_TRIM_THRESHOLD_ and the like, GLIBC_TUNABLES) are left as they are, and so is a C
+    library other than glibc. `keeps_freed_memory` tests whether it stays.
+    """
+    mallopt = _function("mallopt")
+    if mallopt is not None and not _user_decides():
+        mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+        mallopt(_M_MMAP_MAX, _NO_BLOCKS)
+
+
+def keeps_freed_memory() -> bool:
+    """Return whether a large block that was freed is used again without the kernel; any allocator is tested."""
+    import torch
+
+    faults = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(_PROBE_VALUES, dtype=torch.float32, device="cpu").add_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return_free_pages()
+    return faults[1] <= _FEW_FAULTS
+
+
+def return_freed_memory() -> None:
+    """Return every large block to the kernel when it is freed, from now on, and what is free at present.
+
+    What is kept counts towards a limit, and may be too small for the next allocation. Do not call this before timing:
+    a step's temporaries would be zeroed by the kernel every time.
+    """
+    mallopt = _function("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, _MOST_BLOCKS)
+        mallopt(_M_MMAP_THRESHOLD, _SMALLEST_RETURNED_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _SMALLEST_RETURNED_BYTES)
+    return_free_pages()
+
+
+def return_free_pages() -> None:
+    """Return what is free at present to the kernel; what is freed later is kept or returned as before."""
+    trim = _function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library; None where it has none of that name, as outside of glibc."""
+    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
+    return found
+
+
+def _user_decides() -> bool:
+    """Return whether the environment sets what glibc does with freed memory."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(
+        f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables for name in _SETTINGS
+    )

@@ -1,0 +1,91 @@
+"""What glibc does with freed memory, in processes of their own: its settings cannot be read back."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+PRELUDE = """
+import resource
+import torch
+from retbench.measure.allocator import (
+    keep_freed_memory, keeps_freed_memory, return_free_pages, return_freed_memory
+)
+from retbench.measure.machine import status_bytes
+
+def faults_of(call):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def step():  # 200 MB in blocks of 40 MB, which glibc takes from the kernel one by one, by its own rules
+    blocks = [torch.ones(10**7) for _ in range(5)]
+"""
+
+
+def run(code: str, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@GLIBC
+def test_a_step_after_the_first_needs_no_page_of_the_kernel_where_freed_memory_is_kept() -> None:
+    code = "keep_freed_memory()\nstep()\nprint(faults_of(step) <= 8, keeps_freed_memory())"
+    assert run(code) == "True True"
+
+
+@GLIBC
+def test_by_its_own_rules_glibc_takes_large_blocks_from_the_kernel_every_time() -> None:
+    assert run("step()\nprint(faults_of(step) > 50, keeps_freed_memory())") == "True False"
+
+
+@GLIBC
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
+        {"MALLOC_MMAP_THRESHOLD_": "131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+    ],
+    ids=["trim", "mmap", "tunables"],
+)
+def test_settings_of_the_user_are_left_as_they_are(variables: dict[str, str]) -> None:
+    assert run("keep_freed_memory()\nprint(keeps_freed_memory())", **variables) == "False"
+
+
+@GLIBC
+def test_what_is_kept_goes_back_between_measurements_and_later_memory_is_kept_again() -> None:
+    code = """
+keep_freed_memory()
+step()
+kept = status_bytes("VmRSS")
+return_free_pages()
+print(kept - status_bytes("VmRSS") > 150e6, faults_of(step) > 50, faults_of(step) <= 8)
+"""
+    assert run(code) == "True True True"
+
+
+@GLIBC
+def test_what_is_kept_goes_back_at_once_and_from_then_on_where_that_is_asked_for() -> None:
+    code = """
+keep_freed_memory()
+step()
+kept = status_bytes("VmRSS")
+return_freed_memory()
+print(kept - status_bytes("VmRSS") > 150e6)
+step()
+print(faults_of(step) > 50, keeps_freed_memory())
+"""
+    assert run(code).split() == ["True", "True", "False"]
