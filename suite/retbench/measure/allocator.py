@@ -23,7 +23,7 @@ _MOST_BLOCKS = 2**16
 _PROBE_VALUES = 2**24
 """64 MiB of float32: more than glibc keeps by its own rules."""
 _FEW_FAULTS = 8
-"""Of 16,384 pages of 4 KiB, or 32 of 2 MiB."""
+"""A block that comes from the kernel takes one for each of 16,384 pages of 4 KiB, or 32 of 2 MiB."""
 
 
 def keep_freed_memory() -> None:
