@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from retbench.architectures import costs
+from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import SIZES
+from retbench.config.experiment import load_experiment
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from tests.models.cases import CASES, backends_of, config_of
@@ -52,3 +54,65 @@ def test_a_layer_norm_starts_with_a_bias_of_zero():
     model = build_model(config_of("gpt"), dtype=torch.float32, device="cpu", seed=0, backend="sdpa")
     assert torch.equal(model.norm.weight, torch.ones(128))
     assert torch.equal(model.norm.bias, torch.zeros(128))
+
+
+def started(name, initialisation="published"):
+    return build_model(
+        resolve_model(load_experiment("kin_quality").models[name], "1m", vocab_size=256),
+        dtype=torch.float32,
+        device="cpu",
+        seed=0,
+        backend="chunkwise",
+        initialisation=initialisation,
+    )
+
+
+def test_published_projections_of_mamba2_are_uniform_and_the_last_falls_with_the_depth():
+    model = started("mamba2")
+    for projection, depth in ((model.mixers[0].in_proj, 1), (model.mixers[0].out_proj, len(model.blocks))):
+        bound = (projection.in_features * depth) ** -0.5
+        assert projection.weight.abs().max().item() == pytest.approx(bound, rel=0.001)
+        assert projection.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_published_projections_of_rwkv_are_orthogonal_or_zero():
+    model = started("rwkv6")
+    block = model.blocks[1]
+    mix, channels, d = block.mixer, block.ffn, model.config.d_model
+    gains = {mix.receptance_proj: 1, mix.key_proj: 0.1, mix.value_proj: 1, mix.gate_proj: 0.1}
+    gains[channels.key_proj] = (channels.key_proj.out_features / d) ** 0.5
+    for projection, gain in gains.items():
+        product = projection.weight.T @ projection.weight
+        torch.testing.assert_close(product, gain**2 * torch.eye(d), atol=1e-5, rtol=1e-5)
+    zeros = [mix.out_proj.weight, mix.mix_down, mix.decay_down]
+    zeros += [channels.value_proj.weight, channels.receptance_proj.weight]
+    assert not any(weight.any() for weight in zeros)
+    assert mix.mix_up.abs().max().item() == pytest.approx(0.01, rel=0.01)
+    assert mix.decay_up.abs().max().item() == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_model_of_zero_projections_learns():
+    model = started("rwkv6").train()
+    tokens = torch.arange(65)[None] % 7
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+    assert all(weight.any() for name, weight in model.named_parameters() if "down" in name or "proj" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "redrawn"),
+    [("retnet", ()), ("gla", ()), ("mamba2", ("_proj.",)), ("rwkv6", ("_proj.", "_down", "_up"))],
+)
+def test_vectors_and_all_other_models_start_alike_either_way(name, redrawn):
+    plain, own = (dict(started(name, how).named_parameters()) for how in ("plain", "published"))
+    assert started(name).config.has_published_init == bool(redrawn)
+    # After the first block the generator of random numbers is elsewhere.
+    for weight in (weight for weight in plain if weight.startswith("blocks.0.") or not redrawn):
+        assert torch.equal(plain[weight], own[weight]) != any(part in weight for part in redrawn), weight

@@ -19,6 +19,7 @@ from retbench.files import checksum
 from retbench.models.build import build_model
 from retbench.ops import kernels
 from retbench.ops.linear_operator import linear_chunkwise
+from retbench.planning.training import make_training_plan
 from retbench.training.events import CurvePoint, TrainingEvent
 from retbench.training.loop import Stopped, Trainer, write_curve
 from retbench.training.optimization import mean_loss, validation_rows
@@ -50,6 +51,15 @@ def train(plan: TrainingPlan, folder: Path, number: int = 0) -> Trainer:
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+
+
+def test_a_run_starts_from_the_weights_that_its_experiment_asks_for(tmp_path: Path) -> None:
+    for initialisation in ("plain", "published"):
+        override = f"training.initialisation={initialisation}"
+        plan = make_training_plan("kin_quality", "smoke", "cpu", (override,))
+        number = [run.model_name for run in plan.final_runs].index("rwkv6")
+        out_proj = trainer_of(plan, tmp_path / initialisation, number).model.mixers[0].out_proj
+        assert bool(out_proj.weight.any()) == (initialisation == "plain")
 
 
 def plain_training(plan: TrainingPlan, number: int) -> tuple[dict[str, Tensor], list[float]]:

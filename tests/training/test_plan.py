@@ -11,6 +11,7 @@ from retbench.architectures import costs
 from retbench.cli import app
 from retbench.errors import ConfigError
 from retbench.planning.shards import Shard
+from retbench.planning.training import make_training_plan
 from retbench.training.plan import TrainingPlan, TrainingRun
 from tests.training.conftest import PlanOf
 
@@ -157,3 +158,14 @@ def test_a_shard_without_runs_says_so(experiment: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert "hard 2/2 has no runs, so there is nothing to train" in done.stdout.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_published_weights_are_another_run_only_for_models_that_have_such() -> None:
+    plain = make_training_plan("kin_quality", "smoke", "cpu", ())
+    published = make_training_plan("kin_quality", "smoke", "cpu", ("training.initialisation=published",))
+    changed = {
+        one.model_name
+        for one, other in zip(plain.final_runs, published.final_runs, strict=True)
+        if plain.fingerprint(one) != published.fingerprint(other)
+    }
+    assert changed == {"mamba2", "rwkv6"}

@@ -24,6 +24,9 @@ from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer, StateTensor, WholeModel
 from retbench.strict import Strict
 
+Initialisation = Literal["plain", "published"]
+"""plain: projections are drawn alike in every model. published: as each mixer's published code draws its own."""
+
 
 def _parse_mixer(raw: object) -> object:
     """Return the mixer that a dumped configuration names; anything else as it is."""
@@ -184,6 +187,12 @@ class ModelConfig(Strict):
     def concatenates(self) -> bool:
         """True if a cache is copied at every token instead of being allocated to a capacity."""
         return any(mixer.concatenates for mixer in self.mixers)
+
+    @property
+    def has_published_init(self) -> bool:
+        """True if training can start some of its weights as published, unlike those of every other model."""
+        parts = (part for block in self.blocks for part in (block.mixer, block.ffn))
+        return any(part.published_init for part in parts if part is not None)
 
     @property
     def whole_model(self) -> WholeModel | None:

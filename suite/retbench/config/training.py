@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from retbench.architectures.configs import Initialisation
 from retbench.architectures.sizes import SizeId, size_id
 from retbench.config.evaluation import Count, Length, without_repeats
 from retbench.config.synthetic import TaskSpec
@@ -120,6 +121,9 @@ class TrainingSpec(Strict):
     seeds_by_size: dict[SizeId, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(
         default_factory=dict
     )
+    initialisation: Initialisation = "plain"
+    """plain: every projection from one normal distribution, in all models alike. published: as the published code of a
+    mixer starts its own, where that differs (Mamba-2, RWKV)."""
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
     compile: bool = False

@@ -1,6 +1,6 @@
 """Channel mixers: what a block does to the channels of its tokens, after its sequence mixer. Without torch."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ class ChannelMixer(Strict):
     """Name of the kind, as configurations store it."""
     d_model: int = Field(ge=1)
     ffn_dim: int = Field(ge=1)
+
+    published_init: ClassVar[bool] = False
+    """As of `Mixer`."""
 
     @property
     def num_params(self) -> int:

@@ -168,6 +168,8 @@ class Mixer(Strict):
     default_form: ClassVar[str]
     default_chunk_size: ClassVar[int | None] = None
     """Tokens of a chunk of the chunkwise form; None where the mixer has no chunks."""
+    published_init: ClassVar[bool] = False
+    """True if training can start from projections as published, which differ from those of every other model."""
     implementation: ClassVar[str]
     """"module:class" of the torch module, imported when a model is built."""
 

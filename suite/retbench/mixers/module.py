@@ -52,7 +52,13 @@ class StatefulModule(FusedSteps):
         raise NotImplementedError
 
     def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
-        """Draw weights whose published initialisation is another one than that of `models.build.init_weights`."""
+        """Draw vectors and other small weights as published; `models.build.init_weights` has drawn the projections.
+
+        No weight is such that others take no part: equivalence checks and timings use these weights.
+        """
+
+    def init_published(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw the projections as published too, after `init_weights`; `published_init` says if that differs."""
 
     @staticmethod
     def keep(state: LayerState | None, name: str, tensor: Tensor) -> None:

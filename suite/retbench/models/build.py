@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import Initialisation, ModelConfig
 from retbench.measure.products import row_products
 from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder
@@ -27,8 +27,9 @@ def build_model(
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
     decode_operators: str | None = None,
+    initialisation: Initialisation = "plain",
 ) -> Decoder:
-    """Build a model on its device, in evaluation mode, with normal weights drawn from `seed`.
+    """Build a model on its device, in evaluation mode, with weights drawn from `seed`.
 
     Args:
         config: The model.
@@ -39,6 +40,7 @@ def build_model(
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
         compute_dtype: Dtype that the caller's autocast gives the operators; that of the weights when None.
         decode_operators: fused or eager; None is fused if they can run here, else eager.
+        initialisation: As of `init_weights`.
 
     Raises:
         ConfigError: unknown backend or decode operators.
@@ -53,7 +55,7 @@ def build_model(
         compute_dtype=compute_dtype,
         decode_operators=decode_operators,
     )
-    init_weights(model, seed)
+    init_weights(model, seed, initialisation)
     return model
 
 
@@ -108,10 +110,11 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @torch.no_grad()
-def init_weights(model: Decoder, seed: int) -> None:
+def init_weights(model: Decoder, seed: int, initialisation: Initialisation = "plain") -> None:
     """Draw matrices from a normal distribution, and set weights of norms to one and biases to zero.
 
-    A mixer then draws the weights that are published with another initialisation.
+    Each mixer then draws its vectors and other small weights as they are published. With `published` it draws its
+    projections so too; a model that trains from there is of use to no check before, as some of them are zero.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -123,4 +126,7 @@ def init_weights(model: Decoder, seed: int) -> None:
     for index, block in enumerate(model.blocks):
         for part in block.children():
             if isinstance(part, StatefulModule):
-                part.init_weights(generator, Depth(index, len(model.blocks)))
+                depth = Depth(index, len(model.blocks))
+                part.init_weights(generator, depth)
+                if initialisation == "published":
+                    part.init_published(generator, depth)

@@ -122,6 +122,7 @@ class Trainer:
             backend=entry.backend,
             chunk_size=entry.chunk_size,
             compute_dtype=torch.bfloat16 if self._uses_autocast else None,
+            initialisation=plan.initialisation(run),
         )
         make_contiguous(self.model)
         self.model.activation_checkpointing = plan.profile.activation_checkpointing

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import ModelSpec
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import Initialisation, ModelConfig
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.synthetic import TaskSpec
 from retbench.config.training import RECIPES, Recipe, TrainingSpec
@@ -215,6 +215,10 @@ class TrainingPlan:
         )
         return run.num_steps * step
 
+    def initialisation(self, run: TrainingRun) -> Initialisation:
+        """Return how the weights of a run start; plain for every model without another published initialisation."""
+        return self.spec.initialisation if self.config(run).has_published_init else "plain"
+
     def determined_by(self, run: TrainingRun) -> dict[str, Any]:
         """Return everything that determines a run's weights and validation loss on one machine, as JSON values."""
         spec, entry, most = self.spec, self.entry(run), self.max_packed_tokens
@@ -229,6 +233,11 @@ class TrainingPlan:
             **self._determined_by_source(),
             **({} if most is None else {"max_packed_tokens": most}),
             **({"compile": True} if spec.compile else {}),
+            **(
+                {}
+                if (initialisation := self.initialisation(run)) == "plain"
+                else {"initialisation": initialisation}
+            ),
             **spec.model_dump(
                 mode="json",
                 include={"seq_len", "batch_size", "micro_batch_size", "autocast", "validation_tokens"},

@@ -205,6 +205,7 @@ def _run_facts(plan: TrainingPlan, run: TrainingRun, tuning: Tuning | None) -> F
         "seed": run.seed,
         "num_steps": run.num_steps,
         "learning_rate": run.learning_rate,
+        "initialisation": plan.initialisation(run),
         "training_fingerprint": plan.fingerprint(run),
     }
     if tuning is not None:

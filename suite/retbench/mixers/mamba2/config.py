@@ -41,6 +41,7 @@ class Mamba2(LinearOperator):
     title: ClassVar[str] = "Mamba-2"
     forms: ClassVar = {**LinearOperator.forms, "fla": Form("kernel"), "mamba_ssm": Form("kernel")}
     default_chunk_size: ClassVar[int | None] = 64
+    published_init: ClassVar[bool] = True
     implementation: ClassVar[str] = "retbench.mixers.mamba2.module:Mamba2Module"
 
     @model_validator(mode="after")

@@ -96,6 +96,16 @@ class Mamba2Module(LinearOperatorModule):
         self.log_rate.copy_(draw(self.log_rate, *RATE_RANGE).log())
         self.skip.fill_(1.0)
 
+    @torch.no_grad()
+    def init_published(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw the projections as torch's linear layers do, W_out divided by sqrt(layers).
+
+        As `_init_weights` of `mamba_ssm/models/mixer_seq_simple.py` leaves them, for blocks of one residual.
+        """
+        for projection, divisor in ((self.in_proj, 1.0), (self.out_proj, depth.num_layers**0.5)):
+            bound = projection.in_features**-0.5 / divisor
+            projection.weight.t().uniform_(-bound, bound, generator=generator)
+
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
         reasons = {"fla": kernels.missing_reason, "mamba_ssm": missing_reason}

@@ -40,6 +40,7 @@ class RwkvTimeMix(ChannelDecayOperator):
 
     title: ClassVar[str] = "RWKV time mix"
     forms: ClassVar = {**ChannelDecayOperator.forms, "fla": Form("kernel"), "fla_recurrent": Form("kernel")}
+    published_init: ClassVar[bool] = True
     implementation: ClassVar[str] = f"{_IMPLEMENTATION}:RwkvTimeMixModule"
 
     @model_validator(mode="after")
@@ -132,6 +133,8 @@ class RwkvChannelMix(ChannelMixer):
     """
 
     kind: Literal["rwkv"] = "rwkv"
+
+    published_init: ClassVar[bool] = True
 
     @property
     def num_params(self) -> int:

@@ -1,5 +1,7 @@
 """Time mix and channel mix of RWKV-5 and RWKV-6 as torch modules."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from retbench.ops.position import Positions
 
 LOW_RANK_GAIN = 0.5
 """Root mean square of what a low rank adds at the start, for inputs of 1, if tanh left them as they are."""
+LOW_RANK_BOUND = 1e-2
+"""Published range of B_j and D at the start."""
 
 
 class RwkvTimeMixModule(LinearOperatorModule):
@@ -65,9 +69,9 @@ class RwkvTimeMixModule(LinearOperatorModule):
     def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
         """Set the vectors as `RWKV-v5/src/model.py` of BlinkDL/RWKV-LM does, and draw the matrices of a low rank.
 
-        The published code starts A_j, C and W_o at zero. With such weights the equivalence check would find no fault in
-        what depends on the data. So A_j, B_j, C and D are drawn such that decays and interpolation visibly depend on
-        it, and W_o like every projection here.
+        The published code starts A_j, C and W_o at zero, as `init_published` does. With such weights the equivalence
+        check would find no fault in what depends on the data. So A_j, B_j, C and D are drawn such that decays and
+        interpolation visibly depend on it, and W_o like every projection here.
         """
         d, rise = self.config.d_model, depth.layer / max(1, depth.num_layers - 1)
         index = torch.arange(d, dtype=torch.float64)
@@ -80,10 +84,30 @@ class RwkvTimeMixModule(LinearOperatorModule):
         self.head_norm.weight.fill_(((1 + depth.layer) / depth.num_layers) ** 0.7)
         if self.mix_input is not None:
             self.mix_input.copy_(1 - late)
+        for down, up in self._low_ranks():
+            down.normal_(0.0, d**-0.5, generator=generator)
+            up.normal_(0.0, LOW_RANK_GAIN * up.shape[-2] ** -0.5, generator=generator)
+
+    @torch.no_grad()
+    def init_published(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw the projections as `RWKV-v5/src/model.py` does: orthogonal, with A_j, C and W_o at zero."""
+        for projection, gain in (
+            (self.receptance_proj, 1.0),
+            (self.key_proj, 0.1),
+            (self.value_proj, 1.0),
+            (self.gate_proj, 0.1),
+        ):
+            _draw_orthogonal(projection, gain, generator)
+        self.out_proj.weight.zero_()
+        for down, up in self._low_ranks():
+            down.zero_()
+            up.uniform_(-LOW_RANK_BOUND, LOW_RANK_BOUND, generator=generator)
+
+    def _low_ranks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield A_j and B_j, then C and D, without those of rank 0."""
         for down, up in ((self.mix_down, self.mix_up), (self.decay_down, self.decay_up)):
             if down is not None and up is not None:
-                down.normal_(0.0, d**-0.5, generator=generator)
-                up.normal_(0.0, LOW_RANK_GAIN * up.shape[-2] ** -0.5, generator=generator)
+                yield down, up
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
@@ -173,6 +197,13 @@ class RwkvChannelMixModule(ChannelMixerModule):
         for mix in (self.key_mix, self.receptance_mix):
             mix.copy_(1 - _powers(len(mix), depth, 1.0))
 
+    @torch.no_grad()
+    def init_published(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw W_k orthogonal, with W_v and W_r at zero, as `RWKV-v5/src/model.py` does."""
+        _draw_orthogonal(self.key_proj, 1.0, generator)
+        self.value_proj.weight.zero_()
+        self.receptance_proj.weight.zero_()
+
     def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         difference = _previous(x, state, "channel_shift") - x
@@ -193,6 +224,14 @@ def _previous(x: Tensor, state: LayerState | None, name: str) -> Tensor:
     previous, last = token_shift(x, state[name])
     StatefulModule.keep(state, name, last)
     return previous
+
+
+def _draw_orthogonal(projection: Linear, gain: float, generator: torch.Generator) -> None:
+    """Draw a semi-orthogonal weight (out, in), times `gain` and, where it has more outputs, sqrt(out / in)."""
+    weight = projection.weight
+    rise = max(1.0, projection.out_features / projection.in_features) ** 0.5
+    drawn = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    weight.copy_(nn.init.orthogonal_(drawn, gain * rise, generator=generator))
 
 
 def _powers(width: int, depth: Depth, factor: float) -> Tensor:
