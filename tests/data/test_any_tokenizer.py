@@ -100,3 +100,9 @@ def test_any_binary_tokenizer(tmp_path: Path, name: str, make: Callable[[], byte
 def test_a_text_that_is_not_unicode_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="the tokenizer 'bytes' cannot encode"):
         load_tokenizer("bytes").encode(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "stories260K"])
+def test_no_format_encodes_a_text_that_is_not_unicode(data_dir: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"the tokenizer '{name}' cannot encode"):
+        load_tokenizer(name, data_dir=data_dir).encode("a\ud800")

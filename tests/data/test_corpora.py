@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.data import text_files
 from retbench.data.corpora import load_corpus
 from retbench.errors import ConfigError, RetbenchError
 
@@ -124,10 +126,64 @@ def test_the_fingerprint_is_of_content_and_names_not_of_the_place(
     assert len({before, changed, load_corpus(str(moved)).fingerprint}) == 3
 
 
+def names_in_splits(root: Path) -> list[str]:
+    return sorted(name for split in ("train", "validation", "test") for name in names(root, split))
+
+
+def age(root: Path) -> None:
+    """Give every file a time long ago, so that its index is cached."""
+    for path in root.rglob("*.*"):
+        os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+
+def test_a_folder_and_its_only_subfolder_are_two_corpora_in_the_cache(write_folder: Write) -> None:
+    root = write_folder({f"books/{number}.txt": f"text {number}" for number in range(5)})
+    age(root)
+    for folder, prefix in ((root, "books/"), (root / "books", ""), (root, "books/")):
+        assert names_in_splits(folder) == [f"{prefix}{number}.txt" for number in range(5)]
+
+
+def test_two_names_of_one_file_are_two_documents(write_folder: Write) -> None:
+    root = write_folder({"a.txt": "one", "b.txt": "two"})
+    (root / "c.txt").symlink_to(root / "a.txt")
+    assert names_in_splits(root) == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_a_file_is_cached_by_its_time_when_reading_began(
+    write_folder: Write, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the other files takes longer than the two seconds in which a file counts as being modified."""
+    root = write_folder({"a.txt": "one", "b.txt": "two"})
+    age(root)
+    now = LONG_AGO_NS + 10**9
+
+    def tick() -> int:
+        nonlocal now
+        now += 10**10
+        return now - 10**10
+
+    monkeypatch.setattr(text_files.time, "time_ns", tick)
+    load_corpus(str(root))
+    assert [path.read_text(encoding="utf-8") for path in (cache / "catalogues").iterdir()] == ["{}"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(write_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folder({"a.txt": "one", "closed/b.txt": "two"})
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=r"closed: the folder cannot be read \(Permission denied\)"):
+        load_corpus(str(root))
+
+
 def test_what_was_read_is_known_by_size_and_time(write_folder: Write, cache: Path) -> None:
     root = write_folder({"a.txt": "one", "b.txt": "two", "c.txt": "three"})
-    for path in root.iterdir():
-        os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+    age(root)
     before = load_corpus(str(root))
     (root / "a.txt").write_text("eno", encoding="utf-8")
     os.utime(root / "a.txt", ns=(LONG_AGO_NS, LONG_AGO_NS))
@@ -270,6 +326,7 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(write_folder: Write,
 
 def test_a_file_whose_name_is_not_unicode_is_read(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text", encoding="utf-8")
+    age(tmp_path)  # it would be cached now, and JSON cannot hold its name
     assert texts(tmp_path) == ["text"]
     assert load_corpus(str(tmp_path)).fingerprint == load_corpus(str(tmp_path)).fingerprint
 

@@ -167,6 +167,7 @@ def hub_errors() -> list[tuple[Callable[[Any], Exception], type[RetbenchError], 
             "give the path of a local copy",
         ),
         (lambda e: ConnectionError(), UnsupportedError, r"cannot be reached \(ConnectionError\)"),
+        (lambda e: ConnectionError("\n"), UnsupportedError, r"cannot be reached \(ConnectionError\)"),
     ]
 
 
@@ -175,13 +176,19 @@ def test_what_goes_wrong_on_the_hub_is_told_apart(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[Any], Exception], kind: type[RetbenchError], message: str
 ) -> None:
     library = pytest.importorskip("huggingface_hub")
-    error = make(library.errors)
+    error = make(pytest.importorskip("huggingface_hub.errors"))
 
     def fail(*_args: object, **_settings: object) -> None:
         raise error
 
     monkeypatch.setattr(library, "snapshot_download", fail)
     with pytest.raises(kind, match=f"'hub:owner/name': .*{message}"):
+        load_tokenizer("hub:owner/name")
+
+
+def test_a_missing_library_is_named_as_pip_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(UnsupportedError, match=r"pip install huggingface-hub$"):
         load_tokenizer("hub:owner/name")
 
 

@@ -1,13 +1,13 @@
 """Needle prompts: equal on every machine, as long as asked, with the needle at its depth and nothing else to find."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.data.corpora import load_corpus
+from retbench.data.corpora import Corpus, Document, load_corpus
 from retbench.data.needle_prompts import (
     NEEDLES,
     NOISE,
@@ -87,6 +87,19 @@ def test_a_corpus_that_does_not_fill_the_context_is_refused() -> None:
         make_prompt(
             BYTES, lambda index, count: ["One.", "Two."][:count], "few", 0, depth=0.0, num_tokens=2048
         )
+
+
+def test_a_corpus_without_text_to_test_on_is_refused() -> None:
+    class Empty(Corpus):
+        """A small data set of the hub, none of whose rows is for the test by its hash."""
+
+        name, fingerprint, splits = "empty", "0", ("test", "all")
+
+        def _read(self, split: str) -> Iterator[Document]:
+            yield from ()
+
+    with pytest.raises(ConfigError, match="the split 'test' of the corpus 'empty' has no text"):
+        haystack_sentences("empty", Empty())
 
 
 def test_a_context_without_room_is_refused() -> None:

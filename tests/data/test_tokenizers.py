@@ -4,9 +4,10 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_tokenizers import gpt2_encode, llama2c_encode, read_tiktoken
 
@@ -16,6 +17,16 @@ from retbench.errors import ConfigError, UnsupportedError
 
 AWKWARD = "Once  upon a time,\n\n  naïve café's 1999 — 日本語 🙂\t'tis don't\r\n <0x0A> \u00a0 end  "
 REAL = ["gpt2", "neox", "mistral", "stories260K/tok512.bin"]
+BYTE_PIECES = [
+    (piece, 0.0) for piece in (b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256)))
+]
+
+
+def write_pieces(path: Path, pieces: Sequence[tuple[bytes, float]]) -> Path:
+    """Write pieces and scores as llama2.c's export does."""
+    entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in pieces]
+    path.write_bytes(struct.pack("<i", max(len(piece) for piece, _ in pieces)) + b"".join(entries))
+    return path
 
 
 @pytest.fixture
@@ -111,13 +122,36 @@ def test_a_configuration_beside_says_what_begins_and_ends_a_text(data_dir: Path,
     assert tokenizer.fingerprint != load_tokenizer("neox", data_dir=data_dir).fingerprint
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+WORDS = st.sampled_from(["the", " was", "  ", "\n\n", "\x00", "\t", "é", "🙂", "<0x0A>", "<unk>", "\n<s>\n"])
+
+
+@given(text=st.lists(WORDS | CHARACTERS, max_size=40).map("".join))
 def test_scored_pieces_merge_as_llama2c_does(
     stories: tuple[ScoredPieces, list[tuple[bytes, float]]], text: str
 ) -> None:
     tokenizer, pieces = stories
     assert tokenizer.encode(text) == llama2c_encode(text, pieces)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@example(pieces=["ab", "ba"], text="aba bab")
+@given(
+    pieces=st.lists(st.text("abc ", min_size=2, max_size=4), max_size=12), text=st.text("abc d", max_size=30)
+)
+def test_scored_pieces_of_equal_scores_merge_as_llama2c_does(pieces: list[str], text: str) -> None:
+    """The leftmost of equal pairs is merged first, which no fixed order of merges gives."""
+    entries = [*BYTE_PIECES, *((piece.encode(), 0.0) for piece in dict.fromkeys([*"abc ", *pieces]))]
+    with TemporaryDirectory() as folder:
+        path = write_pieces(Path(folder, "tok9.bin"), entries)
+        assert ScoredPieces("tok9", path).encode(text) == llama2c_encode(text, entries)
+
+
+@pytest.mark.parametrize("wrong", [b"<0x0a>", b"\n"])
+def test_scored_pieces_have_every_byte(tmp_path: Path, wrong: bytes) -> None:
+    pieces = [(wrong if piece == b"<0x0A>" else piece, score) for piece, score in BYTE_PIECES]
+    with pytest.raises(ConfigError, match="tokens 3 to 258 are not the bytes"):
+        load_tokenizer(str(write_pieces(tmp_path / "tok9.bin", pieces)))
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +177,15 @@ def test_scored_pieces_equal_sentencepiece_on_its_own_model(
     sentencepiece = pytest.importorskip("sentencepiece")
     path = data_dir / "mistral_tokenizer" / "tokenizer.model.v1"
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    content = struct.pack("<i", 27)
-    for token in range(processor.vocab_size()):
-        special = {processor.bos_id(): "\n<s>\n", processor.eos_id(): "\n</s>\n"}
-        piece = special.get(token, processor.id_to_piece(token)).replace("▁", " ").encode()
-        content += struct.pack("<fi", processor.get_score(token), len(piece)) + piece
-    (tmp_path / "tokenizer.bin").write_bytes(content)
-    ours = load_tokenizer(str(tmp_path / "tokenizer.bin"))
+    special = {processor.bos_id(): "\n<s>\n", processor.eos_id(): "\n</s>\n"}
+    pieces = [
+        (
+            special.get(token, processor.id_to_piece(token)).replace("▁", " ").encode(),
+            processor.get_score(token),
+        )
+        for token in range(processor.vocab_size())
+    ]
+    ours = load_tokenizer(str(write_pieces(tmp_path / "tokenizer.bin", pieces)))
     text = novel.replace("▁", "_")
     assert ours.encode(text) == load_tokenizer("mistral", data_dir=data_dir).encode(text)
 
@@ -176,6 +212,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(data_dir: Path, monkeypatch
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{", "tokenizer.json: not a tokenizer.json"),
+        ("a.model.json", b"{", "a.model.json: not a tokenizer.json"),
         ("tokenizer.json", b'{"model": 3}', "tokenizer.json: not a tokenizer.json"),
         ("vocab.json", b"{}", "takes two files, .*merges.txt or vocab.bpe"),
         ("tokenizer.model", b"no model", "not a SentencePiece model"),
@@ -213,7 +250,14 @@ def test_gpt2_files_that_do_not_belong_together_are_refused(
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no tokenizer"), (["a.model", "b.model"], r"several tokenizers \(a.model, b.model\)")],
+    [
+        ([], "no tokenizer"),
+        (["a.model", "b.model"], r"several tokenizers \(a.model, b.model\)"),
+        (
+            ["a_tokenizer.json", "b_tokenizer.json"],
+            r"several tokenizers \(a_tokenizer.json, b_tokenizer.json\)",
+        ),
+    ],
 )
 def test_a_folder_holds_one_tokenizer(tmp_path: Path, names: Sequence[str], message: str) -> None:
     for name in names:

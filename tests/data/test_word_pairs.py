@@ -29,6 +29,11 @@ def test_a_pair_is_two_words_with_white_space_between() -> None:
     assert units[-1].end == len(TEXT)
 
 
+def test_white_space_at_the_end_takes_no_time() -> None:
+    """One million of them would take hours if the rest were scanned from each."""
+    assert split_units("said no" + "\n" * 10**6) == split_units("said no")
+
+
 def test_pairs_are_counted_where_they_are_wanted() -> None:
     assert count_pairs([TEXT, "said no"], {("said", "no"), ("no", "Miss")}) == {("said", "no"): 3}
 

@@ -31,7 +31,7 @@ def load_package(package: str, purpose: str) -> Any:
     """Import an optional package that only some data needs.
 
     Args:
-        package: Its name for `import`.
+        package: Its name for `import`, or that of a module in it.
         purpose: The subject of the error message's sentence, e.g. "A SentencePiece model".
 
     Raises:
@@ -42,7 +42,7 @@ def load_package(package: str, purpose: str) -> Any:
     except ImportError as error:
         raise UnsupportedError(
             f"{purpose} needs the package '{package}', which cannot be imported here ({error}). "
-            f"Install it: pip install {package.replace('_', '-')}"
+            f"Install it: pip install {package.partition('.')[0].replace('_', '-')}"
         ) from error
 
 
@@ -99,7 +99,7 @@ def translate_hub_errors(name: str) -> Iterator[None]:
 
 def _unreachable(name: str, error: Exception) -> UnsupportedError:
     """Return the error for a hub that does not answer, or not as it should."""
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UnsupportedError(
         f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."
     )

@@ -144,7 +144,11 @@ def _key(wording: Wording, word: int) -> str:
 
 
 def haystack_sentences(haystack: str, corpus: Corpus | None) -> Sentences:
-    """Return the sentences of a haystack by name; of a corpus those of its split `test`, else of all documents."""
+    """Return the sentences of a haystack by name; of a corpus those of its split `test`, else of all documents.
+
+    Raises:
+        ConfigError: the split has no document.
+    """
     if haystack == NOISE:
         return lambda index, count: [_FILLER] * count
     if haystack == NEEDLES:
@@ -159,6 +163,10 @@ def haystack_sentences(haystack: str, corpus: Corpus | None) -> Sentences:
         for sentence in re.split(r"(?<=[.!?])\s+", document.text)
         if sentence.strip()
     ][:_MOST_SENTENCES]
+    if not found:
+        raise ConfigError(
+            f"the split '{split}' of the corpus '{haystack}' has no text. Take a larger corpus."
+        )
     return partial(_from_text, found, haystack)
 
 

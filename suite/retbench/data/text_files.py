@@ -22,7 +22,7 @@ from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 from stat import S_ISREG
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,12 +75,12 @@ def list_files(root: Path) -> list[TextFile]:
     """Return the text files in and below a folder in the order of their names, or the single file `root`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a folder cannot be read.
     """
     if not root.is_dir():
         return [TextFile(root.name, root)]
     found = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
         found += [
@@ -92,6 +92,13 @@ def list_files(root: Path) -> list[TextFile]:
             "README and LICENSE do not count."
         )
     return sorted(TextFile(path.relative_to(root).as_posix(), path) for path in found)
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    """Raise a ConfigError for a folder that cannot be read: without it, the corpus would be another one."""
+    raise ConfigError(
+        f"{error.filename}: the folder cannot be read ({error.strerror}). Check its permissions."
+    ) from error
 
 
 @cache
@@ -187,17 +194,21 @@ def index_files(files: Sequence[TextFile]) -> list[FileIndex]:
     Raises:
         ConfigError: a file cannot be read or is not text.
     """
-    names = [str(file.path.resolve()) for file in files]
-    key = hashlib.sha256("\n".join([READING, *names]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    # The names of documents depend on the folder that was given, so one file has an index per name.
+    places = [f"{file.name}\n{file.path.resolve()}" for file in files]
+    key = hashlib.sha256("\n".join([READING, *places]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     path = cache_dir() / "catalogues" / f"{key}.json"
     cached = _load_cached(path)
+    settled_ns = time.time_ns() - _SETTLED_NS
     found = {
-        name: cached[name] if name in cached and is_unchanged(file, cached[name]) else _index(file)
-        for name, file in zip(names, files, strict=True)
+        file.name: cached[file.name]
+        if file.name in cached and is_unchanged(file, cached[file.name])
+        else _index(file)
+        for file in files
     }
     if found != cached:
-        _store_settled(path, found)
-    return [found[name] for name in names]
+        _store_settled(path, found, settled_ns)
+    return list(found.values())
 
 
 def is_unchanged(file: TextFile, index: FileIndex) -> bool:
@@ -236,8 +247,8 @@ def _load_cached(path: Path) -> dict[str, FileIndex]:
         return {}
 
 
-def _store_settled(path: Path, found: dict[str, FileIndex]) -> None:
-    """Cache the indexes of files that are no longer being modified; a cache that cannot be written is left out."""
-    settled = {name: index for name, index in found.items() if time.time_ns() - index.mtime_ns > _SETTLED_NS}
-    with suppress(StorageError):
+def _store_settled(path: Path, found: dict[str, FileIndex], settled_ns: int) -> None:
+    """Cache the indexes of files modified before `settled_ns`; a cache that cannot be written is left out."""
+    settled = {name: index for name, index in found.items() if index.mtime_ns < settled_ns}
+    with suppress(StorageError, ValueError):  # a name that is not Unicode has no JSON
         write_atomic(path, _Indexes.dump_json(settled))

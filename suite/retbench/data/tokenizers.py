@@ -68,14 +68,14 @@ def load_tokenizer(name: str, *, data_dir: Path | None = None) -> Tokenizer:
 
 def _read_file(name: str, path: Path) -> Tokenizer:
     """Read the tokenizer of one file, and the other files of its format in the same folder."""
-    if ".model" in path.suffixes:
-        return SentencePieceTokenizer(name, path)
-    if path.suffix == ".bin":
-        return ScoredPieces(name, path)
     if path.name in (*_GPT2_VOCABULARIES, *_GPT2_MERGES):
         return _read_gpt2(name, path.parent)
     if path.suffix == ".json":
         return read_tokenizer_json(name, path)
+    if ".model" in path.suffixes:
+        return SentencePieceTokenizer(name, path)
+    if path.suffix == ".bin":
+        return ScoredPieces(name, path)
     raise ConfigError(
         f"{path}: not a tokenizer of a known format. Give a tokenizer.json, GPT-2's vocabulary, a SentencePiece "
         ".model, llama2.c's tok*.bin, or a folder with one of these."
@@ -98,18 +98,15 @@ def _read_gpt2(name: str, folder: Path) -> Tokenizer:
 
 def _read_folder(name: str, folder: Path) -> Tokenizer:
     """Read the only tokenizer of a folder; a tokenizer.json is preferred to other formats."""
-    for pattern in ("tokenizer.json", "*tokenizer.json"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return read_tokenizer_json(name, found[0])
-    if any((folder / file).is_file() for file in _GPT2_VOCABULARIES):
+    found = sorted(folder.glob("tokenizer.json")) or sorted(folder.glob("*tokenizer.json"))
+    if not found and any((folder / file).is_file() for file in _GPT2_VOCABULARIES):
         return _read_gpt2(name, folder)
-    others = sorted({*folder.glob("*.model"), *folder.glob("*.model.v*"), *folder.glob("tok*.bin")})
-    if len(others) != 1:
-        several = f"several tokenizers ({', '.join(path.name for path in others)})"
-        count = several if others else "no tokenizer"
+    found = found or sorted({*folder.glob("*.model"), *folder.glob("*.model.v*"), *folder.glob("tok*.bin")})
+    if len(found) != 1:
+        several = f"several tokenizers ({', '.join(path.name for path in found)})"
+        count = several if found else "no tokenizer"
         raise ConfigError(f"{folder}: {count} in this folder. Give the path of the tokenizer's file.")
-    return _read_file(name, others[0])
+    return _read_file(name, found[0])
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

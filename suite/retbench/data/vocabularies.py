@@ -267,7 +267,9 @@ def read_pieces(content: bytes) -> list[tuple[bytes, float]]:
         if length < 0 or offset > len(content):
             raise ValueError(f"it ends within token {len(pieces)}")
         pieces.append((content[offset - length : offset], score))
-    if len(pieces) < _FIRST_BYTE + 256 or pieces[_FIRST_BYTE][0] != b"<0x00>":
+    if [piece for piece, _ in pieces[_FIRST_BYTE : _FIRST_BYTE + 256]] != [
+        b"<0x%02X>" % byte for byte in range(256)
+    ]:
         raise ValueError("tokens 3 to 258 are not the bytes <0x00> to <0xFF>")
     return pieces
 
@@ -309,7 +311,7 @@ class ScoredPieces(Tokenizer):
         """Return the tokens of a text's characters, or of their bytes."""
         tokens = []
         for character in text:
-            piece = character.encode("utf-8", "surrogatepass")
+            piece = character.encode()
             token = self._token_of.get(piece)
             tokens += [token] if token is not None else [_FIRST_BYTE + byte for byte in piece]
         return tokens

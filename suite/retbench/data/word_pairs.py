@@ -47,7 +47,8 @@ class PairUse(NamedTuple):
 
 def split_units(text: str) -> list[Unit]:
     """Return the words and marks of a text; white space at its end belongs to none."""
-    return [Unit(match.end(), match[1] or "") for match in _UNITS.finditer(text)]
+    # Without its white space at the end, which the pattern would scan once from each of its characters.
+    return [Unit(match.end(), match[1] or "") for match in _UNITS.finditer(text.rstrip())]
 
 
 def find_pairs(units: list[Unit]) -> list[PairUse]:
