@@ -48,10 +48,8 @@ def test_every_size_matches_within_one_percent(size: str, variant: str, baseline
     }
     # Two heads divide the width that torchscale's values and feed-forward share: a step is 4 % of the smallest budget.
     is_coarse = variant == "torchscale" and size in ("25k", "40k")
-    match = matching.match_models(models, allow_mismatch=is_coarse, where="test")
-    assert match.mismatch_ratio <= (0.02 if is_coarse else 0.01)
-    assert match.num_params_nonembedding == tuple(costs.num_params_nonembedding(m) for m in models.values())
-    assert match.num_params == tuple(costs.num_params(m) for m in models.values())
+    mismatch = matching.match_models(models, allow_mismatch=is_coarse, where="test")
+    assert mismatch <= (0.02 if is_coarse else 0.01)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,7 +59,7 @@ def test_named_transformers_have_fewer_key_value_heads(size: str) -> None:
     names = ("transformer", "transformer-gqa", "transformer-mqa")
     models = {name: matching.resolve_model(named[name], size) for name in names}
     assert [model.mixer.num_kv_heads for model in models.values()] == [heads, max(1, heads // 4), 1]
-    assert matching.match_models(models, allow_mismatch=False, where="test").mismatch_ratio <= 0.01
+    assert matching.match_models(models, allow_mismatch=False, where="test") <= 0.01
     cached = [costs.state_bytes(model, "bfloat16", 1, 1000) for model in models.values()]
     assert [cached[0] / one for one in cached] == [1, heads / max(1, heads // 4), heads]
 
@@ -196,7 +194,7 @@ def test_an_unmatched_pair_is_refused_with_both_counts() -> None:
     }
     with pytest.raises(ConfigError, match=r"retnet 13,551,104, transformer 18,905,600, 28\.3 % apart"):
         matching.match_models(models, allow_mismatch=False, where="here")
-    assert matching.match_models(models, allow_mismatch=True, where="here").mismatch_ratio > 0.28
+    assert matching.match_models(models, allow_mismatch=True, where="here") > 0.28
 
 
 @given(st.integers(min_value=8, max_value=100_000), st.sampled_from(VARIANTS), st.sampled_from(sorted(SIZES)))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from retbench.architectures.configs import repeat_blocks
 from retbench.architectures.retnet import retnet_config
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError
@@ -187,7 +186,7 @@ def test_nothing_but_numbers_passes():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_hybrid_is_checked_in_each_other_form_of_each_mixer_and_not_in_its_own(dtype):
-    blocks = repeat_blocks([next(CONFIGS[name].layers) for name in ("retnet", "transformer")])
+    blocks = tuple(next(CONFIGS[name].layers) for name in ("retnet", "transformer"))
     config = CONFIGS["retnet"].model_copy(update={"blocks": blocks})
     model = build_model(config, dtype=dtype, device="cpu", seed=0, backend="chunkwise+sdpa")
     gate = check_equivalence(model, TEXT, depth=301, lengths=LENGTHS)

@@ -65,7 +65,8 @@ class Architecture:
         mixers: Mixers of a user's package that this architecture brings along.
         is_baseline: Other models are compared with it.
         order: Place in lists, the lowest first; equal ones by name.
-        upgrade: Turns a configuration of the first format, one flat table, into today's.
+        upgrade: Makes a model of the fields of a configuration in the first format, one flat table, as records and
+            checkpoints had it before mixers.
         formats: Modules of the checkpoint formats that hold its weights.
         reads_any_model: It takes any checkpoint of another library, which runs the model. Such a model is not matched.
         is_standard: True for a model that has every part that its paper describes; ablations lack some.
@@ -83,7 +84,7 @@ class Architecture:
     mixers: tuple[type[Mixer], ...] = ()
     is_baseline: bool = False
     order: int = 1
-    upgrade: Callable[[dict[str, Any]], "ModelConfig"] | None = None
+    upgrade: "Callable[..., ModelConfig] | None" = None
     formats: tuple[str, ...] = ()
     reads_any_model: bool = False
     is_standard: "Callable[[ModelConfig], bool]" = lambda config: True

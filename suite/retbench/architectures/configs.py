@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +20,7 @@ from retbench.architectures.registry import (
     find_mixer,
     upgrade_config,
 )
+from retbench.architectures.sizes import Size
 from retbench.errors import unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer, StateTensor, WholeModel
@@ -251,15 +253,19 @@ def check_backend(config: ModelConfig, backend: str) -> None:
             raise unknown_name(f"{title} backend", part, config.forms)
 
 
-def repeat_blocks(blocks: list[BlockConfig]) -> tuple[BlockConfig, ...]:
-    """Return blocks in order with equal neighbours counted together."""
-    grouped: list[BlockConfig] = []
-    for block in blocks:
-        if grouped and (grouped[-1].mixer, grouped[-1].ffn) == (block.mixer, block.ffn):
-            grouped[-1] = grouped[-1].model_copy(update={"count": grouped[-1].count + block.count})
-        else:
-            grouped.append(block)
-    return tuple(grouped)
+def llama_config(
+    architecture: str, variant: str, size: Size, mixers: Iterable[Mixer], ffn_dim: int
+) -> ModelConfig:
+    """Return a model of Llama's blocks: RMSNorm and the mixer of each layer, then RMSNorm and a SwiGLU feed-forward."""
+    ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
+    runs = [(mixer, len(list(layers))) for mixer, layers in groupby(mixers)]
+    return ModelConfig(
+        architecture=architecture,
+        variant=variant,
+        d_model=size.d_model,
+        vocab_size=size.vocab_size,
+        blocks=tuple(BlockConfig(count=count, mixer=mixer, ffn=ffn) for mixer, count in runs),
+    )
 
 
 def parse_model_config(raw: dict[str, Any]) -> ModelConfig:

@@ -14,13 +14,9 @@ PREFILL_SEGMENT = 1024
 """Tokens of each prompt that are in flight at once: longer ones are taken in segments."""
 
 
-MEASURED_ONLY = "the model is not matched, and its costs are measured only"
-"""Why a model of another library has no analytical costs."""
-
-
 def missing_reason(config: ModelConfig) -> str | None:
     """Return why a model has no analytical costs but its parameters; None if it has them."""
-    return MEASURED_ONLY if config.whole_model else None
+    return "the model is not matched, and its costs are measured only" if config.whole_model else None
 
 
 def block_params(config: ModelConfig) -> int:

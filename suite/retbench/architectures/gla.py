@@ -6,7 +6,7 @@ from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
-from retbench.architectures.matching import check_divides, choose_width
+from retbench.architectures.matching import check_divides, choose_width, swiglu_width
 from retbench.architectures.sizes import Size
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
@@ -52,12 +52,7 @@ def _resolve(spec: GlaSpec, size: Size) -> ModelConfig:
     def make(ffn_dim: int) -> ModelConfig:
         return gla_config(mixer, num_layers=size.num_layers, vocab_size=size.vocab_size, ffn_dim=ffn_dim)
 
-    return choose_width(make, spec.ffn_dim, size, lambda: published_ffn(size.d_model))
-
-
-def published_ffn(d_model: int) -> int:
-    """Return the feed-forward width of fla's GLA: 8/3 d, up to a multiple of 256."""
-    return 256 * -(-int(8 * d_model / 3) // 256)
+    return choose_width(make, spec.ffn_dim, size, swiglu_width(size.d_model))
 
 
 def _unusual(config: ModelConfig) -> list[str]:

@@ -94,11 +94,6 @@ class TransformersLayers(Mixer):
         """True if the state grows with the context."""
         return self.has_cache
 
-    @property
-    def concatenates(self) -> bool:
-        """False: caches are allocated to a capacity."""
-        return False
-
 
 def _resolve(spec: HfSpec, size: Size) -> NoReturn:
     """Raise ConfigError: weights are never drawn for such a model."""

@@ -1,17 +1,17 @@
 """Hybrids: any mixers, in a pattern that is repeated over the layers, each before a SwiGLU feed-forward."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig, join_default_forms, repeat_blocks
+from retbench.architectures.configs import ModelConfig, join_default_forms, llama_config
 from retbench.architectures.matching import choose_width
 from retbench.architectures.registry import find_mixer
 from retbench.architectures.sizes import Size
 from retbench.errors import ConfigError
-from retbench.mixers.feed_forward import FeedForward
 
 Pattern = tuple[str | dict[str, Any], ...]
 
@@ -98,24 +98,10 @@ def _resolve(spec: HybridSpec, size: Size) -> ModelConfig:
     mixers = [find_mixer(each["mixer"]).at_size(size, **each) for each in fields]
     _check_all_used([each["mixer"] for each in fields], size.num_layers)
     kinds = "-".join(dict.fromkeys(mixer.mixer for mixer in mixers))
-
-    def make(ffn_dim: int) -> ModelConfig:
-        ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
-        layers = [BlockConfig(mixer=mixers[index % len(mixers)], ffn=ffn) for index in range(size.num_layers)]
-        return ModelConfig(
-            architecture="hybrid",
-            variant=kinds if spec.variant == "pattern" else spec.variant,
-            d_model=size.d_model,
-            vocab_size=size.vocab_size,
-            blocks=repeat_blocks(layers),
-        )
-
-    def no_published_width() -> int:
-        raise ConfigError(
-            "ffn_dim is 'published', and no width is published for a hybrid. Use ffn_dim = \"matched\"."
-        )
-
-    return choose_width(make, spec.ffn_dim, size, no_published_width)
+    variant = kinds if spec.variant == "pattern" else spec.variant
+    layers = [mixers[index % len(mixers)] for index in range(size.num_layers)]
+    make = partial(llama_config, "hybrid", variant, size, layers)
+    return choose_width(make, spec.ffn_dim, size, "no width is published for a hybrid")
 
 
 ARCHITECTURE = Architecture(

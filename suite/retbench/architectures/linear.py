@@ -1,15 +1,14 @@
 """The linear Transformer: linear attention in place of softmax attention (arXiv:2006.16236), in Llama's blocks."""
 
+from functools import partial
 from typing import Literal, get_args
 
 from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.architectures.configs import ModelConfig, llama_config
 from retbench.architectures.matching import choose_width
 from retbench.architectures.sizes import Size
-from retbench.errors import ConfigError
-from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
 
 
@@ -29,25 +28,9 @@ class LinearSpec(ModelSpec):
 
 def _resolve(spec: LinearSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
-    mixer = LinearAttention.at_size(size, feature_map=spec.variant)
-
-    def make(ffn_dim: int) -> ModelConfig:
-        ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
-        return ModelConfig(
-            architecture="linear",
-            variant=spec.variant,
-            d_model=size.d_model,
-            vocab_size=size.vocab_size,
-            blocks=(BlockConfig(count=size.num_layers, mixer=mixer, ffn=ffn),),
-        )
-
-    def no_published_width() -> int:
-        raise ConfigError(
-            "ffn_dim is 'published', and no width is published for linear attention with SwiGLU. "
-            'Use ffn_dim = "matched".'
-        )
-
-    return choose_width(make, spec.ffn_dim, size, no_published_width)
+    mixers = [LinearAttention.at_size(size, feature_map=spec.variant)] * size.num_layers
+    make = partial(llama_config, "linear", spec.variant, size, mixers)
+    return choose_width(make, spec.ffn_dim, size, "no width is published for linear attention with SwiGLU")
 
 
 ARCHITECTURE = Architecture(

@@ -60,7 +60,7 @@ def _resolve(spec: Mamba2Spec, size: Size) -> ModelConfig:
         mixer = Mamba2.at_size(size, inner_dim=inner_dim, num_heads=heads, **groups)
         return mamba2_config(mixer, num_layers=2 * size.num_layers, vocab_size=size.vocab_size)
 
-    return choose_width(make, spec.inner_dim, size, lambda: usual.inner_dim, step=step)
+    return choose_width(make, spec.inner_dim, size, usual.inner_dim, step=step)
 
 
 ARCHITECTURE = Architecture(

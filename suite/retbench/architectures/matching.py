@@ -6,7 +6,7 @@ A size fixes the width, the number of layers and the budget of the paper, 12 d_m
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -49,10 +49,11 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
             raise ConfigError(
                 f"{spec.architecture}: '{place}' is {fault['input']!r}: {reason}. Correct or remove it."
             ) from error
-        asked = f", ffn_dim {spec.ffn_dim!r}" if hasattr(spec, "ffn_dim") else ""
-        raise ConfigError(
-            f"{spec.architecture} of size '{name}'{asked}: {reason}. Use ffn_dim = \"matched\", or a width that fits."
-        ) from error
+        ffn_dim = getattr(spec, "ffn_dim", "matched")
+        asked, advice = "", "Correct the model's table."
+        if ffn_dim != "matched":
+            asked, advice = f", ffn_dim {ffn_dim!r}", 'Use ffn_dim = "matched", or a width that fits.'
+        raise ConfigError(f"{spec.architecture} of size '{name}'{asked}: {reason}. {advice}") from error
     except ConfigError as error:
         raise ConfigError(str(error).replace("{size}", f"size '{name}'")) from error
 
@@ -107,7 +108,7 @@ def choose_width(
     make: Callable[[int], ModelConfig],
     width: FfnWidth,
     size: Size,
-    published: Callable[[], int],
+    published: int | str,
     *,
     step: int | None = None,
 ) -> ModelConfig:
@@ -117,12 +118,22 @@ def choose_width(
         make: Makes the model with a width.
         width: As the experiment asks for it.
         size: The size.
-        published: Gives the width by the rule of the variant's own code.
+        published: The width by the rule of the variant's own code, or in words why there is none.
         step: Solved widths are multiples of it; `width_step` when None.
+
+    Raises:
+        ConfigError: the published width is asked for, and there is none.
     """
-    if isinstance(width, int):
-        return make(width)
-    return make(published()) if width == "published" else solve_width(make, size, step=step)
+    if width == "published":
+        if isinstance(published, str):
+            raise ConfigError(f"ffn_dim is 'published', and {published}. Use ffn_dim = \"matched\".")
+        width = published
+    return make(width) if isinstance(width, int) else solve_width(make, size, step=step)
+
+
+def swiglu_width(d_model: int, ratio: float = 4) -> int:
+    """Return the width of a SwiGLU feed-forward as in Llama and fla: 2/3 `ratio` d, up to a multiple of 256."""
+    return 256 * -(-int(d_model * ratio * 2 / 3) // 256)
 
 
 def check_divides(name: str, value: int, whole: str, total: int) -> None:
@@ -131,22 +142,8 @@ def check_divides(name: str, value: int, whole: str, total: int) -> None:
         raise ConfigError(f"{name} is {value}, which does not divide {whole} of {{size}}. Give a divisor.")
 
 
-@dataclass(frozen=True)
-class Match:
-    """Matching of the models of an experiment.
-
-    Attributes:
-        mismatch_ratio: |difference| of the non-embedding parameters over the larger of the two.
-    """
-
-    names: tuple[str, ...]
-    num_params: tuple[int, ...]
-    num_params_nonembedding: tuple[int, ...]
-    mismatch_ratio: float
-
-
-def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where: str) -> Match:
-    """Return the matching report of an experiment's models.
+def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where: str) -> float:
+    """Return the mismatch of an experiment's models: 1 - fewest / most non-embedding parameters.
 
     Raises:
         ConfigError: non-embedding parameters differ by more than 1 % and `allow_mismatch` is false.
@@ -160,6 +157,4 @@ def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where:
             f"{100 * mismatch:.1f} % apart (at most 1 %). "
             'Use ffn_dim = "matched", or set allow_mismatch = true in the profile.'
         )
-    return Match(
-        tuple(models), tuple(costs.num_params(config) for config in models.values()), sizes, mismatch
-    )
+    return mismatch

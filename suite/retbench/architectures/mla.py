@@ -1,15 +1,14 @@
 """The Transformer with multi-head latent attention, in Llama's blocks: DeepSeek-V2's without experts."""
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.architectures.configs import ModelConfig, llama_config
 from retbench.architectures.matching import choose_width
 from retbench.architectures.sizes import Size
-from retbench.errors import ConfigError
-from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.latent_attention.config import QUERY_RANK_FACTOR, LatentAttention
 
 Variant = Literal["direct", "compressed"]
@@ -35,24 +34,9 @@ def _resolve(spec: MlaSpec, size: Size) -> ModelConfig:
     mixer = LatentAttention.at_size(size, **({} if spec.kv_rank is None else {"kv_rank": spec.kv_rank}))
     if spec.variant == "compressed":
         mixer = mixer.model_copy(update={"query_rank": QUERY_RANK_FACTOR * mixer.kv_rank})
-
-    def make(ffn_dim: int) -> ModelConfig:
-        ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
-        return ModelConfig(
-            architecture="mla",
-            variant=spec.variant,
-            d_model=size.d_model,
-            vocab_size=size.vocab_size,
-            blocks=(BlockConfig(count=size.num_layers, mixer=mixer, ffn=ffn),),
-        )
-
-    def no_published_width() -> int:
-        raise ConfigError(
-            "ffn_dim is 'published', and the published models with latent attention have experts in place of one "
-            'feed-forward. Use ffn_dim = "matched".'
-        )
-
-    return choose_width(make, spec.ffn_dim, size, no_published_width)
+    make = partial(llama_config, "mla", spec.variant, size, [mixer] * size.num_layers)
+    no_width = "the published models with latent attention have experts in place of one feed-forward"
+    return choose_width(make, spec.ffn_dim, size, no_width)
 
 
 ARCHITECTURE = Architecture(

@@ -135,8 +135,9 @@ def upgrade_config(raw: dict[str, Any]) -> dict[str, Any]:
     upgrade = architectures()[name].upgrade
     if upgrade is None:
         return raw
+    fields = {field: value for field, value in raw.items() if field != "architecture"}
     try:
-        return upgrade(raw).model_dump()
+        return upgrade(**fields).model_dump()
     except TypeError as error:  # fields are missing, unknown or of another type
         raise ValueError(f"no model of architecture {name!r}: {error}") from error
 

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
-from retbench.architectures.matching import check_divides, choose_width, width_step
+from retbench.architectures.matching import check_divides, choose_width, swiglu_width, width_step
 from retbench.architectures.sizes import Size
-from retbench.errors import ConfigError
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.retention.config import Decay, Retention
 from retbench.ops import ROTARY_BASE, Layout
@@ -167,31 +166,18 @@ def _resolve(spec: RetNetSpec, size: Size) -> ModelConfig:
         )
 
     step = math.lcm(width_step(size), heads) if shares_width else None
-    return choose_width(
-        make, spec.ffn_dim, size, lambda: _published_ffn(spec.variant, size.d_model), step=step
-    )
+    return choose_width(make, spec.ffn_dim, size, _published_ffn(spec.variant, size.d_model), step=step)
 
 
-def _published_ffn(variant: Variant, d_model: int) -> int:
-    """Return the feed-forward width by the rule of the variant's own code."""
-    widths = {
-        "fla": 256 * -(-(4 * d_model // 3) // 256),  # fla RetNetConfig: hidden_ratio 2
+def _published_ffn(variant: Variant, d_model: int) -> int | str:
+    """Return the feed-forward width by the rule of the variant's own code, or in words why there is none."""
+    widths: Mapping[Variant, int | str] = {
+        "fla": swiglu_width(d_model, ratio=2),  # fla RetNetConfig: hidden_ratio 2
         "paper": 2 * d_model,  # Sec. 3.1
         "yoco": 3 * d_model,  # arXiv:2405.05254, scaling curves
-        "torchscale": TORCHSCALE_FFN.get(d_model),
+        "torchscale": TORCHSCALE_FFN.get(d_model, f"torchscale publishes no width for d_model {d_model}"),
     }
-    width = widths[variant]
-    if width is None:
-        raise ConfigError(
-            f"ffn_dim is 'published', and torchscale publishes no width for d_model {d_model}. "
-            'Use ffn_dim = "matched".'
-        )
-    return width
-
-
-def _upgrade(raw: dict[str, Any]) -> ModelConfig:
-    """Return the model of a flat configuration, as records and checkpoints had it before mixers."""
-    return retnet_config(**{name: value for name, value in raw.items() if name != "architecture"})
+    return widths[variant]
 
 
 def _is_standard(config: ModelConfig) -> bool:
@@ -224,7 +210,7 @@ ARCHITECTURE = Architecture(
     resolve=_resolve,
     presets={variant: {"variant": variant} for variant in TRAITS},
     order=0,
-    upgrade=_upgrade,
+    upgrade=retnet_config,
     formats=("retbench.checkpoints.fla", "retbench.checkpoints.torchscale"),
     is_standard=_is_standard,
     unusual=_unusual,

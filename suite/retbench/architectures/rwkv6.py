@@ -55,7 +55,7 @@ def _resolve(spec: RwkvSpec, size: Size) -> ModelConfig:
     def make(ffn_dim: int) -> ModelConfig:
         return rwkv_config(mixer, num_layers=size.num_layers, vocab_size=size.vocab_size, ffn_dim=ffn_dim)
 
-    return choose_width(make, spec.ffn_dim, size, lambda: published_ffn(size.d_model))
+    return choose_width(make, spec.ffn_dim, size, published_ffn(size.d_model))
 
 
 def published_ffn(d_model: int) -> int:

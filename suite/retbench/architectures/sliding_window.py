@@ -1,14 +1,14 @@
 """The sliding-window Transformer: Llama's blocks with a window and sinks in place of the whole context."""
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig
-from retbench.architectures.matching import check_divides, choose_width
+from retbench.architectures.configs import ModelConfig, llama_config
+from retbench.architectures.matching import check_divides, choose_width, swiglu_width
 from retbench.architectures.sizes import Size
-from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.window_attention.config import WindowAttention
 
 
@@ -34,21 +34,8 @@ def _resolve(spec: SlidingWindowSpec, size: Size) -> ModelConfig:
     kv_heads = spec.num_kv_heads or heads
     check_divides("num_kv_heads", kv_heads, f"the {heads} query heads", heads)
     mixer = WindowAttention.at_size(size, num_kv_heads=kv_heads, window=spec.window, sinks=spec.sinks)
-
-    def make(ffn_dim: int) -> ModelConfig:
-        ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
-        return ModelConfig(
-            architecture="sliding_window",
-            variant="llama",
-            d_model=size.d_model,
-            vocab_size=size.vocab_size,
-            blocks=(BlockConfig(count=size.num_layers, mixer=mixer, ffn=ffn),),
-        )
-
-    def llama_width() -> int:
-        return 256 * -(-(8 * size.d_model // 3) // 256)
-
-    return choose_width(make, spec.ffn_dim, size, llama_width)
+    make = partial(llama_config, "sliding_window", "llama", size, [mixer] * size.num_layers)
+    return choose_width(make, spec.ffn_dim, size, swiglu_width(size.d_model))
 
 
 ARCHITECTURE = Architecture(

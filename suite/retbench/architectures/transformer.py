@@ -7,7 +7,7 @@ from pydantic import Field
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
 from retbench.architectures.configs import BlockConfig, ModelConfig
-from retbench.architectures.matching import check_divides, choose_width
+from retbench.architectures.matching import check_divides, choose_width, swiglu_width
 from retbench.architectures.sizes import Size
 from retbench.mixers.attention.config import Attention, Cache
 from retbench.mixers.feed_forward import FeedForward
@@ -95,6 +95,7 @@ def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
     heads = size.attention_heads
     kv_heads = max(1, heads // 4) if spec.num_kv_heads == "quarter" else spec.num_kv_heads or heads
     check_divides("num_kv_heads", kv_heads, f"the {heads} query heads", heads)
+    published = 4 * size.d_model if spec.variant == "gpt" else swiglu_width(size.d_model)
 
     def make(ffn_dim: int) -> ModelConfig:
         return transformer_config(
@@ -108,17 +109,7 @@ def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
             cache=spec.cache,
         )
 
-    return choose_width(make, spec.ffn_dim, size, lambda: _published_ffn(spec.variant, size.d_model))
-
-
-def _published_ffn(variant: Variant, d_model: int) -> int:
-    """Return the feed-forward width of GPT, or of Llama and fla: 8/3 d, up to a multiple of 256."""
-    return 4 * d_model if variant == "gpt" else 256 * -(-(8 * d_model // 3) // 256)
-
-
-def _upgrade(raw: dict[str, Any]) -> ModelConfig:
-    """Return the model of a flat configuration, as records and checkpoints had it before mixers."""
-    return transformer_config(**{name: value for name, value in raw.items() if name != "architecture"})
+    return choose_width(make, spec.ffn_dim, size, published)
 
 
 def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]:
@@ -152,7 +143,7 @@ ARCHITECTURE = Architecture(
     },
     is_baseline=True,
     order=2,
-    upgrade=_upgrade,
+    upgrade=transformer_config,
     formats=("retbench.checkpoints.fla", "retbench.checkpoints.llama", "retbench.checkpoints.llama2c"),
     features=_features,
 )

@@ -1,15 +1,15 @@
 """YOCO: a lower half with a small state, and an upper half that shares one key-value cache (arXiv:2405.05254)."""
 
+from functools import partial
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from retbench.architectures.architecture import Architecture, FfnWidth, ModelSpec
-from retbench.architectures.configs import BlockConfig, ModelConfig
+from retbench.architectures.configs import ModelConfig, llama_config
 from retbench.architectures.matching import check_divides, choose_width
 from retbench.architectures.sizes import Size
 from retbench.mixers.attention.config import Attention
-from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.mixer import Mixer
 from retbench.mixers.retention.config import Retention
 from retbench.mixers.shared_attention.config import SharedAttention
@@ -73,19 +73,9 @@ def _resolve(spec: YocoSpec, size: Size) -> ModelConfig:
     writer = Attention.at_size(size, num_kv_heads=kv_heads)
     reader = SharedAttention.at_size(size, num_kv_heads=kv_heads)
     num_lower = size.num_layers // 2
-    counts = ((num_lower, lower), (1, writer), (size.num_layers - num_lower - 1, reader))
-
-    def make(ffn_dim: int) -> ModelConfig:
-        ffn = FeedForward(d_model=size.d_model, ffn_dim=ffn_dim)
-        return ModelConfig(
-            architecture="yoco",
-            variant=spec.variant,
-            d_model=size.d_model,
-            vocab_size=size.vocab_size,
-            blocks=tuple(BlockConfig(count=count, mixer=mixer, ffn=ffn) for count, mixer in counts if count),
-        )
-
-    return choose_width(make, spec.ffn_dim, size, lambda: 3 * size.d_model)
+    mixers = [*[lower] * num_lower, writer, *[reader] * (size.num_layers - num_lower - 1)]
+    make = partial(llama_config, "yoco", spec.variant, size, mixers)
+    return choose_width(make, spec.ffn_dim, size, 3 * size.d_model)
 
 
 ARCHITECTURE = Architecture(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import swiglu_width
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description, Fields, Format, Names, Plan, Shape, map_decoder
@@ -58,10 +59,10 @@ class FlaFields(Fields):
 
     @property
     def ffn_dim(self) -> int:
-        """Width of the feed-forward: `fla/modules/mlp.py`, two thirds of the ratio, up to a multiple of 256."""
+        """Width of the feed-forward, as in `fla/modules/mlp.py`."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        return 256 * -(-int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3) // 256)
+        return swiglu_width(self.hidden_size, self.hidden_ratio or 4)
 
 
 class _RetNetFields(FlaFields):

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.rwkv6 import rwkv_config
-from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart
+from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart, prefixed
 from retbench.checkpoints.rwkv6 import flatten, map_norm
 from retbench.errors import CheckpointError
 from retbench.mixers.rwkv.config import RwkvTimeMix
@@ -97,14 +97,14 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
     for layer, block in enumerate(config.layers):
         assert isinstance(block.mixer, RwkvTimeMix)
         assert block.ffn is not None
-        own, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        found |= map_norm(f"{own}.mixer_norm", f"{theirs}.attn_norm", d)
-        found |= map_norm(f"{own}.ffn_norm", f"{theirs}.ffn_norm", d)
-        parts = _map_time_mix(block.mixer) | _map_channel_mix(d, block.ffn.ffn_dim)
-        found |= {
-            f"{own}.{name}": (part._replace(name=f"{theirs}.{part.name}"),) for name, part in parts.items()
+        tensors = _map_time_mix(block.mixer) | _map_channel_mix(d, block.ffn.ffn_dim)
+        parts = {
+            **map_norm("mixer_norm", "attn_norm", d),
+            **map_norm("ffn_norm", "ffn_norm", d),
+            **{name: (tensor,) for name, tensor in tensors.items()},
+            **map_norm("mixer.head_norm", "attn.g_norm", d),
         }
-        found |= map_norm(f"{own}.mixer.head_norm", f"{theirs}.attn.g_norm", d)
+        found |= prefixed(parts, f"blocks.{layer}", f"model.layers.{layer}")
     return found
 
 

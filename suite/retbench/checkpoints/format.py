@@ -145,12 +145,16 @@ def map_decoder(described: Description, names: Names, *, interleaved: bool = Fal
         "head.weight": (WeightPart(names.embedding if described.tied_embeddings else names.head, table),),
     }
     for index, block in enumerate(config.layers):
-        for name, parts in _map_block(block, names, interleaved).items():
-            theirs = names.layer.format(index)
-            plan[f"blocks.{index}.{name}"] = tuple(
-                part._replace(name=f"{theirs}.{part.name}") for part in parts
-            )
+        plan |= prefixed(_map_block(block, names, interleaved), f"blocks.{index}", names.layer.format(index))
     return plan
+
+
+def prefixed(plan: Plan, own: str, theirs: str) -> Plan:
+    """Return a plan with prefixes before the names of its tensors: `own` here, and `theirs` in the file."""
+    return {
+        f"{own}.{name}": tuple(part._replace(name=f"{theirs}.{part.name}") for part in parts)
+        for name, parts in plan.items()
+    }
 
 
 def _map_block(block: BlockConfig, names: Names, interleaved: bool) -> Plan:

@@ -14,27 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from retbench.architectures.configs import BlockConfig
 from retbench.architectures.mamba2 import mamba2_config
-from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart
+from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart, prefixed
 from retbench.errors import CheckpointError
 from retbench.mixers.mamba2.config import Mamba2
 from retbench.strict import Strict
 
 TRANSFORMERS_EMBEDDING = "backbone.embeddings.weight"
 MAMBA_EMBEDDING = "backbone.embedding.weight"
-
-_MIXER_NAMES = {
-    "in_proj.weight": "in_proj.weight",
-    "conv_weight": "conv1d.weight",
-    "conv_bias": "conv1d.bias",
-    "dt_bias": "dt_bias",
-    "log_rate": "A_log",
-    "skip": "D",
-    "norm.weight": "norm.weight",
-    "out_proj.weight": "out_proj.weight",
-}
-"""Tensors of the mixer here, by those of both formats."""
 
 
 def _read_float(raw: object) -> object:
@@ -168,27 +155,25 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
         "head.weight": (WeightPart(head, table),),
     }
     for index, block in enumerate(config.layers):
-        here, there = f"blocks.{index}", f"backbone.layers.{index}"
-        found[f"{here}.mixer_norm.weight"] = (WeightPart(f"{there}.norm.weight", width),)
-        for name, shape in _mixer_shapes(block).items():
-            found[f"{here}.mixer.{name}"] = (WeightPart(f"{there}.mixer.{_MIXER_NAMES[name]}", shape),)
+        assert isinstance(block.mixer, Mamba2)
+        norm = {"mixer_norm.weight": (WeightPart("norm.weight", width),)}
+        parts = norm | prefixed(_map_mixer(block.mixer), "mixer", "mixer")
+        found |= prefixed(parts, f"blocks.{index}", f"backbone.layers.{index}")
     return found
 
 
-def _mixer_shapes(block: BlockConfig) -> dict[str, Shape]:
-    """Return the shape of each tensor of a block's mixer, which is equal here and in the file."""
-    mixer = block.mixer
-    assert isinstance(mixer, Mamba2)
+def _map_mixer(mixer: Mamba2) -> Plan:
+    """Return the parts of a block's mixer, whose tensors have the same shapes here and in the file."""
     d, inner, channels, heads = mixer.d_model, mixer.inner_dim, mixer.conv_channels, (mixer.num_heads,)
     return {
-        "in_proj.weight": (inner + channels + mixer.num_heads, d),
-        "conv_weight": (channels, 1, mixer.conv_width),
-        "conv_bias": (channels,),
-        "dt_bias": heads,
-        "log_rate": heads,
-        "skip": heads,
-        "norm.weight": (inner,),
-        "out_proj.weight": (d, inner),
+        "in_proj.weight": (WeightPart("in_proj.weight", (inner + channels + mixer.num_heads, d)),),
+        "conv_weight": (WeightPart("conv1d.weight", (channels, 1, mixer.conv_width)),),
+        "conv_bias": (WeightPart("conv1d.bias", (channels,)),),
+        "dt_bias": (WeightPart("dt_bias", heads),),
+        "log_rate": (WeightPart("A_log", heads),),
+        "skip": (WeightPart("D", heads),),
+        "norm.weight": (WeightPart("norm.weight", (inner,)),),
+        "out_proj.weight": (WeightPart("out_proj.weight", (d, inner)),),
     }
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.rwkv6 import published_ffn, rwkv_config
-from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart
+from retbench.checkpoints.format import Description, Fields, Format, Plan, Shape, WeightPart, prefixed
 from retbench.errors import CheckpointError
 from retbench.mixers.rwkv.config import RwkvTimeMix
 
@@ -103,13 +103,13 @@ def plan(described: Description, stored: Collection[str], ours: Mapping[str, Sha
     for layer, block in enumerate(config.layers):
         assert isinstance(block.mixer, RwkvTimeMix)
         assert block.ffn is not None
-        own, theirs = f"blocks.{layer}", names.block.format(layer)
-        found |= map_norm(f"{own}.mixer_norm", f"{theirs}.ln1", config.d_model)
-        found |= map_norm(f"{own}.ffn_norm", f"{theirs}.ln2", config.d_model)
-        found |= _map_time_mix(block.mixer, f"{own}.mixer", f"{theirs}.{names.time_mix}")
-        found |= _map_channel_mix(
-            config.d_model, block.ffn.ffn_dim, f"{own}.ffn", f"{theirs}.{names.channel_mix}"
-        )
+        parts = {
+            **map_norm("mixer_norm", "ln1", config.d_model),
+            **map_norm("ffn_norm", "ln2", config.d_model),
+            **prefixed(_map_time_mix(block.mixer), "mixer", names.time_mix),
+            **prefixed(_map_channel_mix(config.d_model, block.ffn.ffn_dim), "ffn", names.channel_mix),
+        }
+        found |= prefixed(parts, f"blocks.{layer}", names.block.format(layer))
     return found
 
 
@@ -118,41 +118,35 @@ def map_norm(own: str, theirs: str, width: int) -> Plan:
     return {f"{own}.{part}": (WeightPart(f"{theirs}.{part}", (width,)),) for part in ("weight", "bias")}
 
 
-def _map_time_mix(mixer: RwkvTimeMix, own: str, theirs: str) -> Plan:
+def _map_time_mix(mixer: RwkvTimeMix) -> Plan:
     """Return the parts of a time mix."""
     d, rank, decay_rank = mixer.d_model, mixer.mix_rank, mixer.decay_rank
-    matrices = {
-        "mix_down": ("time_maa_w1", (d, 5 * rank)),
-        "mix_up": ("time_maa_w2", (5, rank, d)),
-        "decay_down": ("time_decay_w1", (d, decay_rank)),
-        "decay_up": ("time_decay_w2", (decay_rank, d)),
-        "key_proj.weight": ("key.weight", (d, d)),
-        "value_proj.weight": ("value.weight", (d, d)),
-        "receptance_proj.weight": ("receptance.weight", (d, d)),
-        "gate_proj.weight": ("gate.weight", (d, d)),
-        "out_proj.weight": ("output.weight", (d, d)),
-    }
     return {
-        f"{own}.mix": tuple(_vector(f"{theirs}.time_maa_{letter}", (1, 1, d)) for letter in "wkvrg"),
-        f"{own}.mix_input": (_vector(f"{theirs}.time_maa_x", (1, 1, d)),),
-        f"{own}.log_rate": (_vector(f"{theirs}.time_decay", (1, 1, d)),),
-        f"{own}.bonus": (_vector(f"{theirs}.time_faaaa", (mixer.num_heads, mixer.head_dim)),),
-        **{
-            f"{own}.{name}": (WeightPart(f"{theirs}.{other}", shape),)
-            for name, (other, shape) in matrices.items()
-        },
-        **map_norm(f"{own}.head_norm", f"{theirs}.ln_x", d),
+        "mix": tuple(_vector(f"time_maa_{letter}", (1, 1, d)) for letter in "wkvrg"),
+        "mix_input": (_vector("time_maa_x", (1, 1, d)),),
+        "log_rate": (_vector("time_decay", (1, 1, d)),),
+        "bonus": (_vector("time_faaaa", (mixer.num_heads, mixer.head_dim)),),
+        "mix_down": (WeightPart("time_maa_w1", (d, 5 * rank)),),
+        "mix_up": (WeightPart("time_maa_w2", (5, rank, d)),),
+        "decay_down": (WeightPart("time_decay_w1", (d, decay_rank)),),
+        "decay_up": (WeightPart("time_decay_w2", (decay_rank, d)),),
+        "key_proj.weight": (WeightPart("key.weight", (d, d)),),
+        "value_proj.weight": (WeightPart("value.weight", (d, d)),),
+        "receptance_proj.weight": (WeightPart("receptance.weight", (d, d)),),
+        "gate_proj.weight": (WeightPart("gate.weight", (d, d)),),
+        "out_proj.weight": (WeightPart("output.weight", (d, d)),),
+        **map_norm("head_norm", "ln_x", d),
     }
 
 
-def _map_channel_mix(d_model: int, ffn_dim: int, own: str, theirs: str) -> Plan:
+def _map_channel_mix(d_model: int, ffn_dim: int) -> Plan:
     """Return the parts of a channel mix."""
     return {
-        f"{own}.key_mix": (_vector(f"{theirs}.time_maa_k", (1, 1, d_model)),),
-        f"{own}.receptance_mix": (_vector(f"{theirs}.time_maa_r", (1, 1, d_model)),),
-        f"{own}.key_proj.weight": (WeightPart(f"{theirs}.key.weight", (ffn_dim, d_model)),),
-        f"{own}.value_proj.weight": (WeightPart(f"{theirs}.value.weight", (d_model, ffn_dim)),),
-        f"{own}.receptance_proj.weight": (WeightPart(f"{theirs}.receptance.weight", (d_model, d_model)),),
+        "key_mix": (_vector("time_maa_k", (1, 1, d_model)),),
+        "receptance_mix": (_vector("time_maa_r", (1, 1, d_model)),),
+        "key_proj.weight": (WeightPart("key.weight", (ffn_dim, d_model)),),
+        "value_proj.weight": (WeightPart("value.weight", (d_model, ffn_dim)),),
+        "receptance_proj.weight": (WeightPart("receptance.weight", (d_model, d_model)),),
     }
 
 
