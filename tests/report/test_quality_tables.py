@@ -72,7 +72,7 @@ def test_comparisons_stand_on_the_challengers_row_alone(frame: pd.DataFrame, sco
     assert theirs["bits_per_byte_ratio"].isna().all()
     assert theirs["reference"].isna().all()
     for c in scores.comparisons:
-        record = scores.find(c.point, c.model, c.instance)
+        record = scores.sides(c)[0]
         assert record is not None
         row = row_of(frame, record)
         assert row["reference"] == "transformer"

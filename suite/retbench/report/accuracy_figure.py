@@ -12,13 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.document_comparisons import DocumentComparison
-from retbench.report.drawing import Drawing
+from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.panels import Point
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
-from retbench.report.provenance import describe_conditions
-from retbench.report.wording import POINTS, file_stem, format_p
+from retbench.report.wording import POINTS, describe_p, file_stem
 from retbench.stats.paired import proportion_interval
 from retbench.units import format_size
 
@@ -45,41 +44,38 @@ class TaskRows:
 
 def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy in each task at the largest size that two models or more were evaluated at."""
-    records = [r for q in task_points for r in scores.measured(q) if accuracy(r)]
+    measured = [(r, *found) for q in task_points for r in scores.measured(q) if (found := accuracy(r))]
     sizes = [
         size
-        for size in scores.sizes(records)
-        if len({record.model.name for record in records if record.model.size == size}) > 1
+        for size in scores.sizes([record for record, *_ in measured])
+        if len({record.model.name for record, *_ in measured if record.model.size == size}) > 1
     ]
     if not sizes:
         return
-    largest = [record for record in records if record.model.size == sizes[-1]]
+    largest = [each for each in measured if each[0].model.size == sizes[-1]]
     tasks = [_task_rows(scores, task_point, largest) for task_point in task_points]
     shots = task_points[0].num_fewshot or 0
-    title, conditions = f"Accuracy, {shots}-shot", describe_conditions(largest)
-    subtitle = f"%, models of {format_size(sizes[-1])}; bars: 95 % interval over questions"
-    yield Drawing(
+    view = View(
         name=f"{file_stem(task_points[0].experiment)}_zeroshot_{shots}shot",
-        experiments=(task_points[0].experiment,),
-        title=title,
+        title=f"Accuracy, {shots}-shot",
+        subtitle=f"%, models of {format_size(sizes[-1])}; bars: 95 % interval over questions",
         caption=f"Accuracy (acc) of the models of {sizes[-1]}, {shots}-shot, with Wilson's 95 % "
         "interval over the questions. The grey tick is the accuracy of guessing. The text beside a model is its "
         f"difference from the {scores.models.labels.get(str(scores.models.reference))} in percentage points, paired "
         "over the questions, and the p-value of McNemar's exact test.",
-        conditions=conditions,
-        figure=_draw([rows for rows in tasks if rows.points], scores.models, (title, subtitle, conditions)),
-        data=pd.DataFrame([_data_row(record) for record in largest]),
+        records=[record for record, *_ in largest],
     )
+    figure = _draw([rows for rows in tasks if rows.points], scores.models, view.texts)
+    yield view.drawing(figure, pd.DataFrame([_data_row(*each) for each in largest]))
 
 
-def _point(record: Record) -> Point:
+def _point(record: Record, share: float, count: int) -> Point:
     """Return an accuracy with its interval."""
-    value, count = accuracy(record) or (0.0, 1)  # figures show only those that have one
-    return Point(record.model.name, 0, value, *proportion_interval(round(value * count), count))
+    return Point(record.model.name, 0, share, *proportion_interval(round(share * count), count))
 
 
-def _data_row(record: Record) -> dict[str, object]:
-    point = _point(record)
+def _data_row(record: Record, share: float, count: int) -> dict[str, object]:
+    point = _point(record, share, count)
     return instance_row(record) | {
         "task": record.point.task,
         "metric": "acc",
@@ -87,30 +83,31 @@ def _data_row(record: Record) -> dict[str, object]:
         "value": point.value,
         "low": point.low,
         "high": point.high,
-        "num_documents": (accuracy(record) or (0, 0))[1],
+        "num_documents": count,
         "chance": chance(record.point.task, "acc"),
     }
 
 
-def _task_rows(scores: Evaluations, task_point: TaskPoint, records: Sequence[Record]) -> TaskRows:
+def _task_rows(
+    scores: Evaluations, task_point: TaskPoint, measured: Sequence[tuple[Record, float, int]]
+) -> TaskRows:
     """Return the accuracies in a task, by model and seed."""
-    models = scores.models
-    mine = [record for record in records if task_point_of(record) == task_point]
-    mine.sort(key=lambda record: (models.models.index(record.model.name), instance_of(record).seed_word))
+    models = scores.models.models
+    mine = [each for each in measured if task_point_of(each[0]) == task_point]
+    mine.sort(key=lambda each: (models.index(each[0].model.name), instance_of(each[0]).seed_word))
     compared = {(c.model, c.instance): c for c in scores.compared(task_point) if "acc" in c.accuracies}
-    found = [compared.get((record.model.name, instance_of(record))) for record in mine]
+    made = [compared.get((record.model.name, instance_of(record))) for record, *_ in mine]
     return TaskRows(
         shorten(str(task_point.task)),
-        tuple(_point(record) for record in mine),
-        tuple(_note(comparison) if comparison else "" for comparison in found),
+        tuple(_point(*each) for each in mine),
+        tuple(_note(comparison) if comparison else "" for comparison in made),
         chance(task_point.task, "acc"),
     )
 
 
 def _note(comparison: DocumentComparison) -> str:
     pair = comparison.accuracies["acc"]
-    p_value = format_p(pair.p_value)
-    return f"{POINTS * pair.difference:+.1f}, p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+    return f"{POINTS * pair.difference:+.1f}, {describe_p(pair.p_value)}"
 
 
 def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]) -> Figure:

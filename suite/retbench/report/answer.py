@@ -7,28 +7,26 @@ Of several models it names the best one. What was not measured says so.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.advantages import Advantage, advantage, lead_of_ends, superlative
+from retbench.report.advantages import lead_of_ends, superlative
 from retbench.report.comparisons import find_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
+from retbench.report.findings import End, find_ends
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.quality_findings import (
     advantage_of_losses,
     find_quality,
     interval_note,
-    ratio_words,
     trained_note,
 )
-from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
-from retbench.report.wording import device_name, format_length, join_words
+from retbench.report.wording import describe_estimate, device_name, format_length, join_words
 from retbench.units import format_count, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
@@ -96,22 +94,6 @@ def find_answer(contents: Contents) -> Answer:
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
-class _End(NamedTuple):
-    """Comparison of one model at one context length: its advantage, its value and the reference's."""
-
-    length: int
-    advantage: Advantage
-    mine: str
-    theirs: str
-
-    @property
-    def values(self) -> str:
-        """Both values, the unit once where it is the same: '6.42 vs 49.0 ms'."""
-        number, _, unit = self.mine.partition(" ")
-        same = unit and self.theirs.endswith(f" {unit}")
-        return f"{number if same else self.mine} vs {self.theirs}"
-
-
 @dataclass(frozen=True)
 class _Comparison:
     """A sweep with the ratios of its models to the reference."""
@@ -145,18 +127,9 @@ class _Comparison:
         label = self.sweep.models.labels[str(model)]
         return f"the {label}" if model == self.sweep.models.reference else label
 
-    def ends(self, model: str) -> list[_End]:
+    def ends(self, model: str) -> list[End]:
         """Return the comparison at the shortest and at the longest context; one where they are the same."""
-        rows = self.ratios[self.ratios["model"] == model].sort_values("context_len")
-        return [self._end(model, row) for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0]].iterrows()]
-
-    def _end(self, model: str, row: pd.Series) -> _End:
-        metric, length = self.workload.primary, int(row["context_len"])
-        at = self.sweep.rows(metric.name).query("context_len == @length").set_index("model")["value"]
-        mine, theirs = (
-            format_metric(metric.name, float(at[name])) for name in (model, str(self.sweep.models.reference))
-        )
-        return _End(length, advantage(metric, row), mine, theirs)
+        return find_ends(self.sweep, self.ratios[self.ratios["model"] == model])
 
 
 def _compare(sweep: CostSweep) -> _Comparison | None:
@@ -186,9 +159,9 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
     best, sweep = found.ranking[0], found.sweep
     ends = found.ends(best)
     last, several = ends[-1], len(sweep.models.challengers) > 1
-    lead = _lead_of_best(found, last) if several else lead_of_ends([(e.advantage, e.length) for e in ends])
+    lead = _lead_of_best(found, last) if several else lead_of_ends([end[:2] for end in ends])
     parts = [
-        f"{found.workload.quantity} {last.values}{_notes(last)}",
+        f"{found.workload.quantity} {_values(last)}{_notes(last)}",
         *(_other_end(ends[0], lead) if len(ends) > 1 else []),
         *_crossing(found, best, ends),
         *([_range_of_others(found)] if len(found.ranking) > 1 else []),
@@ -198,7 +171,7 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
     return AnswerLine(topic, lead, "; ".join(parts))
 
 
-def _lead_of_best(found: _Comparison, last: _End) -> str:
+def _lead_of_best(found: _Comparison, last: End) -> str:
     """Return the lead of several models: the best one, and its advantage over the reference."""
     best, reference = found.label(found.ranking[0]), found.label(found.sweep.models.reference)
     first, at = superlative(found.workload.primary), f"at {format_tokens(last.length)}"
@@ -208,19 +181,26 @@ def _lead_of_best(found: _Comparison, last: _End) -> str:
     return f"{first}: {best}, {last.advantage.lead} {than} {reference} {at}"
 
 
-def _notes(end: _End) -> str:
+def _values(end: End) -> str:
+    """Return both values, the unit once where it is the same: '6.42 vs 49.0 ms'."""
+    number, _, unit = end.mine.partition(" ")
+    same = unit and end.theirs.endswith(f" {unit}")
+    return f"{number if same else end.mine} vs {end.theirs}"
+
+
+def _notes(end: End) -> str:
     return "".join(f", {note}" for note in end.advantage.notes)
 
 
-def _other_end(first: _End, lead: str) -> list[str]:
+def _other_end(first: End, lead: str) -> list[str]:
     """Return the result at the shortest context, with values where the lead already states its size."""
     at = format_tokens(first.length)
     if f"{first.advantage.lead} at {at}" in lead or first.advantage.outcome == "equal":
-        return [f"at {at} {first.values}{_notes(first)}"]
+        return [f"at {at} {_values(first)}{_notes(first)}"]
     return [f"{first.advantage.lead} at {at}{_notes(first)}"]
 
 
-def _crossing(found: _Comparison, model: str, ends: Sequence[_End]) -> list[str]:
+def _crossing(found: _Comparison, model: str, ends: Sequence[End]) -> list[str]:
     """Return where the curves cross, if the better model is not the same at both ends."""
     if len({end.advantage.outcome for end in ends}) == 1:
         return []
@@ -285,11 +265,11 @@ def _loss_line(
         lead = f"best: {other}; next {labels[best]}, {lead}" if is_worse else f"best: {labels[best]}, {lead}"
     seeds = [str(c.instance.seed) for c in mine if c.instance.seed is not None]
     words = f", seed{'s' if len(seeds) > 1 else ''} {join_words(seeds)}" if seeds else ""
-    records = [record for c in mine if (record := evaluations.find(c.point, best, c.instance))]
+    records = [evaluations.sides(c)[0] for c in mine]
     text = (
         f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "
-        f"{join_words([ratio_words(ratio) for ratio in ratios[best]])} of {other}'s{interval_note(mine)}"
-        f"{trained_note(evaluations, mine[0].point, mine)}{_other_device(records, setting)}"
+        f"{join_words(list(map(describe_estimate, ratios[best])))} of {other}'s{interval_note(mine)}"
+        f"{trained_note(evaluations, mine)}{_other_device(records, setting)}"
     )
     return AnswerLine("Quality", lead, text)
 

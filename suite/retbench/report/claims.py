@@ -31,6 +31,7 @@ from retbench.report.claim_words import describe_missing
 from retbench.report.document_comparisons import Folders
 from retbench.report.frames import ComparableSet, Results, keep_latest, set_of, started
 from retbench.report.points import (
+    ModelInstance,
     fact,
     is_final,
     mismatch,
@@ -39,6 +40,7 @@ from retbench.report.points import (
 )
 from retbench.report.quality_rules import (
     QualityLead,
+    SlicesPair,
     find_leads,
     find_slice_pairs,
     judge_ahead,
@@ -333,16 +335,10 @@ def _judge_quality(
                     yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
         case AheadRule() as rule:
             for instance, leads in find_leads(rule, records, folders, trainings).items():
-                sides = [record for lead in leads for record in lead.records]
-                models = f"{format_size(instance.size)}, {_describe_training(sides)}"
-                row = _quality_row(claim, models, lacking, judge_ahead(rule, leads), sides)
-                yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
+                yield _instance_row(claim, instance, lacking, judge_ahead(rule, leads), leads)
         case SlicesRule() as rule:
             for instance, pairs in find_slice_pairs(rule, records, folders).items():
-                sides = [record for pair in pairs for record in pair.records]
-                models = f"{format_size(instance.size)}, {_describe_training(sides)}"
-                row = _quality_row(claim, models, lacking, judge_slices(claim, pairs), sides)
-                yield row if instance.seed is None else replace(row, seeds=(instance.seed,))
+                yield _instance_row(claim, instance, lacking, judge_slices(claim, pairs), pairs)
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}
             for instance, leads in find_leads(rule, records, folders, trainings).items():
@@ -351,6 +347,20 @@ def _judge_quality(
                     by_size.setdefault(instance.size, []).extend(within)
             if len(by_size) > 1:
                 yield _crossing_row(claim, rule, by_size, lacking)
+
+
+def _instance_row(
+    claim: Claim,
+    instance: ModelInstance,
+    lacking: str,
+    finding: ClaimFinding,
+    pairs: Sequence[QualityLead | SlicesPair],
+) -> ClaimRow:
+    """Return the row of one size and seed."""
+    records = [record for pair in pairs for record in pair.records]
+    models = f"{format_size(instance.size)}, {_describe_training(records)}"
+    row = _quality_row(claim, models, lacking, finding, records)
+    return row if instance.seed is None else replace(row, seeds=(instance.seed,))
 
 
 def _crossing_row(

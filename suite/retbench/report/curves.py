@@ -141,12 +141,16 @@ def _add_panels(
     top_in, gap_in = style.HEADER_IN + above_in, _GAP_IN + above_in
     height_in = top_in + len(axis_labels) * (row_in + gap_in) - gap_in + style.BASE_IN
     figure = style.new_figure(max(HEIGHT_IN, height_in), *texts)
-    axes = style.add_panels(
-        figure, shares, axis_labels, right_in=right_in, left_in=left_in, top_in=top_in, gap_in=gap_in
+    return style.add_panels(
+        figure,
+        shares,
+        axis_labels,
+        right_in=right_in,
+        left_in=left_in,
+        top_in=top_in,
+        gap_in=gap_in,
+        count=len(panels),
     )
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    return axes[: len(panels)]
 
 
 def _fill(axes: Axes, panel: Panel, num_failing: int, *, reasons: bool = True) -> None:
@@ -269,6 +273,11 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
 def with_length(words: str, point: Point, longest: float) -> str:
     """Return words for the last value of a curve, with its context length if longer ones exist."""
     return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
+
+
+def three_decimals(point: Point) -> str:
+    """Return the value of a point without a unit."""
+    return f"{point.value:.3f}"
 
 
 def _name_curves(axes: Axes, labels: Sequence[Label], above_pt: float = 0.0) -> None:

@@ -1,13 +1,17 @@
 """A figure with everything that belongs to it, and the files that it is written to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from retbench.files import write_atomic
+from retbench.records.record import Record
+from retbench.report.provenance import describe_conditions
 from retbench.report.style import house_style
 from retbench.report.wording import csv_text
 
@@ -51,6 +55,27 @@ class Drawing:
     figure: Figure
     data: pd.DataFrame
     linear: Figure | None = None
+
+
+class View(NamedTuple):
+    """Name and words of a figure of scores, and the records whose conditions it states."""
+
+    name: str
+    title: str
+    subtitle: str
+    caption: str
+    records: Sequence[Record]
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Title, subtitle and conditions."""
+        return self.title, self.subtitle, describe_conditions(self.records)
+
+    def drawing(self, figure: Figure, data: pd.DataFrame) -> Drawing:
+        """Return the figure with everything that belongs to it."""
+        experiments = tuple(dict.fromkeys(record.experiment for record in self.records))
+        conditions = describe_conditions(self.records)
+        return Drawing(self.name, experiments, self.title, self.caption, conditions, figure, data)
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:

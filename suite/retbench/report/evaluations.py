@@ -153,9 +153,10 @@ class Evaluations:
         ]
         return sorted(chosen, key=lambda c: order.index(c.instance))
 
-    def find(self, point: TaskPoint, model: str, instance: ModelInstance) -> Record | None:
-        """Return the record of a model instance at a task point."""
-        return next((r for r in self.at(point) if r.model.name == model and instance_of(r) == instance), None)
+    def sides(self, made: DocumentComparison) -> tuple[Record, Record]:
+        """Return the records that are compared, the reference's last."""
+        found = {r.model.name: r for r in self.at(made.point) if instance_of(r) == made.instance}
+        return found[made.model], found[made.reference]
 
     def trained_length(self, records: Sequence[Record]) -> int | None:
         """Return the sequence length of the training of all these models; None if unknown or not one number."""

@@ -7,6 +7,7 @@ stacked bars, and a workload that measures both becomes two rows (`training_figu
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -19,10 +20,19 @@ from retbench.report.curves import draw_row, with_length
 from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
-from retbench.report.panels import MEMORY_UNITS, TIME_UNITS, Panel, Units, frame_points, highest, sweep_panel
-from retbench.report.points import group
+from retbench.report.panels import (
+    MEMORY_UNITS,
+    PERCENT,
+    TIME_UNITS,
+    Panel,
+    Point,
+    Units,
+    frame_points,
+    highest,
+    sweep_panel,
+)
+from retbench.report.points import group, state_bytes_of
 from retbench.report.selection import Selection
-from retbench.report.state_figure import draw_throughput
 from retbench.report.sweeps import (
     DATA_COLUMNS,
     CostSweep,
@@ -38,7 +48,6 @@ from retbench.report.wording import (
     describe_crossover,
     file_stem,
     join_words,
-    section_title,
 )
 from retbench.stats.intervals import Crossover
 from retbench.units import format_bytes, format_rate, format_seconds, format_tokens
@@ -77,7 +86,7 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
         return []
     if workload.primary.name == "tokens_per_s":
         by_batch = [_throughput(sweeps)] if swept_by_batch(sweeps) else []
-        return [*by_batch, *draw_throughput(sweeps, workload)]
+        return [*by_batch, *_throughput_by_state(sweeps, workload)]
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
     return [_times(sweeps, workload)]
@@ -192,7 +201,7 @@ def _batches(sweeps: Sequence[CostSweep]) -> str:
 
 def _name(sweeps: Sequence[CostSweep]) -> str:
     """Return the name of the figure of sweeps that differ in the batch size."""
-    return sweeps[0].name if len(sweeps) == 1 else sweeps[0].name.rpartition("_batch")[0]
+    return sweeps[0].name if len(sweeps) == 1 else sweeps[0].stem
 
 
 def _stack(sweeps: Sequence[CostSweep], data: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -211,7 +220,7 @@ def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str
     else:
         if crossing.low is not None and crossing.high is not None:
             axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
-        axes.axvline(crossing.value, color=style.MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1)
+        axes.axvline(crossing.value, **style.GUIDE)
         text = f"{label} faster from\n{describe_crossover(crossing)}\n(interpolated)"
         anchors = (*beside(crossing.value), *CORNERS)
     if with_note:
@@ -244,7 +253,7 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
         draw_row(
             panels,
             (title, subtitle, first.conditions),
-            lambda point: format_rate(point.value, "").strip(),
+            _describe_rate,
             f"batch size{'' if is_linear else ' (log scales)'}; one panel per context length",
             **_scales(is_linear=is_linear),
         )
@@ -253,10 +262,67 @@ def _throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     caption = (
         f"Tokens/s of all sequences of a batch against the batch size, at each context length. {_POINTS}"
     )
-    name = f"{file_stem(section_title(first.experiment, first.workload, '_'))}_throughput"
     data = [sweep.data([metric]).assign(batch_size=sweep.batch_size) for sweep in sweeps]
-    drawing = _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
-    return replace(drawing, linear=linear)
+    all_data = pd.concat(data, ignore_index=True)
+    return replace(
+        _drawing(first, f"{first.stem}_throughput", (title, caption), figure, all_data), linear=linear
+    )
+
+
+def _throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawing]:
+    """Draw tokens/s of one experiment against the bytes of the state, a panel per batch size.
+
+    Nothing is drawn of models whose state is not known analytically.
+    """
+    metric = workload.primary.name
+    sized = [
+        (sweep, _with_states(sweep.rows(metric), sweep), _with_states(sweep.failed, sweep))
+        for sweep in sweeps
+    ]
+    known = [(sweep, rows, failed) for sweep, rows, failed in sized if len(rows) or len(failed)]
+    if not known:
+        return []
+    first = known[0][0]
+    top = max(highest(frame_points(rows)) for _, rows, _ in known)
+    panels = [
+        Panel(
+            frame_points(rows, failed, axis="state_bytes"),
+            sweep.models,
+            f"batch {sweep.batch_size}",
+            at_least=top,
+        )
+        for sweep, rows, failed in known
+    ]
+    title = f"{workload.title} against the size of the state"
+    figure = draw_row(
+        panels,
+        (title, _subtitle("tokens/s", first, metric, several=True), first.conditions),
+        _describe_rate,
+        style.STATE_LABEL,
+        partial(style.set_count_axis, describe=format_bytes),
+        scale="log",
+    )
+    caption = (
+        "Tokens/s of all sequences of a batch against the analytical bytes of state or key-value cache of one "
+        "sequence, on logarithmic axes. One point per context length; a line joins those of a model, and a state of "
+        "fixed size has them at one place. Bars are 95 % intervals."
+    )
+    name = _name([sweep for sweep, _, _ in known])
+    frames = [with_failures(rows, failed, [metric]) for _, rows, failed in known]
+    data = pd.concat(frames, ignore_index=True).reindex(columns=[*DATA_COLUMNS, "batch_size", "state_bytes"])
+    return [_drawing(first, f"{name}_by_state", (title, caption), figure, data)]
+
+
+def _describe_rate(point: Point) -> str:
+    return format_rate(point.value, "").strip()
+
+
+def _with_states(rows: pd.DataFrame, sweep: CostSweep) -> pd.DataFrame:
+    """Return the points of a sweep with the bytes of their state, where these are known."""
+    sizes = {(r.model.name, r.point.context_len): state_bytes_of(r) for r in sweep.records}
+    keys = zip(rows["model"], rows["context_len"], strict=True)
+    found = pd.Series([sizes[key] for key in keys], rows.index, dtype="float64")
+    return rows.assign(state_bytes=found).dropna(subset="state_bytes")
 
 
 def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
@@ -279,7 +345,7 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
         f"{sweep.workload}, batch {sweep.batch_size}" if several else sweep.workload for sweep in sweeps
     ]
     panels = [
-        sweep_panel(sweep, metric, name, units=((0.01, "%"),), at_least=1.0)
+        sweep_panel(sweep, metric, name, units=PERCENT, at_least=1.0)
         for sweep, name in zip(sweeps, titles, strict=True)
     ]
     figure = draw_row(

@@ -6,10 +6,11 @@ than its interval shows: where rounds disagree, or there is only one, it says so
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
-from retbench.report.advantages import advantage, lead_of_ends
+from retbench.report.advantages import Advantage, advantage, lead_of_ends
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
@@ -52,6 +53,34 @@ class KeyFinding:
         if len(models.challengers) < 2:
             return self
         return KeyFinding(f"{models.labels[model]}: {self.lead}", self.text)
+
+
+class End(NamedTuple):
+    """A model compared with the reference at one context length: its advantage, its value and the reference's."""
+
+    advantage: Advantage
+    length: int
+    mine: str
+    theirs: str
+
+
+def find_ends(sweep: CostSweep, ratios: pd.DataFrame) -> list[End]:
+    """Return one model's comparison at the shortest and at the longest context; one where they are the same.
+
+    Args:
+        sweep: The sweep.
+        ratios: Rows of `pair_ratios` of the model.
+    """
+    metric, rows = WORKLOADS[sweep.workload].primary, ratios.sort_values("context_len")
+    values, ends = sweep.rows(metric.name), []
+    for _, row in rows.iloc[[0, -1] if len(rows) > 1 else slice(None)].iterrows():
+        length = int(row["context_len"])
+        mine, theirs = (
+            format_metric(metric.name, _value(values, str(row[side]), length))
+            for side in ("model", "reference")
+        )
+        ends.append(End(advantage(metric, row), length, mine, theirs))
+    return ends
 
 
 @dataclass(frozen=True)
@@ -134,17 +163,10 @@ def _findings(pair: _Pair) -> list[KeyFinding]:
 
 def _ends(pair: _Pair) -> list[KeyFinding]:
     """Compare the two models at the longest context that both reached, and at the shortest one."""
-    sweep, metric = pair.sweep, pair.metric
-    ratios = pair.ratios.sort_values("context_len")
-    if ratios.empty:
+    sweep, ends = pair.sweep, find_ends(pair.sweep, pair.ratios)
+    if not ends:
         return []
-    rows = [ratios.iloc[0], ratios.iloc[-1]] if len(ratios) > 1 else [ratios.iloc[0]]
-    ends = [(advantage(metric, row), int(row["context_len"])) for row in rows]
-    last, length = ends[-1]
-    values = sweep.rows(metric.name)
-    mine, theirs = (
-        format_metric(metric.name, _value(values, name, length)) for name in (pair.model, pair.reference)
-    )
+    last, length, mine, theirs = ends[-1]
     limits = sweep.rows("memory_limit_bytes")["value"]
     limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
@@ -152,10 +174,10 @@ def _ends(pair: _Pair) -> list[KeyFinding]:
         f"for the {pair.other}{pair.batch}: {last.clause(pair.label, pair.other)}."
     )
     if len(ends) > 1:
-        text += f" At {format_tokens(ends[0][1])} {ends[0][0].clause(pair.label, pair.other)}."
+        text += f" At {format_tokens(ends[0].length)} {ends[0].advantage.clause(pair.label, pair.other)}."
     reason = sweep.reason_beyond((pair.model, pair.reference), length)
     text += f" {reason[0].upper()}{reason[1:]}." if reason else ""
-    return [KeyFinding(lead_of_ends(ends), text)]
+    return [KeyFinding(lead_of_ends([end[:2] for end in ends]), text)]
 
 
 def _at(rows: pd.DataFrame, model: str, length: int) -> pd.DataFrame:

@@ -128,10 +128,7 @@ def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axe
     height_in = style.HEADER_IN + style.BASE_IN + num_rows * (_PANEL_IN + _GAP_IN) - _GAP_IN
     figure = style.new_figure(height_in, *texts)
     labels = [""] * (num_rows - 1) + [style.LENGTH_LABEL]
-    panels = style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN)
-    for unused in panels[count:]:
-        unused.remove()
-    return figure, panels[:count]
+    return figure, style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN, count=count)
 
 
 def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -> None:

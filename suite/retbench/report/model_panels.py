@@ -71,18 +71,16 @@ def add_model_panels(
     figure = style.new_figure(top_in + rows_in + style.BASE_IN, *texts)
     row_labels = [""] * (num_rows - 1) + [label]
     panels = style.add_panels(
-        figure, [1] * num_columns, row_labels, right_in=0.1, top_in=top_in, gap_in=gap_in
+        figure, [1] * num_columns, row_labels, right_in=0.1, top_in=top_in, gap_in=gap_in, count=len(names)
     )
     lines = []
-    for axes, name, title in zip(panels, names, titles, strict=False):
+    for axes, name, title in zip(panels, names, titles, strict=True):
         look, own = style.look(models.models.index(name)), data[data["model"] == name]
         axes.set_title(title, fontsize=6.4, fontweight="bold", loc="left", pad=3, color=look.text)
         for _, rows in own.groupby(["size", *own.columns.intersection(["seed"])], sort=False):
             size = str(rows["size"].iloc[0])
             label_of_line = f"{models.labels[name]} {format_size(size)}"
             lines.append(ModelLine(axes, rows, name, label_of_line, look, _dash(size, sizes)))
-    for unused in panels[len(names) :]:
-        unused.remove()
     if len(sizes) > 1:
         _name_sizes(figure, sizes)
     return figure, lines

@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.drawing import Drawing
+from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations
 from retbench.report.labels import shorten
 from retbench.report.points import ModelInstance, TaskPoint, group, instance_of, instance_row
-from retbench.report.provenance import describe_conditions
 from retbench.report.wording import file_stem
 from retbench.units import format_size, format_tokens
 
@@ -41,16 +40,17 @@ def _draw(
     scores: Evaluations, point: TaskPoint, size: str, maps: dict[tuple[str, ModelInstance], list[Record]]
 ) -> Drawing:
     records = [record for mine in maps.values() for record in mine]
-    title, conditions = f"Needles found in the haystack {point.task}", describe_conditions(records)
+    view = View(
+        name=file_stem(f"{point.experiment}_{point.workload}_{point.task}_{size}_map"),
+        title=f"Needles found in the haystack {point.task}",
+        subtitle=f"exact answers, %, models of {format_size(size)}; depth of the needle, %",
+        caption=_CAPTION,
+        records=records,
+    )
     num_rows = -(-len(maps) // _COLUMNS)
     top_in = style.HEADER_IN + 0.12
     height_in = top_in + num_rows * (_MAP_IN + _GAP_IN) - _GAP_IN + style.BASE_IN
-    figure = style.new_figure(
-        height_in,
-        title,
-        f"exact answers, %, models of {format_size(size)}; depth of the needle, %",
-        conditions,
-    )
+    figure = style.new_figure(height_in, *view.texts)
     panels = style.add_panels(
         figure,
         [1] * _COLUMNS,
@@ -58,17 +58,14 @@ def _draw(
         right_in=0.1,
         top_in=top_in,
         gap_in=_GAP_IN,
+        count=len(maps),
     )
-    for axes, ((model, instance), mine) in zip(panels, maps.items(), strict=False):
+    for axes, ((model, instance), mine) in zip(panels, maps.items(), strict=True):
         seed = "" if instance.seed is None else f", seed {instance.seed}"
         name = shorten(f"{scores.models.labels[model]}{seed}")
         axes.set_title(name, fontsize=6.8, fontweight="bold", loc="left", pad=4)
         _draw_map(axes, model, name, mine, scores.trained_length(mine))
-    for unused in panels[len(maps) :]:
-        unused.remove()
-    stem = f"{point.experiment}_{point.workload}_{point.task}_{size}_map"
-    data = pd.DataFrame([row for record in records for row in _data_rows(record)])
-    return Drawing(file_stem(stem), (point.experiment,), title, _CAPTION, conditions, figure, data)
+    return view.drawing(figure, pd.DataFrame([row for record in records for row in _data_rows(record)]))
 
 
 def _draw_map(axes: Axes, model: str, name: str, records: Sequence[Record], trained: int | None) -> None:

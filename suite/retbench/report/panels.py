@@ -25,6 +25,7 @@ Units = Sequence[tuple[float, str]]
 """Units from the largest down: size in base units, and name."""
 TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
+PERCENT: Units = ((0.01, "%"),)
 RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
 
 

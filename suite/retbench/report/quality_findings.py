@@ -8,21 +8,15 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from retbench.records.record import Record, Series
+from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
-from retbench.report.evaluations import Evaluations, chance, paper_average
+from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.length_findings import find_lengths
-from retbench.report.needle_findings import find_needles
-from retbench.report.points import TaskPoint, accuracy, num_trained_tokens
-from retbench.report.recall_findings import find_recall
-from retbench.report.slice_findings import find_slices
-from retbench.report.wording import POINTS, format_p, join_words
-from retbench.stats.intervals import CONFIDENCE
-from retbench.stats.paired import Estimate, proportion_interval
-from retbench.units import format_count, format_percent, format_size, format_tokens
-
-SIGNIFICANT = 1 - CONFIDENCE
-"""Largest p-value of a significant difference."""
+from retbench.report.points import TaskPoint, num_trained_tokens
+from retbench.report.recall_findings import find_lengths, find_recall
+from retbench.report.wording import describe_difference, describe_estimate, join_words
+from retbench.stats.paired import Estimate
+from retbench.units import format_count, format_size, format_tokens
 
 
 def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
@@ -34,9 +28,9 @@ def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
             mine += _losses(evaluations, point, model)
             mine += _beyond_training(evaluations, point, model)
         for points in evaluations.groups("answers"):
-            mine += _answers(evaluations, points, model)
+            mine += find_answers(evaluations, points, model)
         for point in evaluations.scored("slices"):
-            mine += find_slices(evaluations, point, model)
+            mine += _slices(evaluations, point, model)
         for points in evaluations.groups("needles"):
             mine += find_needles(evaluations, points, model)
         for points in evaluations.groups("recall"):
@@ -62,11 +56,11 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
         reference = f" of the {other}'s" if not at else ""
         at.append(
-            f"{join_words([ratio_words(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
+            f"{join_words([describe_estimate(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
         )
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
-        f"{trained_note(evaluations, point, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
+        f"{trained_note(evaluations, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
     )
     last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
     return [KeyFinding(advantage_of_losses(last, made[0].unit), text + _crossing(by_size, label))]
@@ -97,21 +91,13 @@ def interval_note(made: Sequence[DocumentComparison]) -> str:
     return f" (95 % CI over {f'{count:,} documents' if count else 'documents'})"
 
 
-def ratio_words(ratio: Estimate) -> str:
-    """Return a ratio with its interval, or that there are too few documents for one."""
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.value:.3f} (no interval: {ratio.num_documents} documents)"
-    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-
-
 def _range(values: Sequence[float]) -> str:
     return "–".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
 
 
-def trained_note(evaluations: Evaluations, point: TaskPoint, made: Sequence[DocumentComparison]) -> str:
+def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> str:
     """Return the training tokens of the compared models, if it is one number."""
-    records = [evaluations.find(point, c.model, c.instance) for c in made]
-    tokens = {num_trained_tokens(record) for record in records if record}
+    tokens = {num_trained_tokens(evaluations.sides(c)[0]) for c in made}
     count = tokens.pop() if len(tokens) == 1 else None
     return "" if count is None else f", trained on {format_count(count)} tokens"
 
@@ -204,80 +190,54 @@ def _change(side: Sequence[Series], trained: int) -> tuple[str, str]:
     return f"from {_range(before)} to {_range(after)}", lead
 
 
-def _answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
-    """State per seed of the largest size the tasks with a difference, those at chance, and the paper's average."""
-    made = [c for point in points for c in evaluations.compared(point, model) if "acc" in c.accuracies]
-    instances = list(dict.fromkeys(c.instance for c in made))
-    if not instances:
-        return []
-    sizes = evaluations.sizes([record for point in points for record in evaluations.at(point)])
-    largest = [instance for instance in instances if instance.size == sizes[-1]]
-    return [
-        _task_finding(evaluations, [c for c in made if c.instance == instance])
-        for instance in largest or instances[-1:]
-    ]
+# ---- slices of a text -----------------------------------------------------------------------------------------------
 
 
-def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> KeyFinding:
-    """State the outcome of one model instance on all tasks with the same number of examples."""
-    model, reference, instance = made[0].model, made[0].reference, made[0].instance
-    label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
-    differ: dict[bool, list[str]] = {True: [], False: []}
-    records = {}
-    for c in made:
-        pair, task = c.accuracies["acc"], str(c.point.task)
-        sides = [evaluations.find(c.point, name, instance) for name in (model, reference)]
-        records[task] = [side for side in sides if side]
-        if pair.p_value < SIGNIFICANT:
-            p_value = format_p(pair.p_value)
-            sign = "" if p_value.startswith("<") else "= "
-            words = f"{task} ({POINTS * pair.difference:+.1f} points, p {sign}{p_value})"
-            differ[pair.difference > 0].append(words)
-    at_chance = [task for task, sides in records.items() if len(sides) == 2 and all(map(_guesses, sides))]
-    parts = [
-        f"{words} {join_words(differ[is_better])}"
-        for words, is_better in ((f"{label} is better at", True), (f"the {other} is better at", False))
-        if differ[is_better]
-    ]
-    count = len(made)
-    tasks = "task" if count == 1 else "tasks"
-    lead, verdict = (
-        f"no significant difference on {count} {tasks}",
-        "McNemar's exact test shows no significant difference",
-    )
-    if parts:
-        lead = f"better at {len(differ[True])}, worse at {len(differ[False])} of {count} {tasks}"
-        verdict = "; ".join(parts)
-        if count > 1:
-            verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
-    shots = made[0].point.num_fewshot or 0
-    text = f"{shots}-shot, {count} {tasks} at {instance.title}: {verdict}."
-    if at_chance:
-        text += f" Both models are at chance on {join_words(at_chance)}."
-    return KeyFinding(lead, text + _average(records, {model: label, reference: other}))
+def _slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyFinding]:
+    """State per size and seed by how much a model's losses on repeated and on new pairs differ from the reference's."""
+    found = []
+    for made in evaluations.compared(point, model):
+        if not {"hit_nats", "first_nats"} <= made.slices.keys():
+            continue
+        label, other = (evaluations.models.labels[name] for name in (model, made.reference))
+        hits, new, gain = (made.slices[name] for name in ("hit_nats", "first_nats", "hit_gain_nats"))
+        text = (
+            f"On {point.title}, the loss of {label} of {made.instance.title} differs from that of the {other} by "
+            f"{describe_difference(hits)} nats per word on words that complete a rare pair seen earlier in the "
+            f"document, and by {describe_difference(new)} on those of new pairs (95 % CI over {hits.num_documents} "
+            f"documents; below 0 {label} is ahead). Its gain of a repeated pair differs by "
+            f"{describe_difference(gain)}: "
+            f"{_no_verdict(evaluations, made) or _recall_verdict(made, label, f'the {other}')}."
+        )
+        if "second_copy_bits_per_byte" in made.slices:
+            copy = describe_difference(made.slices["second_copy_bits_per_byte"])
+            text += f" On the second copy of a text its loss differs by {copy} bits per byte."
+        found.append(KeyFinding(f"{hits.value:+.2f} vs {new.value:+.2f} nats on repeated vs new pairs", text))
+    return found
 
 
-def _guesses(record: Record) -> bool:
-    """Return whether the interval of an accuracy holds that of guessing."""
-    level, found = chance(record.point.task, "acc"), accuracy(record)
-    if level is None or found is None:
-        return False
-    value, count = found
-    low, high = proportion_interval(round(value * count), count)
-    return low <= level <= high
-
-
-def _average(records: Mapping[str, Sequence[Record]], labels: Mapping[str, str]) -> str:
-    """State the paper's average over those of its tasks that both models have."""
-    found = paper_average(
-        {
-            task: {side.model.name: side.metrics["acc"].value for side in sides}
-            for task, sides in records.items()
-            if len(sides) == 2
-        }
-    )
-    if found is None:
+def _no_verdict(evaluations: Evaluations, made: DocumentComparison) -> str:
+    """State that documents longer than those of the training allow no verdict; empty where that is not known."""
+    records = [r for r in evaluations.sides(made) if "num_tokens" in r.metrics and r.documents]
+    trained = evaluations.trained_length(records) if records else None
+    lengths = [r.metrics["num_tokens"].value / r.documents.num_documents for r in records if r.documents]
+    if trained is None or max(lengths) <= trained:
         return ""
-    tasks, means = found
-    values = ", ".join(f"{label} {format_percent(means[model])}" for model, label in labels.items())
-    return f" Mean over the paper's tasks that both have ({', '.join(tasks)}): {values}."
+    return (
+        f"no verdict on recall, because the documents have more tokens than the {format_tokens(trained)} of the "
+        "training, and beyond that models extrapolate"
+    )
+
+
+def _recall_verdict(made: DocumentComparison, label: str, other: str) -> str:
+    """State which side recalls more; only a model whose own gain of a repeated pair is above 0 recalls."""
+    gain = made.slices["hit_gain_nats"]
+    if gain.low is None or gain.high is None:
+        return "there are too few documents for a verdict"
+    if gain.low <= 0 <= gain.high:
+        return "the difference in recall is not significant"
+    leader, own = (label, made.own_gain) if gain.low > 0 else (other, made.reference_gain)
+    if own is not None and own.low is not None and own.low > 0:
+        return f"{leader} recalls more"
+    words = f", its own gain is {describe_difference(own)}" if own is not None else ""
+    return f"no verdict on recall, because {leader} is not shown to recall{words}"

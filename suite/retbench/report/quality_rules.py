@@ -3,7 +3,7 @@
 A lead is significant where its interval excludes 0; only significant leads confirm or refute a claim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, SlicesRule, Verdict
@@ -12,7 +12,7 @@ from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import Folders, compare
 from retbench.report.points import ModelInstance, instance_of, scores_of, task_point_of, trained_length
-from retbench.report.slice_findings import difference_words
+from retbench.report.wording import describe_difference
 from retbench.stats.paired import Estimate
 from retbench.units import format_percent, format_size, format_tokens
 
@@ -45,19 +45,24 @@ def find_leads(
 ) -> dict[ModelInstance, list[QualityLead]]:
     """Compare both sides wherever they may be compared; by size and seed."""
     found: dict[ModelInstance, list[QualityLead]] = {}
-    references = {
-        (task_point_of(record), instance_of(record)): record
-        for record in records
-        if rule.reference.has(record)
-    }
-    for record in records:
-        theirs = references.get((task_point_of(record), instance_of(record)))
-        lead = _lead(record, theirs, folders) if theirs and rule.challenger.has(record) else None
+    for mine, theirs in _pairs(rule, records):
+        lead = _lead(mine, theirs, folders)
         if lead is not None:
             lengths = [trained_length(side, trainings) for side in lead.records]
             shortest = min((length for length in lengths if length is not None), default=None)
-            found.setdefault(instance_of(record), []).append(lead._replace(trained_len=shortest))
+            found.setdefault(instance_of(mine), []).append(lead._replace(trained_len=shortest))
     return found
+
+
+def _pairs(
+    rule: AheadRule | CrossesRule | SlicesRule, records: Sequence[Record]
+) -> Iterator[tuple[Record, Record]]:
+    """Yield each record of the challenger with the reference's of the same task point, size and seed."""
+    references = {(task_point_of(r), instance_of(r)): r for r in records if rule.reference.has(r)}
+    for record in records:
+        theirs = references.get((task_point_of(record), instance_of(record)))
+        if theirs is not None and rule.challenger.has(record):
+            yield record, theirs
 
 
 def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
@@ -159,29 +164,26 @@ class SlicesPair(NamedTuple):
     def text(self) -> str:
         """Both differences, and the reference's gain where its interval is not above 0."""
         text = (
-            f"{difference_words(self.slices['hit_nats'])} nats per word on repeated pairs, "
-            f"{difference_words(self.slices['first_nats'])} on new ones"
+            f"{describe_difference(self.slices['hit_nats'])} nats per word on repeated pairs, "
+            f"{describe_difference(self.slices['first_nats'])} on new ones"
         )
         gain = self.reference_gain
         if gain.low is None or gain.low > 0:
             return text
-        return f"{text}; the reference is not shown to recall, its gain of a repeated pair is {difference_words(gain)}"
+        own = describe_difference(gain)
+        return f"{text}; the reference is not shown to recall, its gain of a repeated pair is {own}"
 
 
 def find_slice_pairs(
     rule: SlicesRule, records: Sequence[Record], folders: Folders
 ) -> dict[ModelInstance, list[SlicesPair]]:
     """Compare both sides wherever they may be compared; by size and seed."""
-    theirs = {(task_point_of(r), instance_of(r)): r for r in records if rule.reference.has(r)}
     found: dict[ModelInstance, list[SlicesPair]] = {}
-    for record in records:
-        other = theirs.get((task_point_of(record), instance_of(record)))
-        if other is None or not rule.challenger.has(record):
-            continue
-        made = compare(record, other, folders)
+    for mine, theirs in _pairs(rule, records):
+        made = compare(mine, theirs, folders)
         if {"hit_nats", "first_nats"} <= made.slices.keys() and made.reference_gain is not None:
-            pair = SlicesPair((record, other), made.slices, made.reference_gain)
-            found.setdefault(instance_of(record), []).append(pair)
+            pair = SlicesPair((mine, theirs), made.slices, made.reference_gain)
+            found.setdefault(instance_of(mine), []).append(pair)
     return found
 
 

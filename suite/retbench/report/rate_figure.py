@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import describe_crosses
-from retbench.report.drawing import Drawing
+from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations
 from retbench.report.model_panels import add_model_panels, draw_model_line
+from retbench.report.panels import PERCENT
 from retbench.report.points import (
     Lineup,
     TaskPoint,
@@ -22,8 +23,6 @@ from retbench.report.points import (
     is_final,
     learning_rate,
 )
-from retbench.report.provenance import describe_conditions
-from retbench.report.recall_figure import PERCENT
 from retbench.units import format_tokens
 
 _ACCURACY, _LOSS = "validation_acc", "validation_loss_nats"
@@ -48,18 +47,15 @@ def draw_rates(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     unit = "token" if fact(ended[0], "tokenizer") else "answer"
     quantity = "validation accuracy, %" if is_task else f"validation loss, nats per {unit}"
     where = f"{task_point.task or 'its own text'}, sequences of {format_tokens(task_point.context_len)}"
-    data = _data(records, _ACCURACY if is_task else _LOSS, set(map(id, _best(ended))))
-    title, conditions = "Tuning of the learning rate", describe_conditions(records)
-    texts = title, f"{quantity}; {where}", conditions
-    yield Drawing(
+    view = View(
         name=task_point.stem("rates"),
-        experiments=(task_point.experiment,),
-        title=title,
+        title="Tuning of the learning rate",
+        subtitle=f"{quantity}; {where}",
         caption=f"{quantity[0].upper()}{quantity[1:]}, {_CAPTION}",
-        conditions=conditions,
-        figure=_draw(data, scores.models, scores.sizes(records), texts),
-        data=data,
+        records=records,
     )
+    data = _data(records, _ACCURACY if is_task else _LOSS, set(map(id, _best(ended))))
+    yield view.drawing(_draw(data, scores.models, scores.sizes(records), view.texts), data)
 
 
 def _has_rate(record: Record) -> bool:
@@ -125,7 +121,7 @@ def _draw(data: pd.DataFrame, models: Lineup, sizes: Sequence[str], texts: tuple
 
 def _set_rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     """Make a logarithmic axis with a tick at each of these rising rates, grey beyond the first and the last."""
-    style.set_count_axis(axes, rates, [f"{1000 * rate:g}" for rate in rates])
+    style.set_count_axis(axes, rates, lambda rate: f"{1000 * rate:g}")
     low, high = axes.get_xlim()
     for start, end in ((low, rates[0]), (rates[-1], high)):
         axes.axvspan(start, end, color=style.GRID, alpha=0.6, linewidth=0, zorder=0)

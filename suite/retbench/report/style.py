@@ -7,7 +7,7 @@ marker and dash pattern everywhere. Only matplotlib's object interface is used: 
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil, floor, log, log10
 from typing import Any, NamedTuple
@@ -38,8 +38,11 @@ LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
 LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
 """Below axes that are both logarithmic."""
+STATE_LABEL = "state or cache, bytes per sequence (log scale)"
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
+GUIDE: Any = {"color": MUTED, "linewidth": 0.7, "linestyle": (0, (2, 2)), "zorder": 1}
+"""Look of a dashed line that the curves are compared with."""
 
 RC: Any = {  # Any: newer versions of matplotlib name every key in the type, older ones say str
     "axes.axisbelow": True,
@@ -237,6 +240,7 @@ def add_panels(
     left_in: float = 0.38,
     top_in: float = HEADER_IN,
     gap_in: float = 0.0,
+    count: int | None = None,
 ) -> list[Axes]:
     """Add rows of axes, row by row from the top; those of one row stand side by side and share a vertical axis.
 
@@ -248,6 +252,7 @@ def add_panels(
         left_in: Inches kept free at the left for the ticks of the vertical axis.
         top_in: Inches kept free above the first row.
         gap_in: Inches between two rows.
+        count: Number of axes, where the last row is not full.
     """
     height_in, aside_in = float(figure.get_figheight()), 0.16
     rows_in = height_in - BASE_IN - top_in - gap_in * (len(labels) - 1)
@@ -273,7 +278,10 @@ def add_panels(
         figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
         for axes in row[1:]:
             axes.spines["left"].set_visible(False)
-    return [axes for row in rows for axes in row]
+    panels = [axes for row in rows for axes in row]
+    for unused in panels[len(panels) if count is None else count :]:
+        unused.remove()
+    return panels[:count]
 
 
 def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
@@ -315,8 +323,9 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
     axes.set_xlim(0, longest * LINEAR_EDGE)
 
 
-def set_count_axis(axes: Axes, counts: Sequence[float], labels: Sequence[str]) -> None:
+def set_count_axis(axes: Axes, counts: Sequence[float], describe: Callable[[float], str]) -> None:
     """Make a logarithmic axis with a tick at each of these rising counts, labelled where there is room."""
+    labels = [describe(count) for count in counts]
     axes.set_xscale("log")
     margin = (max(counts) / min(counts)) ** 0.11 if max(counts) > min(counts) else 1.5
     low, high = min(counts) / margin, max(counts) * margin

@@ -101,9 +101,14 @@ class CostSweep:
     conditions: str
 
     @property
+    def stem(self) -> str:
+        """Name of its experiment and workload, fit for a file name."""
+        return file_stem(section_title(self.experiment, self.workload, "_"))
+
+    @property
     def name(self) -> str:
         """Name, unique in a selection and fit for a file name."""
-        return f"{file_stem(section_title(self.experiment, self.workload, '_'))}_batch{self.batch_size}"
+        return f"{self.stem}_batch{self.batch_size}"
 
     @property
     def primary(self) -> MetricSpec | None:

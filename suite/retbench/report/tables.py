@@ -263,14 +263,12 @@ def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
 
 def _comparison_columns(comparison: DocumentComparison) -> dict[str, Any]:
     row: dict[str, Any] = {"reference": comparison.reference, "not_compared": comparison.refusal}
-    losses = {"ratio": comparison.ratio, "difference": comparison.difference}
-    estimates = {f"bits_per_{comparison.unit}_{name}": estimate for name, estimate in losses.items()}
+    bits = f"bits_per_{comparison.unit}"
+    estimates = {f"{bits}_ratio": comparison.ratio, f"{bits}_difference": comparison.difference}
+    estimates |= {f"{metric}_difference": found for metric, found in comparison.slices.items()}
     for column, estimate in estimates.items():
         if estimate is not None:
             row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
-    for metric, estimate in comparison.slices.items():
-        column = f"{metric}_difference"
-        row |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
     for metric, pair in comparison.accuracies.items():
         column = f"{metric}_difference"
         row |= {column: pair.difference, f"{column}_low": pair.low, f"{column}_high": pair.high}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from retbench.records.record import Record
 from retbench.stats.intervals import Crossover
+from retbench.stats.paired import Estimate
 from retbench.units import format_tokens
 
 _STATUS_WORDS = {
@@ -79,6 +80,25 @@ def join_words(items: Sequence[str]) -> str:
 def format_p(p_value: float) -> str:
     """Return a p-value with two digits, or an upper bound of a very small one."""
     return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
+
+
+def describe_p(p_value: float) -> str:
+    """Return a p-value as a sentence has it: 'p = 0.013', 'p < 0.0001'."""
+    text = format_p(p_value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def describe_estimate(estimate: Estimate, sign: str = "") -> str:
+    """Return an estimate with its interval, or that there are too few documents for one."""
+    value = f"{estimate.value:{sign}.3f}"
+    if estimate.low is None or estimate.high is None:
+        return f"{value} (no interval: {estimate.num_documents} documents)"
+    return f"{value} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+
+
+def describe_difference(difference: Estimate) -> str:
+    """Return a difference with its sign and interval, or that there are too few documents for one."""
+    return describe_estimate(difference, "+")
 
 
 def format_length(tokens: float) -> str:
