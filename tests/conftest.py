@@ -11,13 +11,21 @@ import pytest
 import torch
 from hypothesis import settings
 
-from retbench.measure import machine
+from retbench.measure import allocator, machine
 from tests.browsing import open_browser
 
 EVERY_CPU = machine.allowed_cpus()
 
 settings.register_profile("retbench", deadline=None, max_examples=50)
 settings.load_profile("retbench")
+
+LONG_FILES = (
+    "tests/running/test_own_model.py",
+    "tests/running/test_runner.py",
+    "tests/training/test_processes.py",
+    "tests/workloads/test_largest_batch.py",
+)
+"""Files with a test or fixture that takes many seconds: near the end one core would wait for the other."""
 
 TINY_EXPERIMENT = """\
 title = "Tiny"
@@ -38,6 +46,16 @@ min_steps = 2
 [profiles.smoke.workloads.decode]
 context_len = [64, 128]
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the long files first, and all others in their own order."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONG_FILES)
+
+
+def pytest_sessionstart() -> None:
+    """Keep freed memory, as every process does that measures."""
+    allocator.keep_freed_memory()
 
 
 def pytest_collection_finish() -> None:

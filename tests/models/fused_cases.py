@@ -24,8 +24,12 @@ CASES = (
 )
 
 
+ONE_LAYER = ("paper-no-swish-gate", "paper-no-head-norm", "linear-elu", "linear-performer", "linear-taylor")
+"""Cases that differ from another one within a layer only: that one shows that layers keep to their own states."""
+
+
 def fused_configs():
-    """Return the configuration of each case by name, cut to two layers where all layers are alike."""
+    """Return the configuration of each case by name, cut to one or two layers where all layers are alike."""
     made = {name: config_of(name) for name in CASES}
     for variant in get_args(FeatureMap):
         made[f"linear-{variant}"] = resolve_model(LinearSpec(architecture="linear", variant=variant), "1m")
@@ -33,10 +37,10 @@ def fused_configs():
     made["sliding-window"] = resolve_model(window, "1m")
     made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
     made["gla"] = resolve_model(GlaSpec(architecture="gla"), "1m")
-    two = {name: _with_two_layers(config) for name, config in made.items()}
-    return {**two, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
+    cut = {name: _with_layers(config, 1 if name in ONE_LAYER else 2) for name, config in made.items()}
+    return {**cut, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 
 
-def _with_two_layers(config):
-    block = config.blocks[0].model_copy(update={"count": 2})
+def _with_layers(config, count):
+    block = config.blocks[0].model_copy(update={"count": count})
     return config.model_copy(update={"blocks": (block,)})

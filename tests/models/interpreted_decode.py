@@ -14,6 +14,18 @@ from tests.models.fused_cases import fused_configs
 
 CONFIGS = fused_configs()
 TEXT = torch.randint(0, 256, (4, 40), generator=torch.Generator().manual_seed(0))
+ALONE = (
+    "torchscale",
+    "yoco-gated",
+    "llama-concat",
+    "gpt",
+    "sliding-window",
+    "mla",
+    "mamba2",
+    "gla",
+    "linear-taylor",
+)
+"""Cases that are run with a single sequence too: at least one of each mixer, layout, cache and feed-forward."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +42,9 @@ def build(case, operators, dtype=torch.float32):
     )
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize(
+    ("case", "batch"), [*((case, 4) for case in CONFIGS), *((case, 1) for case in ALONE)]
+)
 @torch.no_grad()
 def test_a_fused_step_is_an_eager_step(case, batch):
     text = TEXT[:batch]

@@ -15,8 +15,18 @@ WITH_BACKENDS = [(case, backend) for case in CASES for backend in backends_of(ca
 TEXT = torch.randint(0, 256, (2, 90), generator=torch.Generator().manual_seed(0))
 
 
+@cache
+def config_of_two_layers(case):
+    """Return the configuration of a case, with two layers where all layers are alike."""
+    config = config_of(case)
+    if len(config.blocks) > 1:
+        return config
+    return config.model_copy(update={"blocks": (config.blocks[0].model_copy(update={"count": 2}),)})
+
+
 def build(case, backend, dtype=torch.float64):
-    return build_model(config_of(case), dtype=dtype, device="cpu", seed=3, backend=backend, chunk_size=16)
+    config = config_of_two_layers(case)
+    return build_model(config, dtype=dtype, device="cpu", seed=3, backend=backend, chunk_size=16)
 
 
 @torch.no_grad()
@@ -83,11 +93,11 @@ def test_every_weight_gets_a_gradient(case, last_only):
 
 @pytest.mark.parametrize(("case", "backend"), WITH_BACKENDS)
 def test_gradients_are_the_same_with_activation_checkpointing(case, backend):
-    found = []
+    found, model = [], build(case, backend)
     for checkpointing in (False, True):
-        model = build(case, backend)
+        model.zero_grad()
         model.activation_checkpointing = checkpointing
-        model(TEXT).logsumexp(-1).sum().backward()
+        model(TEXT[:, :40]).logsumexp(-1).sum().backward()
         found.append({path: weight.grad for path, weight in model.named_parameters()})
     plain, recomputed = found
     for path, gradient in plain.items():

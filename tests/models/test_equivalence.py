@@ -17,7 +17,11 @@ from retbench.planning.cells import resolve_models
 
 TEXT = torch.randint(0, 256, (1, 600), generator=torch.Generator().manual_seed(0))
 LENGTHS = (1, 17, 127, 301)
-CONFIGS = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
+CONFIGS = {
+    name: config.model_copy(update={"blocks": (config.blocks[0].model_copy(update={"count": 2}),)})
+    for name, config in resolve_models(load_experiment("latency", ["size=1m"]), "cpu").items()
+}
+"""The pair, with two layers each."""
 
 
 def build(name, dtype=torch.float32):

@@ -22,7 +22,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
     experiment.write_text(
         'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n[models.retnet]\narchitecture = "retnet"\n'
         '[profiles.smoke]\nsize = "1m"\nrounds = 1\nwarmup_s = 0.0\nmin_steps = 2\n'
-        "memory_limit_bytes = 200_000_000\n"
+        "memory_limit_bytes = 50_000_000\n"
         "[profiles.smoke.workloads]\ndecode = {context_len = [64], batch_size = [2]}\n"
         "prefill = {context_len = [64]}\nmemory = {context_len = [64]}\nlargest_batch = {context_len = [64]}\n",
         encoding="utf-8",

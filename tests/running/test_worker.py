@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import Gate
+from retbench.records.record import Gate, ReadRate, utc_now
 from retbench.records.store import read_records
 from retbench.running.protocol import (
     CELL_MARK,
@@ -29,17 +30,40 @@ from retbench.running.protocol import (
     Task,
     decode,
 )
+from tests.conftest import TINY_EXPERIMENT
 
 BEFORE = "0.1.0+src.before"
 """A revision that the source has not: a worker of it greets and refuses to measure."""
+NOISE = """
+import os, threading, time
+print('banner without an end', end='', flush=True)
+def speak():
+    while os.fstat(1).st_ino != os.fstat(2).st_ino:  # until the worker keeps its stdout for itself
+        time.sleep(0.01)
+    os.write(1, b'from C')
+    print('from Python', flush=True)
+threading.Thread(target=speak, daemon=True).start()
+"""
+"""What a library prints at the start of a process, and later, in Python and in C."""
+READ_CURVE = (ReadRate(footprint_bytes=2**28, bytes_per_s=1e10, kernel="dot", measured_at=utc_now()),)
+"""The read bandwidth as if an earlier worker had measured it."""
 COMMAND = [sys.executable, "-P", "-m", "retbench.running.worker"]
+
+
+def plan_for(experiment: Path, *overrides: str) -> Plan:
+    return make_plan(
+        str(experiment),
+        profile="smoke",
+        device="cpu",
+        dtype=None,
+        limit=None,
+        overrides=["threads=1", *overrides],
+    )
 
 
 @pytest.fixture
 def plan(tiny_experiment: Path) -> Plan:
-    return make_plan(
-        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=["threads=1"]
-    )
+    return plan_for(tiny_experiment)
 
 
 def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str | None = None) -> Job:
@@ -61,8 +85,17 @@ def make_job(plan: Plan, folder: Path, *, task: Task = "ceilings", revision: str
     )
 
 
-def ask(job: Job, extra: dict[str, str] | None = None) -> tuple[list[Message], str]:
-    """Messages of a worker and what it wrote to stderr."""
+@dataclass(frozen=True)
+class Answer:
+    """Messages of a worker, what it wrote to stderr, and the kernel's score for its end when memory is short."""
+
+    received: list[Message]
+    stderr: str
+    oom_score: int | None
+
+
+def ask(job: Job, extra: dict[str, str] | None = None) -> Answer:
+    """Start a worker, give it a job, and wait for its end."""
     with subprocess.Popen(
         COMMAND,
         stdin=subprocess.PIPE,
@@ -75,41 +108,46 @@ def ask(job: Job, extra: dict[str, str] | None = None) -> tuple[list[Message], s
         assert process.stderr is not None
         process.stdin.write(job.model_dump_json().encode() + b"\n")
         process.stdin.flush()  # and left open, as the runner does
-        received = [message for line in process.stdout if (message := decode(line)) is not None]
-        return received, process.stderr.read().decode()
+        received, score, file = [], None, Path(f"/proc/{process.pid}/oom_score_adj")
+        for line in process.stdout:
+            if (message := decode(line)) is not None:
+                received.append(message)
+                if isinstance(message, Hello) and file.exists():
+                    score = int(file.read_text(encoding="ascii"))
+        return Answer(received, process.stderr.read().decode(), score)
 
 
-def test_prints_of_a_library_do_not_reach_the_protocol(plan: Plan, tmp_path: Path) -> None:
-    noise = (
-        "import os, threading, time\n"
-        "print('banner without an end', end='', flush=True)\n"
-        "def speak():\n"
-        "    while os.fstat(1).st_ino != os.fstat(2).st_ino:\n"  # until the worker keeps its stdout for itself
-        "        time.sleep(0.01)\n"
-        "    os.write(1, b'from C')\n"
-        "    print('from Python', flush=True)\n"
-        "threading.Thread(target=speak, daemon=True).start()\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(noise, encoding="utf-8")
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    received, stderr = ask(make_job(plan, tmp_path, revision=BEFORE), {"PYTHONPATH": path})
-    assert [type(message) for message in received] == [Hello, Failed]
-    assert "from C" in stderr
-    assert "from Python" in stderr
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """Return the folder and the answer of a noisy worker whose source is not that of its run."""
+    folder = tmp_path_factory.mktemp("refused")
+    experiment = folder / "tiny.toml"
+    experiment.write_text(TINY_EXPERIMENT, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(NOISE, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    job = make_job(plan_for(experiment), folder, task="measure", revision=BEFORE)
+    return folder, ask(job, {"PYTHONPATH": path})
+
+
+def test_prints_of_a_library_do_not_reach_the_protocol(refused: tuple[Path, Answer]) -> None:
+    _, answer = refused
+    assert [type(message) for message in answer.received] == [Hello, Failed]
+    assert "from C" in answer.stderr
+    assert "from Python" in answer.stderr
 
 
 def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> None:
     cells = tuple(cell for cell in plan.cells if cell.model_name == "transformer")
     job = make_job(plan, tmp_path, task="measure").model_copy(update={"cells": cells})
-    received, stderr = ask(job)
-    assert [type(message) for message in received] == [
+    answer = ask(job)
+    assert [type(message) for message in answer.received] == [
         Hello,
         Measured,
         Checked,
         *[Started, Done] * len(cells),
         Ended,
     ]
-    assert stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
+    assert answer.stderr.encode().splitlines().count(CELL_MARK) == len(cells) > 0
 
 
 @pytest.mark.parametrize(
@@ -121,10 +159,10 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
     found = {"slice_width": slice_width, "onednn_rows": 8, "packed_rows, float32": 3}
-    told = {"products": found, "cells": (cell,), "gate": None}
-    job = make_job(plan, tmp_path, task="measure").model_copy(update=told)
-    (checked,) = [one for one in ask(job)[0] if isinstance(one, Checked)]
-    assert checked.products == found
+    told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
+    answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
+    # A worker whose model is checked already tells what it has found where that is not what it was told.
+    assert [type(message) for message in answer.received] == [Hello, Started, Done, Ended]
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_product"] == product
 
@@ -133,41 +171,38 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
 def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run_found(
     tiny_experiment: Path, tmp_path: Path, loops: bool, layout: str
 ) -> None:
-    overrides = ["threads=1", "compile=true"]
-    plan = make_plan(
-        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides
-    )
+    plan = plan_for(tiny_experiment, "compile=true")
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
     found = {"slice_width": 0, "onednn_rows": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
-    told = {"products": found, "cells": (cell,)}
+    told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
     # How weights are stored does not depend on the compiler; one compilation by a worker is enough.
     without = {} if loops else {"TORCHDYNAMO_DISABLE": "1"}
-    received, _ = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told), without)
-    assert [one.status for one in received if isinstance(one, Done)] == ["ok"]
+    answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told), without)
+    assert [one.status for one in answer.received if isinstance(one, Done)] == ["ok"]
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_layout"] == layout
 
 
-def test_changed_source_is_not_measured(plan: Plan, tmp_path: Path) -> None:
-    received, _ = ask(make_job(plan, tmp_path, task="measure", revision=BEFORE))
-    assert isinstance(received[-1], Failed)
-    assert received[-1].kind == "RetbenchError"
-    assert "the source of retbench changed during the run, from 0.1.0+src.before to" in received[-1].message
-    assert not (tmp_path / "a.jsonl").exists()
+def test_changed_source_is_not_measured(refused: tuple[Path, Answer]) -> None:
+    folder, answer = refused
+    failed = answer.received[-1]
+    assert isinstance(failed, Failed)
+    assert failed.kind == "RetbenchError"
+    assert "the source of retbench changed during the run, from 0.1.0+src.before to" in failed.message
+    assert not (folder / "a.jsonl").exists()
 
 
 def test_a_full_disk_is_reported_as_such(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "states").write_text("in the way", encoding="utf-8")
-    received, _ = ask(make_job(plan, tmp_path, task="prepare"))
-    assert isinstance(received[-1], Failed)
-    assert received[-1].kind == "StorageError"
+    failed = ask(make_job(plan, tmp_path, task="prepare")).received[-1]
+    assert isinstance(failed, Failed)
+    assert failed.kind == "StorageError"
 
 
 def test_a_worker_without_a_runner_ends(plan: Plan, tmp_path: Path) -> None:
     assert subprocess.run(COMMAND, stdin=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
     orphan = make_job(plan, tmp_path).model_copy(update={"parent_pid": os.getpid() + 1})
-    received, _ = ask(orphan)
-    assert received == []
+    assert ask(orphan).received == []
 
 
 def test_the_end_of_stdin_ends_a_worker(plan: Plan, tmp_path: Path) -> None:
@@ -202,13 +237,6 @@ def test_even_a_stopped_worker_dies_with_its_runner() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="needs Linux")
-def test_a_worker_is_the_first_to_go_when_memory_is_short(plan: Plan, tmp_path: Path) -> None:
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(make_job(plan, tmp_path, revision=BEFORE).model_dump_json().encode() + b"\n")
-        process.stdin.flush()
-        process.stdout.readline()
-        score = Path(f"/proc/{process.pid}/oom_score_adj").read_text(encoding="ascii")
-        process.stdout.read()
-    assert int(score) == 1000
+def test_a_worker_is_the_first_to_go_when_memory_is_short(refused: tuple[Path, Answer]) -> None:
+    _, answer = refused
+    assert answer.oom_score == 1000

@@ -31,6 +31,7 @@ from tests.training.conftest import TINY_TRAINING, read_curve
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 STEPS_50 = ("--set", "training.num_tokens=4800", "--set", "training.validate_every=25")
+FEW_SNAPSHOTS = ("--set", "training.checkpoint_every=25")
 GENTLE = ("--set", "training.learning_rates=[1e-4]")
 """A rounding error in RetNet's head norms grows with the rate; one process in micro-batches drifts as far."""
 
@@ -69,11 +70,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def together(folder: Path) -> tuple[str, str]:
     """50 steps of each model by one process and by two; what the latter printed on stdout and on stderr."""
+    options = (*STEPS_50, *GENTLE, *FEW_SNAPSHOTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETBENCH_CACHE", str(folder / "cache"))
-        done = CliRunner().invoke(app, words(folder, "one", *STEPS_50, *GENTLE))
+        done = CliRunner().invoke(app, words(folder, "one", *options))
     assert done.exit_code == 0, done.output
-    return finish(launch(folder, "two", *STEPS_50, *GENTLE))
+    return finish(launch(folder, "two", *options))
 
 
 def finals(folder: Path, out: str) -> dict[str, Path]:
