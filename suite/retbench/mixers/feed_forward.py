@@ -23,7 +23,7 @@ class ChannelMixer(Strict):
     ffn_dim: int = Field(ge=1)
 
     published_init: ClassVar[bool] = False
-    """Whether training can start from projections as published; see `Mixer`."""
+    """True if training can start from projections as published; see `Mixer`."""
 
     @property
     def num_params(self) -> int:
