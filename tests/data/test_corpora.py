@@ -295,7 +295,7 @@ def test_the_header_of_a_book_is_part_of_it(data_dir: Path) -> None:
     ("content", "message"),
     [
         ("caf\xe9 au lait".encode("latin-1"), r"a.txt: is not text: 'utf-8' codec can't decode byte 0xe9"),
-        (b"", "has 1 files and all are empty"),
+        (b"", "has one file, and it is empty"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

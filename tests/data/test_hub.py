@@ -1,5 +1,6 @@
 """Names of the hub, with folders in place of its repositories: the libraries are real, the network is not there."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from retbench.data import hub
 from retbench.data.corpora import load_corpus
 from retbench.data.packing import pack
 from retbench.data.tokenizers import load_tokenizer
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError
+from retbench.errors import ConfigError, RetbenchError, StorageError, UnsupportedError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Publish = Callable[..., None]
@@ -145,6 +146,15 @@ def test_the_message_of_datasets_reaches_the_user(publish: Publish, monkeypatch:
         load_corpus("hub:owner/name@v1")
 
 
+def test_a_data_set_without_splits_is_refused(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    publish(train=[{"text": "x"}])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_args, **_settings: [])
+    with pytest.raises(ConfigError, match="'hub:owner/name@v1': the hub's data set has no splits"):
+        load_corpus("hub:owner/name@v1")
+
+
 def hub_errors() -> list[tuple[Callable[[Any], Exception], type[RetbenchError], str]]:
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     return [
@@ -168,6 +178,11 @@ def hub_errors() -> list[tuple[Callable[[Any], Exception], type[RetbenchError], 
         ),
         (lambda e: ConnectionError(), UnsupportedError, r"cannot be reached \(ConnectionError\)"),
         (lambda e: ConnectionError("\n"), UnsupportedError, r"cannot be reached \(ConnectionError\)"),
+        (
+            lambda e: OSError(errno.ENOSPC, "No space left on device"),
+            StorageError,
+            r"cannot be stored \(No space left on device\)",
+        ),
     ]
 
 

@@ -13,7 +13,7 @@ PRELUDE = """
 import resource
 import torch
 from retbench.measure.allocator import (
-    keep_freed_memory, keeps_freed_memory, return_free_pages, return_freed_memory
+    keep_freed_memory, keep_small_freed_memory, keeps_freed_memory, return_free_pages, return_freed_memory
 )
 from retbench.measure.machine import status_bytes
 
@@ -89,3 +89,20 @@ step()
 print(faults_of(step) > 50, keeps_freed_memory())
 """
     assert run(code).split() == ["True", "True", "False"]
+
+
+@GLIBC
+def test_where_memory_is_limited_small_blocks_stay_and_large_ones_go_back() -> None:
+    code = """
+def small_step():
+    blocks = [torch.ones(2 * 10**6) for _ in range(5)]
+
+keep_freed_memory()
+return_freed_memory()
+keep_small_freed_memory()
+small_step()
+print(faults_of(small_step) <= 8)
+step()
+print(faults_of(step) > 50)
+"""
+    assert run(code).split() == ["True", "True"]

@@ -43,7 +43,7 @@ TEXT = "Something to learn from, and more of it. " * 30
     ("texts", "message"),
     [
         ({"README.md": TEXT}, "no text in this folder"),
-        ({"a.txt": "", "b.txt": " \n"}, "all are empty"),
+        ({"a.txt": "", "b.txt": " \n"}, "has 2 files, and all are empty"),
         ({"a.txt": "Too short."}, "has no split 'train'; it has all. Use another corpus"),
         ({"train/a.txt": TEXT, "test/b.txt": TEXT}, "has no split 'validation'; it has train, test, all"),
         (

@@ -117,9 +117,9 @@ class FileCorpus(Corpus):
         self._files = list(files)
         self._indexes = index_files(self._files)
         if not any(index.documents for index in self._indexes):
-            raise ConfigError(
-                f"the corpus '{name}' has {len(self._files)} files and all are empty. Give it some text."
-            )
+            count = len(self._files)
+            held = "one file, and it is" if count == 1 else f"{count} files, and all are"
+            raise ConfigError(f"the corpus '{name}' has {held} empty. Give it some text.")
         self.fingerprint = _fingerprint(self._files, self._indexes)
         self._split_of = _assign_splits(self._files, self._indexes)
         self._is_cut = not self._split_of and all(
@@ -185,6 +185,8 @@ class HubCorpus(Corpus):
             self._sources = tuple(
                 self._datasets.get_dataset_split_names(self._repo, self._config, revision=self.revision)
             )
+        if not self._sources:
+            raise ConfigError(f"'{name}': the hub's data set has no splits. Choose one with texts.")
         own = {source: splits.own_split(source) for source in self._sources}
         self._own = own if set(own.values()) & {"validation", "test"} else {}
         self.splits = present_splits(self._own.values() or splits.SPLITS)

@@ -4,6 +4,7 @@ hub:REPO[@REVISION]                  a tokenizer or a model
 hub:OWNER/NAME[/CONFIG][@REVISION]   a data set
 """
 
+import errno
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retbench.errors import ConfigError, UnsupportedError, shown
+from retbench.errors import ConfigError, StorageError, UnsupportedError, shown
 
 PREFIX = "hub:"
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _NAME = re.compile(r"hub:(?P<repo>[^/@\s]+(/[^/@\s]+)?)(/(?P<config>[^/@\s]+))?(@(?P<revision>[^@\s]+))?")
 
 
@@ -94,6 +96,11 @@ def translate_hub_errors(name: str) -> Iterator[None]:
             "`hf auth login` as somebody who may."
         ) from error
     except (OSError, errors.HTTPError) as error:  # no network, offline mode, or nothing in the local cache
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+            raise StorageError(
+                f"'{name}': a download cannot be stored ({error.strerror}). Free some space, or name another folder by "
+                "HF_HOME; the same command then continues."
+            ) from error
         raise _unreachable(name, error) from error
 
 

@@ -72,6 +72,8 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     gc.enable()
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
+    if settings.memory_limit_bytes is not None:
+        allocator.return_freed_memory()  # what is kept when the limit is set could be taken beside it
     products.agree(job.products)
     if job.run.source is not None:
         source.take_over(job.run.source)
@@ -290,8 +292,6 @@ def _set_up(
 ) -> tuple[LanguageModel, Surroundings] | None:
     """Measure the ceilings, build the model, and check it unless an earlier check holds; None if the check failed."""
     settings, gate = job.cells[0].settings, job.gate
-    if settings.memory_limit_bytes is not None:
-        allocator.return_freed_memory()  # what is kept when the limit is set could be taken beside it
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
         # Threads, buffers of products and what building a model asks for take memory that is not the model's.
@@ -301,7 +301,7 @@ def _set_up(
         if weights := job.cells[0].under_test.weights:
             import_code(_read_info(weights), runs_code=weights.runs_code)
         limit_memory(settings.memory_limit_bytes, device)
-        allocator.keep_freed_memory()
+        allocator.keep_small_freed_memory()
     model = _build(job, device)
     if gate is None:
         gate = _check_gate(job, model)
