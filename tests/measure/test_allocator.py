@@ -66,6 +66,13 @@ def test_settings_of_the_user_are_left_as_they_are(variables: dict[str, str]) ->
 
 
 @GLIBC
+@pytest.mark.parametrize("call", ["return_freed_memory()", "keep_small_freed_memory()"])
+def test_memory_that_the_user_keeps_is_not_returned_where_it_is_limited(call: str) -> None:
+    variables = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+    assert run(f"{call}\nprint(keeps_freed_memory())", **variables) == "True"
+
+
+@GLIBC
 def test_what_is_kept_goes_back_between_measurements_and_later_memory_is_kept_again() -> None:
     code = """
 keep_freed_memory()

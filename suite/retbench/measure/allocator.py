@@ -4,6 +4,9 @@ Memory that comes back from the kernel is zeroed page by page. By glibc's own ru
 others do not: what is free at the end of the heap is returned, and the sizes and the order of allocations decide what
 lies there. A fresh process that reads prompts may spend a fifth of its time so, and another model's process none. Every
 process that times or trains keeps freed memory, whatever the model.
+
+Settings of the user's own (MALLOC_TRIM_THRESHOLD_ and the like, GLIBC_TUNABLES) are left as they are, and so is a C
+library other than glibc.
 """
 
 import ctypes
@@ -27,13 +30,9 @@ _FEW_FAULTS = 8
 
 
 def keep_freed_memory() -> None:
-    """Let freed memory of any size stay with this process, for its later allocations.
-
-    Settings of the user's own (MALLOC_TRIM_THRESHOLD_ and the like, GLIBC_TUNABLES) are left as they are, and so is a C
-    library other than glibc. `keeps_freed_memory` tests whether it stays.
-    """
-    mallopt = _function("mallopt")
-    if mallopt is not None and not _user_decides():
+    """Let freed memory of any size stay with this process; `keeps_freed_memory` tests whether it does."""
+    mallopt = _mallopt()
+    if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
         mallopt(_M_MMAP_MAX, _NO_BLOCKS)
 
@@ -57,8 +56,7 @@ def keep_small_freed_memory() -> None:
     For processes whose memory is limited: among the places that large blocks leave, another one may find none that is
     large enough, and all of them count towards the limit. glibc's own rules come to this in time.
     """
-    if not _user_decides():
-        _return_blocks_from(_MOST_KEPT_BYTES)
+    _return_blocks_from(_MOST_KEPT_BYTES)
 
 
 def return_freed_memory() -> None:
@@ -73,7 +71,7 @@ def return_freed_memory() -> None:
 
 def _return_blocks_from(num_bytes: int) -> None:
     """Have freed blocks from a size returned to the kernel, and twice as much at the end of the heap."""
-    mallopt = _function("mallopt")
+    mallopt = _mallopt()
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, _MOST_BLOCKS)
         mallopt(_M_MMAP_THRESHOLD, num_bytes)
@@ -93,9 +91,10 @@ def _function(name: str) -> Callable[..., int] | None:
     return found
 
 
-def _user_decides() -> bool:
-    """Return whether the environment sets what glibc does with freed memory."""
+def _mallopt() -> Callable[..., int] | None:
+    """Return glibc's function; None without glibc, or where the environment sets what becomes of freed memory."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return any(
+    user_decides = any(
         f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables for name in _SETTINGS
     )
+    return None if user_decides else _function("mallopt")

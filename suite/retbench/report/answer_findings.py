@@ -23,7 +23,10 @@ def find_answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: s
 
 
 def find_needles(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
-    """State the exact answers of a model and the reference by context length, for the largest size; seeds apart."""
+    """State the exact answers of a model and the reference by context length, seeds apart.
+
+    It is for the largest size, and for all sizes where nothing is compared at the largest.
+    """
     every, largest = _by_instance(evaluations, points, model)
     return [_needle_finding(evaluations, made) for made in largest or every]
 

@@ -64,8 +64,8 @@ class Performer(nn.Module):
     """Positive random features: exp(w x' - |x'|^2 / 2 - c) / sqrt(K) of x' = x / W^(1/4), for K rows w.
 
     Published code subtracts a maximum c before the exponential, and adds 1e-4 after it. The c of a query is the maximum
-    of its own exponents, and cancels in the division by the sum of its weights. Of keys c is 0: the maximum over all of
-    them (`performer_pytorch`) depends on later tokens, and with a running maximum the features of earlier keys would
+    of its own exponents, and cancels in the division by the sum of its weights. For keys c is 0. The maximum over all
+    keys (`performer_pytorch`) depends on later tokens, and with a running maximum the features of earlier keys would
     change. The exponent of a key's feature is then at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
 
     Nothing is added to the features of keys: those of a long key are far below 1e-4, and such a sum would make its
