@@ -1,4 +1,4 @@
-"""The choice between two products of few rows: made by a measurement, once, and the same for near equals."""
+"""The choice between products of few rows: made by a measurement, once, and the same for near equals."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
-from retbench.ops.linear import Linear, RowProducts, stored_weight, stream
+from retbench.ops.linear import Linear, RowProducts, multiply_in_batches, stored_weight, stream
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,27 @@ def test_a_streamed_product_is_the_product(inputs: int, outputs: int, slice_widt
         torch.testing.assert_close(stream(x, table, slice_width), x @ table, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (7, 3), (64, 8192), (63, 8195), (1, 1)])
+def test_a_product_in_batches_is_the_product(inputs: int, outputs: int) -> None:
+    x, weight = torch.randn(inputs), torch.randn(outputs, inputs)
+    with torch.inference_mode():
+        torch.testing.assert_close(multiply_in_batches(x, weight), weight @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("slice_width", [0, 4096])
+@pytest.mark.parametrize(("batched_s", "faster"), [(0.5, True), (0.98, False), (1.2, False)])
+def test_batches_must_beat_what_multiplies_rows_otherwise(
+    monkeypatch: pytest.MonkeyPatch, batched_s: float, faster: bool, slice_width: int
+) -> None:
+    def seconds(*calls: Callable[[], object]) -> list[float]:
+        for call in calls:
+            call()
+        return [batched_s, 1.0]
+
+    monkeypatch.setattr(products, "_least_seconds", seconds)
+    assert products.measure_batches(slice_width) is faster
+
+
 @pytest.mark.parametrize(("gains", "most"), [(set(), 0), ({2}, 2), ({2, 64}, 64), ({64}, 0)])
 def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], most: int
@@ -65,12 +86,12 @@ def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_products_of_few_rows_are_measured_on_a_cpu_in_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_found", {"slice_width": 4096, "onednn_rows": 8})
+    monkeypatch.setattr(products, "_found", {"slice_width": 4096, "batches": 1, "onednn_rows": 8})
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert products.row_products(cpu, torch.float32) == RowProducts(slice_width=4096, onednn_rows=8)
+    assert products.row_products(cpu, torch.float32) == RowProducts(True, 4096, 8)
     assert products.row_products(cpu, torch.bfloat16) == RowProducts()
     assert products.row_products(gpu, torch.float32) == RowProducts()
-    monkeypatch.setattr(products, "_found", {"slice_width": 0, "onednn_rows": 0})
+    monkeypatch.setattr(products, "_found", {"slice_width": 0, "batches": 0, "onednn_rows": 0})
     assert products.row_products(cpu, torch.float32) == RowProducts()
 
 
@@ -134,15 +155,15 @@ def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPat
 def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, looped_s: float, usual_s: float, by_output: bool
 ) -> None:
-    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 0})
+    rows = {"slice_width": 0, "batches": 0, "onednn_rows": 0, "packed_rows, float32": 0}
+    monkeypatch.setattr(products, "_found", rows)
     made: list[dict[str, bool]] = []
     monkeypatch.setattr(products, "_compiled_products", lambda dtype, **how: made.append(how))
     monkeypatch.setattr(products, "_least_seconds", lambda *calls: (looped_s, usual_s))
     cpu = torch.device("cpu")
     assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False)
-    assert products.found() == {"packed_rows, float32": 0}
     assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True) is by_output
-    assert products.found() == {"packed_rows, float32": 0, "by_output, float32": by_output}
+    assert products.found()["by_output, float32"] == by_output
     assert made == [
         {"by_output": True, "packs_weights": False},
         {"by_output": False, "packs_weights": False},

@@ -8,4 +8,4 @@ from retbench.measure import products
 @pytest.fixture(autouse=True)
 def _torch_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch counts the operations of its own products only, and which product a process finds faster is chance."""
-    monkeypatch.setattr(products, "_found", {"slice_width": 0, "onednn_rows": 0})
+    monkeypatch.setattr(products, "_found", {"slice_width": 0, "batches": 0, "onednn_rows": 0})

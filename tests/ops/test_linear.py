@@ -50,8 +50,9 @@ def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_ou
     [
         (RowProducts(), "torch"),
         (RowProducts(slice_width=4096), "1 row: streamed"),
+        (RowProducts(batches=True, slice_width=4096), "1 row: batched"),
         (RowProducts(onednn_rows=64), "2 to 64 rows: onednn"),
-        (RowProducts(1, 64), "1 row: streamed; 2 to 64 rows: onednn"),
+        (RowProducts(slice_width=1, onednn_rows=64), "1 row: streamed; 2 to 64 rows: onednn"),
     ],
 )
 def test_products_of_few_rows_are_described(products: RowProducts, description: str) -> None:
@@ -59,23 +60,29 @@ def test_products_of_few_rows_are_described(products: RowProducts, description: 
 
 
 @pytest.mark.parametrize(
-    ("shape", "operator"),
+    ("by_output", "shape", "operator"),
     [
-        ((1, 1, 64), "aten::bmm"),
-        ((2, 1, 64), "mkldnn::_linear_pointwise"),
-        ((8, 1, 64), "mkldnn::_linear_pointwise"),
-        ((2, 4, 64), "mkldnn::_linear_pointwise"),
-        ((9, 64), "aten::linear"),
-        ((0, 64), "aten::linear"),
+        (False, (1, 1, 64), "aten::bmm"),
+        (False, (2, 1, 64), "mkldnn::_linear_pointwise"),
+        (False, (8, 1, 64), "mkldnn::_linear_pointwise"),
+        (False, (2, 4, 64), "mkldnn::_linear_pointwise"),
+        (False, (9, 64), "aten::linear"),
+        (False, (0, 64), "aten::linear"),
+        (True, (1, 1, 64), "aten::bmm"),
+        (True, (2, 1, 64), "aten::linear"),
+        (True, (0, 64), "aten::linear"),
     ],
 )
-def test_few_rows_are_multiplied_as_was_chosen(shape: tuple[int, ...], operator: str) -> None:
+def test_few_rows_are_multiplied_as_was_chosen(
+    by_output: bool, shape: tuple[int, ...], operator: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = Linear(64, 48).requires_grad_(False)
     linear.weight.normal_(generator=generator)
+    linear.store(by_output=by_output)
     x = torch.randn(shape, generator=generator)
     expected = linear(x)
-    linear.row_products = RowProducts(slice_width=1, onednn_rows=8)
+    linear.row_products = RowProducts(batches=True, slice_width=1, onednn_rows=8)
     with torch.inference_mode(), torch.profiler.profile() as profiler:
         torch.testing.assert_close(linear(x), expected)
     found = {event.key for event in profiler.key_averages()}

@@ -106,6 +106,7 @@ def test_the_method_that_is_faster_here_does_not_change_them(
     found = products.row_products(torch.device("cpu"), torch.float32)
     others = {
         "slice_width": 0 if found.slice_width else 1,
+        "batches": not found.batches,
         "onednn_rows": 0 if found.onednn_rows else 32,
     }
     monkeypatch.setattr(products, "_found", others)

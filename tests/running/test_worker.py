@@ -151,14 +151,14 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("slice_width", "product"), [(2048, "1 row: streamed; 2 to 8 rows: onednn"), (0, "2 to 8 rows: onednn")]
+    ("batches", "product"), [(1, "1 row: batched; 2 to 8 rows: onednn"), (0, "2 to 8 rows: onednn")]
 )
 def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
-    plan: Plan, tmp_path: Path, slice_width: int, product: str
+    plan: Plan, tmp_path: Path, batches: int, product: str
 ) -> None:
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
-    found = {"slice_width": slice_width, "onednn_rows": 8, "packed_rows, float32": 3}
+    found = {"slice_width": 0, "batches": batches, "onednn_rows": 8, "packed_rows, float32": 3}
     told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
     answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
     # A worker whose model is checked already tells what it has found where that is not what it was told.
@@ -173,7 +173,8 @@ def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run
 ) -> None:
     plan = plan_for(tiny_experiment, "compile=true")
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
-    found = {"slice_width": 0, "onednn_rows": 0, "packed_rows, float32": 0, "by_output, float32": int(loops)}
+    rows = {"slice_width": 0, "batches": 0, "onednn_rows": 0}
+    found = rows | {"packed_rows, float32": 0, "by_output, float32": int(loops)}
     told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
     # How weights are stored does not depend on the compiler; one compilation by a worker is enough.
     without = {} if loops else {"TORCHDYNAMO_DISABLE": "1"}

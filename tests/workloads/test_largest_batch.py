@@ -81,7 +81,7 @@ def test_trials_multiply_by_torchs_products_which_fail_by_an_error(
     context_of: Callable[[Cell], Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, seen = context_of(make_cell("retnet", "largest_batch", 64)), []
-    context.model.set_row_products(RowProducts(slice_width=1, onednn_rows=64))
+    context.model.set_row_products(RowProducts(batches=True, slice_width=1, onednn_rows=64))
     monkeypatch.setattr(largest_batch, "_headroom_bytes", lambda context: 10**9)
     monkeypatch.setattr(
         largest_batch,

@@ -182,19 +182,25 @@ def _load(
     from retbench.cli.in_process import within_memory
     from retbench.config.experiment import Dtype
     from retbench.measure.environment import use_device
+    from retbench.measure.products import storing_by_output_is_faster
 
     stored = info.weights_dtype if info.weights_dtype in get_args(Dtype) else None  # quantised: refused below
     dtype = dtype or ("float32" if device == "cpu" else stored or "float32")
     use_device(device)
     named = f"{shown(checkpoint)} at {dtype}"
     with within_memory(named, info.config, dtype, device, "Give another --dtype or --device."):
-        return load_checkpoint(
+        model = load_checkpoint(
             info,
             dtype=getattr(torch, dtype),
             device=device,
             backend=default_backend(info.config),
             allow_pickle=allow_pickle,
         )
+        if device == "cpu":  # on a GPU the comparison would take longer than most texts
+            model.store_weights(
+                by_output=storing_by_output_is_faster(model.device, model.dtype, compiled=False)
+            )
+        return model
 
 
 def _stream(

@@ -1,4 +1,4 @@
-"""The faster product of few rows: on a CPU by one of two methods, on either device by one of two layouts of weights.
+"""The faster product of few rows: on a CPU by one of several methods, on either device by one of two layouts.
 
 What is measured here holds for all models of a run: the runner hands the outcomes of its first worker to the others.
 """
@@ -18,7 +18,14 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
-from retbench.ops.linear import Linear, RowProducts, multiply_onednn, stored_weight, stream
+from retbench.ops.linear import (
+    Linear,
+    RowProducts,
+    multiply_in_batches,
+    multiply_onednn,
+    stored_weight,
+    stream,
+)
 from retbench.units import MIB
 
 _NUM_SAMPLES = 5
@@ -49,6 +56,9 @@ _CLEARLY_BY_OUTPUT = 0.97
 _LAYOUT_WARMUP_S = 0.1
 _LAYOUT_STEPS = 10
 
+_Product = Callable[[Tensor, Tensor], Tensor]
+"""A product of rows, or of one row, with a weight or a table."""
+
 _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
 
@@ -56,30 +66,35 @@ _found: dict[str, int] = {}
 def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     """Return how an eager step multiplies few rows: on a CPU in float32 not by torch where another product is faster.
 
-    All multiply weights as `ops.linear.Linear` stores them, on torch's present threads. It is measured once per
-    process, unless another process has: see `agree`.
+    How it multiplies single rows depends on the layout of the weights; see `storing_by_output_is_faster`. The methods
+    are measured once per process, on torch's present threads, unless another process has: see `agree`.
     """
     if device.type != "cpu" or dtype != torch.float32:
         return RowProducts()
+    slice_width = _once("slice_width", measure_streaming)
     return RowProducts(
-        slice_width=_once("slice_width", measure_streaming) or None,
+        batches=bool(_once("batches", partial(measure_batches, slice_width))),
+        slice_width=slice_width or None,
         onednn_rows=_once("onednn_rows", measure_onednn),
     )
 
 
 def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> bool:
-    """Return whether weights stored (out, in) clearly beat weights stored (in, out) in products with one row.
+    """Return whether weights stored (out, in) beat weights stored (in, out) in products with one row.
 
     It is measured once per process, unless another process has: see `agree`.
 
     Args:
         device: A CPU or a CUDA device; nothing else may run on it.
         dtype: Dtype of the weights.
-        compiled: Whether steps are compiled. On a CPU only compiled ones gain, by `ops.linear.loop`.
+        compiled: Whether steps are compiled. On a CPU such steps read them by `ops.linear.loop`, eager ones as
+            `row_products` says.
     """
     if device.type != "cpu":
         return bool(_once("by_output", partial(measure_layouts, device, dtype)))
-    return compiled and bool(_once(f"by_output, {_name(dtype)}", partial(measure_loops, dtype)))
+    if not compiled:
+        return row_products(device, dtype).batches
+    return bool(_once(f"by_output, {_name(dtype)}", partial(measure_loops, dtype)))
 
 
 def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
@@ -189,16 +204,14 @@ def _multiply_usually(row: Tensor, table: Tensor) -> Tensor:
     return F.linear(row[None], table.t())
 
 
-def _seconds_of_row_products(methods: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> list[float]:
+def _seconds_of_row_products(methods: Sequence[_Product]) -> list[float]:
     """Return the least seconds of each method to multiply rows by many tables (in, out), narrow and then wide ones."""
     products = [
-        (torch.ones(shape[0], device="cpu"), weight.t())
-        for shape in _SHAPES
-        for weight in _weights(*shape, torch.float32)
+        (torch.ones(weight.shape[1], device="cpu"), weight.t()) for weight in _trial_weights(by_output=False)
     ]
     elements = torch.empty(torch.get_num_threads() * _ELEMENTS_PER_THREAD, device="cpu")
 
-    def multiply_all_by(multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def multiply_all_by(multiply: _Product) -> None:
         # Threads that have summed rows multiply more slowly until they do something elementwise: no method may leave
         # that to the next one.
         elements.fill_(1.0)
@@ -209,11 +222,35 @@ def _seconds_of_row_products(methods: Sequence[Callable[[Tensor, Tensor], Tensor
 
 
 @torch.inference_mode()
+def measure_batches(slice_width: int) -> bool:
+    """Measure whether batches over weights stored by output beat what multiplies rows by weights stored by input.
+
+    That slices them from `slice_width` outputs on, or is torch's product if that is 0.
+    """
+    usual = partial(_stream_row, slice_width) if slice_width else F.linear
+    batched_s, usual_s = _least_seconds(
+        partial(_multiply_rows, _batch_row, 1, _trial_weights(by_output=True)),
+        partial(_multiply_rows, usual, 1, _trial_weights(by_output=False)),
+    )
+    return batched_s < _CLEARLY_BY_OUTPUT * usual_s
+
+
+def _batch_row(row: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (1, in) by a weight (out, in) that is stored by output."""
+    return multiply_in_batches(row[0], weight)
+
+
+def _stream_row(slice_width: int, row: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (1, in) by a weight (out, in) that is stored by input."""
+    return stream(row[0], weight.t(), slice_width)
+
+
+@torch.inference_mode()
 def measure_onednn() -> int:
     """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
     most = 0
     if torch.backends.mkldnn.is_available():
-        weights = [weight for shape in _SHAPES for weight in _weights(*shape, torch.float32)[::2]]
+        weights = _trial_weights(by_output=False)[::2]
         for rows in _ONEDNN_ROWS:
             onednn_s, usual_s = _least_seconds(
                 partial(_multiply_rows, multiply_onednn, rows, weights),
@@ -225,9 +262,7 @@ def measure_onednn() -> int:
     return most
 
 
-def _multiply_rows(
-    multiply: Callable[[Tensor, Tensor], Tensor], rows: int, weights: Sequence[Tensor]
-) -> None:
+def _multiply_rows(multiply: _Product, rows: int, weights: Sequence[Tensor]) -> None:
     """Multiply so many rows by each of several weights (out, in)."""
     for weight in weights:
         multiply(torch.ones(rows, weight.shape[1], device="cpu"), weight)
@@ -319,12 +354,21 @@ def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | N
     return lambda x: multiply_onednn(x, packed)
 
 
-def _weights(in_features: int, out_features: int, dtype: torch.dtype) -> list[Tensor]:
-    """Return many weights (out, in) of one shape, as `ops.linear.Linear` stores them.
+def _trial_weights(*, by_output: bool) -> list[Tensor]:
+    """Return many float32 weights (out, in), narrow and then wide ones, in one layout."""
+    return [weight for shape in _SHAPES for weight in _weights(*shape, torch.float32, by_output=by_output)]
+
+
+def _weights(
+    in_features: int, out_features: int, dtype: torch.dtype, *, by_output: bool = False
+) -> list[Tensor]:
+    """Return many weights (out, in) of one shape in one layout.
 
     They are one block, too large for the C library to keep it when it is freed: a limit on memory is set later.
     """
     count = _READ_BYTES // (in_features * out_features * dtype.itemsize)
+    if by_output:
+        return list(torch.ones(count, out_features, in_features, dtype=dtype, device="cpu").unbind())
     tables = torch.ones(count, in_features, out_features, dtype=dtype, device="cpu")
     return [table.t() for table in tables.unbind()]
 

@@ -114,10 +114,10 @@ def _store(job: Job) -> StateStore:
 
 
 def _build(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model that all cells of the job share, with its weights stored as eager steps read them fastest."""
+    """Build the model that all cells of the job share, with its weights stored for the first of them."""
     _find_products(job, device)
     model = _build_as_stored(job, device)
-    _store_weights(model, device, compiled=False)
+    _store_weights(model, device, job.cells[0])
     return model
 
 
@@ -128,19 +128,25 @@ def _find_products(job: Job, device: torch.device) -> None:
     products.row_products(device, dtype)
     if device.type == "cpu" and settings.compile:
         products.packing_is_faster(1, dtype)
-    compiled = any(_compiles_single_rows(cell) for cell in job.cells)
-    products.storing_by_output_is_faster(device, dtype, compiled=compiled)
+    for cell in job.cells:
+        _reads_by_output(cell, device)
 
 
-def _compiles_single_rows(cell: Cell) -> bool:
-    """Return whether the steps of a cell are compiled and multiply one row."""
-    return cell.settings.compile and find_workload(cell.workload).compiles and cell.point.batch_size == 1
+def _store_weights(model: LanguageModel, device: torch.device, cell: Cell) -> None:
+    """Store the weights in the layout that a cell reads faster."""
+    model.store_weights(by_output=_reads_by_output(cell, device))
 
 
-def _store_weights(model: LanguageModel, device: torch.device, *, compiled: bool) -> None:
-    """Store the weights in the faster layout for steps with one row, which are compiled or not."""
-    by_output = products.storing_by_output_is_faster(device, model.dtype, compiled=compiled)
-    model.store_weights(by_output=by_output)
+def _reads_by_output(cell: Cell, device: torch.device) -> bool:
+    """Return whether a cell reads weights faster that are stored by output.
+
+    Layouts are compared in steps with one row. On a CPU only these read other weights than a model is built with.
+    """
+    settings = cell.settings
+    decodes_single_rows = find_workload(cell.workload).compiles and cell.point.batch_size == 1
+    return (decodes_single_rows or device.type != "cpu") and products.storing_by_output_is_faster(
+        device, getattr(torch, settings.dtype), compiled=settings.compile
+    )
 
 
 def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
@@ -267,7 +273,7 @@ def _measure(
         cell = job.cells[request.index]
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
-        _store_weights(model, device, compiled=_compiles_single_rows(cell))
+        _store_weights(model, device, cell)
         context = Context(
             cell,
             model,

@@ -120,11 +120,12 @@ def _product_curve(
     device: torch.device, dtype: torch.dtype, footprints: Sequence[int], *, compiled: bool
 ) -> Curve:
     """Return the rate of products with one row by footprint."""
-    if device.type == "cpu" and storing_by_output_is_faster(device, dtype, compiled=compiled):
+    by_output = storing_by_output_is_faster(device, dtype, compiled=compiled)
+    if compiled and by_output and device.type == "cpu":
         _, make = _loops(dtype, _NARROW_WIDTH)
         call_s = _median_seconds(_repeated([make()], _NUM_EMPTY_CALLS), device) / _NUM_EMPTY_CALLS
         return _curve(_loops(dtype, _WIDTH), footprints, device, call_s=call_s)
-    return _curve(_products(device, dtype), footprints, device)
+    return _curve(_products(device, dtype, by_output=by_output), footprints, device)
 
 
 def _curve(
@@ -155,7 +156,7 @@ def _curve(
 
 
 def _products(
-    device: torch.device, dtype: torch.dtype, width: int = _WIDTH
+    device: torch.device, dtype: torch.dtype, width: int = _WIDTH, *, by_output: bool
 ) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a square weight, and a function that makes a product of one row with a new one."""
     row = torch.randn(1, 1, width, device=device, dtype=dtype)
@@ -163,6 +164,7 @@ def _products(
 
     def make() -> Call:
         layer = Linear(width, width).to(device=device, dtype=dtype).requires_grad_(False)
+        layer.store(by_output=by_output)
         layer.weight.fill_(1.0)
         layer.row_products = found
         return lambda: layer(row)
@@ -233,7 +235,9 @@ def _operator_seconds(device: torch.device, dtype: torch.dtype, footprint: int) 
     """
     stack, token = _narrow_stack(device, dtype)
     num_products = _NARROW_BLOCKS * _PRODUCTS_PER_BLOCK
-    _, make = _products(device, dtype, round((footprint / dtype.itemsize / num_products) ** 0.5))
+    width = round((footprint / dtype.itemsize / num_products) ** 0.5)
+    by_output = storing_by_output_is_faster(device, dtype, compiled=False)
+    _, make = _products(device, dtype, width, by_output=by_output)
     products = [[make() for _ in range(_PRODUCTS_PER_BLOCK)] for _ in range(_NARROW_BLOCKS)]
 
     def run_all() -> None:
