@@ -68,7 +68,7 @@ def test_its_forms_are_equivalent_and_its_costs_are_those_of_the_model(experimen
 
 
 def test_the_default_form_of_each_mixer_is_what_a_record_says(experiment: Experiment) -> None:
-    assert experiment.models["mixed"].backend == "retention=chunkwise+attention=sdpa"
+    assert experiment.models["mixed"].backend == "retention=chunkwise+attention=auto"
     assert (
         default_backend(resolve_model(experiment.models["mixed"], "1m")) == experiment.models["mixed"].backend
     )

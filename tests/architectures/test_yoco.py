@@ -336,4 +336,4 @@ def test_an_experiment_names_it(tmp_path) -> None:  # type: ignore[no-untyped-de
         '[profiles.smoke]\nsize = "1m"\n[profiles.smoke.workloads.decode]\ncontext_len = [64]\n',
         encoding="utf-8",
     )
-    assert load_experiment(str(path)).models["yoco"].backend == "blocks+sdpa"
+    assert load_experiment(str(path)).models["yoco"].backend == "auto"

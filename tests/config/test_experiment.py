@@ -269,7 +269,7 @@ def test_a_profile_replaces_fields_of_models_and_adds_models(with_own_models: st
     models = experiment.of_profile("gpu").models
     assert {name: spec.backend for name, spec in models.items()} == {
         "retnet": "fla",
-        "transformer": "sdpa",
+        "transformer": "auto",
         "other": "chunkwise",
     }
     assert experiment.of_profile("smoke").models == experiment.models

@@ -14,6 +14,7 @@ from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.models import build
 from retbench.ops.linear import Linear, RowProducts, multiply_in_batches, stored_weight, stream
+from tests.measure.outcomes import ROW_OUTCOMES
 
 
 @pytest.mark.parametrize(
@@ -80,18 +81,34 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     assert products.measure_onednn() == most
 
 
+@pytest.mark.parametrize(("products_s", "faster"), [(0.5, True), (0.98, False), (4.0, False)])
+def test_attention_by_products_must_beat_torchs_own(
+    monkeypatch: pytest.MonkeyPatch, products_s: float, faster: bool
+) -> None:
+    def seconds(*calls: Callable[[], object]) -> list[float]:
+        for call in calls:
+            call()
+        return [products_s, 1.0]
+
+    monkeypatch.setattr(products, "_least_seconds", seconds)
+    assert products.measure_attention(torch.bfloat16) is faster
+
+
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert products.measure_onednn() == 0
 
 
-def test_products_of_few_rows_are_measured_on_a_cpu_in_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_found", {"slice_width": 4096, "batches": 1, "onednn_rows": 8})
+def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = dict(zip(ROW_OUTCOMES, (1, 4096, 1, 8), strict=True)) | {"attention, bfloat16": 1}
+    monkeypatch.setattr(products, "_found", found)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert products.row_products(cpu, torch.float32) == RowProducts(True, 4096, 8)
-    assert products.row_products(cpu, torch.bfloat16) == RowProducts()
+    assert products.row_products(cpu, torch.float32) == RowProducts(True, True, 4096, 8)
+    assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention=True)
     assert products.row_products(gpu, torch.float32) == RowProducts()
-    monkeypatch.setattr(products, "_found", {"slice_width": 0, "batches": 0, "onednn_rows": 0})
+    monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()
 
 
@@ -155,7 +172,7 @@ def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPat
 def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, looped_s: float, usual_s: float, by_output: bool
 ) -> None:
-    rows = {"slice_width": 0, "batches": 0, "onednn_rows": 0, "packed_rows, float32": 0}
+    rows = dict.fromkeys((*ROW_OUTCOMES, "packed_rows, float32"), 0)
     monkeypatch.setattr(products, "_found", rows)
     made: list[dict[str, bool]] = []
     monkeypatch.setattr(products, "_compiled_products", lambda dtype, **how: made.append(how))

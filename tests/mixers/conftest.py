@@ -3,9 +3,10 @@
 import pytest
 
 from retbench.measure import products
+from tests.measure.outcomes import ROW_OUTCOMES
 
 
 @pytest.fixture(autouse=True)
 def _torch_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch counts the operations of its own products only, and which product a process finds faster is chance."""
-    monkeypatch.setattr(products, "_found", {"slice_width": 0, "batches": 0, "onednn_rows": 0})
+    monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))

@@ -200,7 +200,7 @@ def test_a_hybrid_is_checked_in_each_other_form_of_each_mixer_and_not_in_its_own
     }
     available = {name for name, reason in model.backends().items() if reason is None}
     # These read prompts as the model's own forms do: such a check could not fail.
-    alike = {"retention=chunkwise", "attention=sdpa", "attention=products"}
+    alike = {"retention=chunkwise", "attention=auto", "attention=sdpa", "attention=products"}
     alike |= {"retention=chunkwise_fp32"} if dtype == torch.float32 else set()
     assert alike <= available
     assert compared - {"decode"} == available - alike

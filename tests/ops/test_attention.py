@@ -17,6 +17,7 @@ from retbench.ops.attention import (
     attend_products,
     attend_reference,
     attend_sdpa,
+    chosen_backend,
     executed_kernel,
     missing_reason,
     sdpa_kernel,
@@ -53,6 +54,47 @@ def test_products_say_that_only_a_single_query_is_theirs():
     assert executed_kernel("products", *make_inputs(1, 9)) == "products"
     assert executed_kernel("products", *make_inputs(9, 9, dtype=torch.float32)).startswith("sdpa:")
     assert executed_kernel("reference", *make_inputs(9, 9)) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "kv_heads", "by_products", "chosen"),
+    [
+        ("auto", 1, 4, True, "products"),
+        ("auto", 1, 4, False, "sdpa"),
+        ("auto", 1, 2, True, "sdpa"),
+        ("auto", 7, 4, True, "sdpa"),
+        ("sdpa", 1, 4, True, "sdpa"),
+        ("products", 1, 2, False, "products"),
+    ],
+)
+def test_only_auto_chooses_and_only_for_single_queries_that_share_no_keys(
+    name, length, kv_heads, by_products, chosen
+):
+    q, k, _ = make_inputs(length, 9, kv_heads=kv_heads)
+    assert chosen_backend(name, q, k, by_products=by_products) == chosen
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place(kv_heads):
+    q, k, v = make_inputs(1, 64, kv_heads=kv_heads, dtype=torch.float32)
+    expected = attend_reference(q, k[:, :, :33], v[:, :, :33])
+    attend = torch.compile(lambda q, k, v: attend_products(q, k[:, :, :33], v[:, :, :33]), fullgraph=True)
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        attend(q, k, v)
+        with torch.profiler.profile(record_shapes=True) as profiler:
+            out = attend(q, k, v)
+    assert relative_error(out, expected) < 1e-5
+    events = profiler.key_averages(group_by_input_shape=True)
+    assert "retbench::multiply_cache" in {event.key for event in events}
+    copied = [shape for event in events if event.key == "aten::copy_" for shape in event.input_shapes]
+    assert not [shape for shape in copied if shape[-2:] == [33, 8]]
+
+
+def test_products_have_gradients():
+    q, k, v = (one.requires_grad_() for one in make_inputs(1, 9))
+    ours, definition = (attend(q, k, v).sum() for attend in (attend_products, attend_reference))
+    for one, other in zip(*(torch.autograd.grad(out, (q, k, v)) for out in (ours, definition)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_reference_copies_keys_only_where_heads_share_them():

@@ -95,7 +95,7 @@ def test_llama_prefill_and_decode(num_kv_heads: int) -> None:
         d_model=96, num_layers=3, num_heads=6, num_kv_heads=num_kv_heads, vocab_size=211, ffn_dim=136
     )
     outcomes = list(equality.llama_pair_equality(config, 133, 9))
-    assert len(outcomes) == 4  # reference, sdpa, products and the decode
+    assert len(outcomes) == 5  # auto, reference, sdpa, products and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 

@@ -71,11 +71,11 @@ def test_every_command_of_a_claim_exists(name: str) -> None:
 
 
 def as_it_ran(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Gives a Transformer of `sdpa` the kernel of a GPU, and one of `reference` plain attention."""
+    """Gives a Transformer of `auto` the kernel of a GPU, and one of `reference` plain attention."""
     workload, backend = arguments["workload"], arguments["settings"]["backend"]
     if arguments["model"].architecture == "transformer":
         kind = workload if workload in ("prefill", "training") else "decode"
-        arguments["backend"][kind] = "sdpa:flash" if backend == "sdpa" else backend
+        arguments["backend"][kind] = "sdpa:flash" if backend == "auto" else backend
     return arguments
 
 

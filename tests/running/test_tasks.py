@@ -35,6 +35,7 @@ from retbench.running.recording import Outcome, Surroundings
 from retbench.running.tasks import CellProgress, classify
 from retbench.workloads.metrics import prefill_bytes
 from retbench.workloads.states import StateStore
+from tests.measure.outcomes import ROW_OUTCOMES
 
 Prepare = Callable[..., list[Message]]
 SHORT = (1, 17, 127)
@@ -340,7 +341,7 @@ def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, compiled: str, found: dict[str, int]
 ) -> None:
     build, known = tasks._build_as_stored, []
-    rows = {"slice_width": 0, "batches": 0, "onednn_rows": 0}
+    rows = dict.fromkeys(ROW_OUTCOMES, 0)
     monkeypatch.setattr(tasks.products, "_found", dict(rows))
     monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: 4)
     monkeypatch.setattr(tasks.products, "measure_loops", lambda dtype: True)

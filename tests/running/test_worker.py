@@ -31,6 +31,7 @@ from retbench.running.protocol import (
     decode,
 )
 from tests.conftest import TINY_EXPERIMENT
+from tests.measure.outcomes import ROW_OUTCOMES
 
 BEFORE = "0.1.0+src.before"
 """A revision that the source has not: a worker of it greets and refuses to measure."""
@@ -158,7 +159,7 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
 ) -> None:
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
-    found = {"slice_width": 0, "batches": batches, "onednn_rows": 8, "packed_rows, float32": 3}
+    found = dict.fromkeys(ROW_OUTCOMES, 0) | {"batches": batches, "onednn_rows": 8, "packed_rows, float32": 3}
     told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
     answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=told))
     # A worker whose model is checked already tells what it has found where that is not what it was told.
@@ -173,8 +174,7 @@ def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run
 ) -> None:
     plan = plan_for(tiny_experiment, "compile=true")
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
-    rows = {"slice_width": 0, "batches": 0, "onednn_rows": 0}
-    found = rows | {"packed_rows, float32": 0, "by_output, float32": int(loops)}
+    found = dict.fromkeys(ROW_OUTCOMES, 0) | {"packed_rows, float32": 0, "by_output, float32": int(loops)}
     told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
     # How weights are stored does not depend on the compiler; one compilation by a worker is enough.
     without = {} if loops else {"TORCHDYNAMO_DISABLE": "1"}

@@ -23,7 +23,7 @@ class SlidingWindowSpec(ModelSpec):
     """First tokens that every query attends to."""
     num_kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads; fewer than the query heads is grouped-query attention."""
-    backend: Literal["blocks", "reference"] = "blocks"
+    backend: Literal["auto", "blocks", "products", "reference"] = "auto"
     chunk_size: None = None
     """Attention has no chunks."""
 

@@ -15,7 +15,7 @@ from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.ops import ROTARY_BASE
 
 Variant = Literal["llama", "gpt"]
-Backend = Literal["reference", "sdpa", "products", "flash", "flash3", "flash4"]
+Backend = Literal["auto", "reference", "sdpa", "products", "flash", "flash3", "flash4"]
 
 
 class TransformerSpec(ModelSpec):
@@ -30,7 +30,7 @@ class TransformerSpec(ModelSpec):
     (MQA). quarter: one for four query heads, at least 1, as in Llama 3 8B and Mistral 7B. None: as many as queries."""
     cache: Cache = "preallocated"
     """Growth of the key-value cache; "concat" copies all of it at every token, as a plain implementation does."""
-    backend: Backend = "sdpa"
+    backend: Backend = "auto"
     chunk_size: None = None
     """Attention has no chunks."""
 
@@ -121,7 +121,8 @@ def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]
         "fused+"
     )
     applies = {
-        "fused": ran.startswith("flash") or (ran.startswith("sdpa") and not ran.endswith(":math")),
+        "fused": ran.startswith(("flash", "products"))
+        or (ran.startswith("sdpa") and not ran.endswith(":math")),
         "grouped": mixer.num_kv_heads < mixer.num_heads,
         "graphs": bool(backend.get("cuda_graph") or backend.get("compile")),
         "concatenated": mixer.cache == "concat",

@@ -33,7 +33,7 @@ class YocoSpec(ModelSpec):
     window: int | None = Field(default=None, ge=1)
     """Tokens that a query of the lower half attends to in variant sw; 1,024 when absent."""
     backend: str = ""
-    """Forms joined by '+': "recurrent+reference"; when absent, chunkwise+sdpa for gated and blocks+sdpa for sw."""
+    """Forms joined by '+': "recurrent+reference"; when absent, chunkwise+auto for gated and auto for sw."""
     chunk_size: int | None = Field(default=None, ge=1)
     """Tokens of a chunk of gated retention; 128 when absent."""
 
@@ -52,7 +52,8 @@ class YocoSpec(ModelSpec):
         if not isinstance(raw, dict):
             return raw
         lower = WindowAttention if raw.get("variant") == "sw" else Retention
-        return {"backend": f"{lower.default_form}+{Attention.default_form}", **raw}
+        forms = dict.fromkeys((lower.default_form, Attention.default_form))
+        return {"backend": "+".join(forms), **raw}
 
 
 def _lower_mixer(spec: YocoSpec, size: Size, kv_heads: int) -> Mixer:

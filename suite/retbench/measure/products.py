@@ -1,5 +1,7 @@
 """The faster product of few rows: on a CPU by one of several methods, on either device by one of two layouts.
 
+On a CPU also the faster attention of single queries.
+
 What is measured here holds for all models of a run: the runner hands the outcomes of its first worker to the others.
 """
 
@@ -18,6 +20,7 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
+from retbench.ops.attention import AttentionBackend, attend_products, attend_sdpa
 from retbench.ops.linear import (
     Linear,
     RowProducts,
@@ -47,12 +50,17 @@ _PACKED_ROWS = (1, 2, 4, 8)
 _ONEDNN_ROWS = (2, 64)
 """Fewest and most rows that oneDNN's product is tried with."""
 
+_CACHE_SHAPE = (8, 4096, 64)
+"""Heads, tokens and width of the keys by which attention is compared; the values have the same."""
+_NUM_CACHES = 3
+
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
 """Inputs and outputs of the products by which layouts are compared: some of the Transformers of 1.3B and 6.7B."""
 _CACHES = 4
 """Copies of a weight take at least so many times the bytes of the last cache."""
-_CLEARLY_BY_OUTPUT = 0.97
-"""Weights are stored by output if that takes less than this share of the time."""
+_FASTER = 0.97
+"""Weights are stored by output, and single queries attend by products, if that takes less than this share of the time.
+"""
 _LAYOUT_WARMUP_S = 0.1
 _LAYOUT_STEPS = 10
 
@@ -64,15 +72,19 @@ _found: dict[str, int] = {}
 
 
 def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
-    """Return how an eager step multiplies few rows: on a CPU in float32 not by torch where another product is faster.
+    """Return how a step multiplies few rows: on a CPU not by torch's usual methods where others are faster.
 
-    How it multiplies single rows depends on the layout of the weights; see `storing_by_output_is_faster`. The methods
-    are measured once per process, on torch's present threads, unless another process has: see `agree`.
+    How it multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods are
+    measured once per process, on torch's present threads, unless another process has: see `agree`.
     """
-    if device.type != "cpu" or dtype != torch.float32:
+    if device.type != "cpu":
         return RowProducts()
+    attention = bool(_once(f"attention, {_name(dtype)}", partial(measure_attention, dtype)))
+    if dtype != torch.float32:
+        return RowProducts(attention)
     slice_width = _once("slice_width", measure_streaming)
     return RowProducts(
+        attention=attention,
         batches=bool(_once("batches", partial(measure_batches, slice_width))),
         slice_width=slice_width or None,
         onednn_rows=_once("onednn_rows", measure_onednn),
@@ -140,7 +152,7 @@ def measure_layouts(device: torch.device, dtype: torch.dtype) -> bool:
         for by_output in (True, False)
     )
     free_memory(device)
-    return by_output < _CLEARLY_BY_OUTPUT * by_input
+    return by_output < _FASTER * by_input
 
 
 @torch.inference_mode()
@@ -232,7 +244,7 @@ def measure_batches(slice_width: int) -> bool:
         partial(_multiply_rows, _batch_row, 1, _trial_weights(by_output=True)),
         partial(_multiply_rows, usual, 1, _trial_weights(by_output=False)),
     )
-    return batched_s < _CLEARLY_BY_OUTPUT * usual_s
+    return batched_s < _FASTER * usual_s
 
 
 def _batch_row(row: Tensor, weight: Tensor) -> Tensor:
@@ -260,6 +272,24 @@ def measure_onednn() -> int:
                 break
             most = rows
     return most
+
+
+@torch.inference_mode()
+def measure_attention(dtype: torch.dtype) -> bool:
+    """Measure whether single queries that share no keys attend faster by products than by torch's fused attention."""
+    heads, length, width = _CACHE_SHAPE
+    query = torch.ones(1, heads, 1, width, dtype=dtype, device="cpu")
+    caches = torch.ones(2 * _NUM_CACHES, 1, heads, length, width, dtype=dtype, device="cpu").split(2)
+    products_s, fused_s = _least_seconds(
+        partial(_attend_all, attend_products, query, caches), partial(_attend_all, attend_sdpa, query, caches)
+    )
+    return products_s < _FASTER * fused_s
+
+
+def _attend_all(attend: AttentionBackend, query: Tensor, caches: Sequence[Tensor]) -> None:
+    """Attend from a query to each of several caches, (2, B, H, S, K)."""
+    for keys, values in caches:
+        attend(query, keys, values)
 
 
 def _multiply_rows(multiply: _Product, rows: int, weights: Sequence[Tensor]) -> None:

@@ -100,9 +100,11 @@ class MixerModule(StatefulModule):
 
     Attributes:
         executed: Phase (prefill, decode) to the form or kernel that was executed since the form was set.
+        attends_by_products: Whether single queries that share no keys attend by products where the form is `auto`.
     """
 
     config: Mixer
+    attends_by_products = False
 
     def __init__(self, config: Mixer, form: str, chunk_size: int | None) -> None:
         super().__init__()

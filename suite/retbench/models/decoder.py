@@ -194,10 +194,12 @@ class Decoder(LanguageModel):
         self.decode_operators = name
 
     def set_row_products(self, products: RowProducts) -> None:
-        """Set how few rows are multiplied on a CPU, for all weights alike; see `ops.linear`."""
+        """Set how few rows are multiplied on a CPU, for all weights and all caches alike; see `ops.linear`."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.row_products = products
+        for mixer in self.mixers:
+            mixer.attends_by_products = products.attention
 
     @property
     def weight_product(self) -> str:

@@ -1,5 +1,7 @@
 """Causal softmax attention by named backends. The requested backend runs, or an error states why it cannot.
 
+`auto` stands for `sdpa`, or for `products` where single queries were found faster by it on a CPU; see `chosen_backend`.
+
 Every backend takes queries (B, H, T, K) of the last T positions and keys and values (B, Hkv, S, K) of all S >= T
 positions, and returns (B, H, T, K). Query t attends to keys 0 .. S - T + t. With Hkv < H, each key head serves
 H / Hkv neighbouring query heads (grouped-query attention, arXiv:2305.13245).
@@ -15,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
+
+from retbench.ops.registration import operator, shapes_of
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -131,18 +135,36 @@ def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query with two matrix products and a softmax in float32 or wider; else run `attend_sdpa`.
-
-    Which is faster on a CPU in bfloat16 depends on the processor. In trials with a batch of 8 and 1,024 keys torch's
-    fused kernel took four times as long as this on an AMD EPYC, and 1.5 times where the keys were part of a longer
-    cache. On another processor an eager step took less than half as long with the fused kernel.
-    """
+    """Attend from one query by two matrix products and a softmax in float32 or wider; else run `attend_sdpa`."""
     if q.shape[2] > 1:
         return attend_sdpa(q, k, v)
-    scores = _join_groups(q, k) @ k.mT  # (B, Hkv, H / Hkv, S)
+    # Compiled code would replace the products, and its own read a cache no faster than torch's fused kernel.
+    opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    out: Tensor = (multiply_cache if opaque else _multiply_cache)(q, k, v)
+    return out
+
+
+def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from one query: the keys times the queries that share them as columns, and their weights times the values.
+
+    The columns keep the strides of rows, which is what MKL multiplies fast; see `linear.multiply_in_batches`.
+    """
+    queries = _join_groups(q, k).flatten(0, 1)  # (B Hkv, H / Hkv, K)
+    scores = torch.bmm(k.flatten(0, 1), queries.mT).mT  # (B Hkv, H / Hkv, S)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * k.shape[3] ** -0.5
-    out: Tensor = scores.softmax(dim=-1).to(q.dtype) @ v  # (B, Hkv, H / Hkv, K)
-    return out.view(q.shape)
+    out = torch.bmm(scores.softmax(dim=-1).to(q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
+    return out.view(*q.shape[:3], v.shape[3])
+
+
+@operator()
+def multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from one query as one operator; see `_multiply_cache`."""
+    return _multiply_cache(q, k, v)
+
+
+@shapes_of("multiply_cache")
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
 
 
 BACKENDS: dict[str, AttentionBackend] = {
@@ -152,6 +174,20 @@ BACKENDS: dict[str, AttentionBackend] = {
     "flash": attend_flash,
     **{name: partial(attend_flash_version, backend=name) for name in _FLASH_VERSIONS},
 }
+
+
+def chosen_backend(name: str, q: Tensor, k: Tensor, *, by_products: bool) -> str:
+    """Return the backend that a requested one stands for with these queries and keys: another only for `auto`.
+
+    Args:
+        name: A name in `BACKENDS`, or auto.
+        q: Queries, (B, H, T, K).
+        k: Keys, (B, Hkv, S, K).
+        by_products: Whether single queries that share no keys attend faster by `products`.
+    """
+    if name != "auto":
+        return name
+    return "products" if by_products and q.shape[2] == 1 and q.shape[1] == k.shape[1] else "sdpa"
 
 
 def executed_kernel(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:

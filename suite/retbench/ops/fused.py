@@ -13,7 +13,7 @@ all of its columns. It therefore follows in a second launch, which reads V value
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from retbench.ops import DecodeOperators
 from retbench.ops.kernels import TRITON_CURE, launch_problem
+from retbench.ops.registration import operator, shapes_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 4096
@@ -33,8 +34,6 @@ MIN_PROGRAMS = 256
 """Programs that fill a GPU: about two for each multiprocessor of an A100 or H100."""
 SILU_BLOCK = 1024
 """Columns per program of `silu_multiply`."""
-
-_LIBRARY = torch.library.Library("retbench", "FRAGMENT")
 
 
 class FusedSteps(nn.Module):
@@ -51,39 +50,7 @@ class FusedSteps(nn.Module):
         return self.fused and x.shape[1] == 1 and not torch.is_grad_enabled()
 
 
-def _operator(*changed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as an operator of torch without gradients, and return the operator.
-
-    `torch.library.custom_op` does the same and adds gradients that raise an error, in Python code that every call runs.
-    Outside of a CUDA graph a step waits for it: on an Intel Xeon `retention_step` took 51 us per call that way and
-    takes 11 us this way, and `norm` 7 us and 4 us (torch 2.13, inference mode, without the launch of the kernel).
-
-    Args:
-        changed: Arguments that the operator changes in place.
-    """
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = function.__name__
-        schema = torch.library.infer_schema(function, mutates_args=changed)
-        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        operator: Callable[..., Any] = getattr(torch.ops.retbench, name).default
-        return operator
-
-    return register
-
-
-def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function that gives the shapes and dtypes of an operator's results, without their values."""
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.register_fake(f"retbench::{name}", function, lib=_LIBRARY)
-        return function
-
-    return register
-
-
-@_operator("state")
+@operator("state")
 def retention_step(
     q: Tensor,
     k: Tensor,
@@ -124,12 +91,12 @@ def retention_step(
     return out
 
 
-@_shapes_of("retention_step")
+@shapes_of("retention_step")
 def _(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor, *rest: Any) -> Tensor:
     return state.new_empty(v.shape)
 
 
-@_operator()
+@operator()
 def norm_gate(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
@@ -156,14 +123,14 @@ def norm_gate(
     return out
 
 
-@_shapes_of("norm_gate")
+@shapes_of("norm_gate")
 def _(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, eps: float, dtype: torch.dtype
 ) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1] * x.shape[2]), dtype=dtype)
 
 
-@_operator("keys", "values")
+@operator("keys", "values")
 def rotate_and_cache(
     qkv: Tensor,
     cos: Tensor,
@@ -207,7 +174,7 @@ def rotate_and_cache(
     return out
 
 
-@_shapes_of("rotate_and_cache")
+@shapes_of("rotate_and_cache")
 def _(
     qkv: Tensor, cos: Tensor, sin: Tensor, layout: str, position: Tensor, keys: Tensor, *rest: Any
 ) -> Tensor:
@@ -215,7 +182,7 @@ def _(
     return qkv.new_empty(batch, qkv.shape[1] // width - 2 * kv_heads, width)
 
 
-@_operator()
+@operator()
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
     """Norm rows x (R, D), contiguous: rms or layer, with an optional weight and bias (D,). One program per row."""
     require(x.is_contiguous(), "x must be contiguous", x)
@@ -224,12 +191,12 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: 
     return out
 
 
-@_shapes_of("norm")
+@shapes_of("norm")
 def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@_operator()
+@operator()
 def add_norm(
     x: Tensor, added: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -253,12 +220,12 @@ def add_norm(
     return total, out
 
 
-@_shapes_of("add_norm")
+@shapes_of("add_norm")
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
-@_operator()
+@operator()
 def silu_multiply(gate_up: Tensor) -> Tensor:
     """Compute silu(gate) * up of joined rows (R, 2F), contiguous in each row; returns (R, F)."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -269,7 +236,7 @@ def silu_multiply(gate_up: Tensor) -> Tensor:
     return out
 
 
-@_shapes_of("silu_multiply")
+@shapes_of("silu_multiply")
 def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 

@@ -12,9 +12,11 @@ SMALL_PRODUCT = 1 << 20
 
 
 class RowProducts(NamedTuple):
-    """Methods by which an eager step on a CPU multiplies few rows by float32 weights.
+    """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.
 
     Attributes:
+        attention: Whether single queries that share no keys attend by `attention.attend_products` in the form `auto`;
+            otherwise by torch's fused attention.
         batches: Whether `multiply_in_batches` multiplies single rows by weights that are stored by output.
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows by weights that are stored by
             input; None: torch's product does.
@@ -22,13 +24,14 @@ class RowProducts(NamedTuple):
             torch's product always does.
     """
 
+    attention: bool = False
     batches: bool = False
     slice_width: int | None = None
     onednn_rows: int = 0
 
     @property
     def description(self) -> str:
-        """Rows that another product than torch's multiplies, as records state them; `torch` if there are none."""
+        """Rows that weights are multiplied by in another way than torch's, as records state them; else `torch`."""
         single = "batched" if self.batches else "streamed" if self.slice_width is not None else None
         parts = [f"1 row: {single}"] if single else []
         parts += [f"2 to {self.onednn_rows} rows: onednn"] if self.onednn_rows else []

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retbench.architectures.configs import form_of
 from retbench.architectures.registry import find_architecture
 from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.environment import missing_for_compilation, worker_environment
-from retbench.mixers.mixer import Mixer
 from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.planning.models import find_inputs, find_models
@@ -24,7 +22,6 @@ from retbench.running.devices import Device, default_threads, find_device
 from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, find_workload
 
-_PRODUCTS = "products"
 """Form of softmax attention whose decode steps are two products."""
 
 PAPER_MEMORY_BYTES = 70 * GB
@@ -130,7 +127,7 @@ def make_plan(
     models = find_models(experiment, profile_name, results, data_dir)
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
-    notes = [text for text in (note, _fused_attention_note(models, chosen, found)) if text]
+    notes = [note] if note else []
     settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)
     options = {
         "--profile": profile_name,
@@ -182,27 +179,6 @@ def _decide_compilation(
         f"decode steps are measured eagerly, because {missing}; compiled ones are faster. On Debian and Ubuntu: "
         "apt install g++ python3-dev"
     )
-
-
-def _fused_attention_note(models: Sequence[ModelUnderTest], profile: Profile, device: Device) -> str | None:
-    """Return a note on decode steps whose faster attention depends on the processor; `attend_products` has trials."""
-    decodes = any(one.starts_from_state for one in profile.workloads.registered)
-    fused = [
-        one.model_name
-        for one in models
-        if any(_has_products(mixer, one.backend) for mixer in one.model.mixers)
-    ]
-    if device.name != "cpu" or profile.dtype != "bfloat16" or not decodes or not fused:
-        return None
-    return (
-        "whether torch's fused attention decodes faster in bfloat16 than two products depends on the processor: for "
-        f"{', '.join(fused)} measure both, --set models.{fused[0]}.backend={_PRODUCTS}"
-    )
-
-
-def _has_products(mixer: Mixer, backend: str) -> bool:
-    """Return whether a mixer could attend by two products and is not asked to."""
-    return _PRODUCTS in mixer.forms and form_of(mixer, backend) != _PRODUCTS
 
 
 def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:

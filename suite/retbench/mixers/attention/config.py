@@ -19,6 +19,7 @@ class Attention(SoftmaxAttention):
     added_later: ClassVar[frozenset[str]] = SoftmaxAttention.added_later | {"cache"}
     title: ClassVar[str] = "attention"
     forms: ClassVar = {
+        "auto": Form("kernel"),
         "reference": Form("parallel", quadratic=True),
         "sdpa": Form("kernel"),
         "products": Form("kernel"),
@@ -26,7 +27,7 @@ class Attention(SoftmaxAttention):
         "flash3": Form("kernel"),
         "flash4": Form("kernel"),
     }
-    default_form: ClassVar[str] = "sdpa"
+    default_form: ClassVar[str] = "auto"
     implementation: ClassVar[str] = "retbench.mixers.attention.module:AttentionModule"
 
     @property

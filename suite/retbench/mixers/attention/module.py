@@ -15,7 +15,7 @@ class AttentionModule(SoftmaxAttentionModule):
 
     Args:
         config: The mixer.
-        form: A name in `ops.attention.BACKENDS`, for prefill and decode alike.
+        form: A name in `ops.attention.BACKENDS`, for prefill and decode alike, or auto.
         chunk_size: Attention has no chunks.
     """
 
@@ -26,8 +26,8 @@ class AttentionModule(SoftmaxAttentionModule):
         return attention.missing_reason(name, device, dtype)
 
     def reading_form(self, name: str, dtype: torch.dtype) -> str:
-        """Return the form that reads prompts: `products` is one of decode steps only."""
-        return "sdpa" if name == "products" else name
+        """Return the form that reads prompts: `auto` and `products` differ in decode steps only."""
+        return "sdpa" if name in ("auto", "products") else name
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
@@ -52,7 +52,7 @@ def attend(mixer: MixerModule, q: Tensor, k: Tensor, v: Tensor, phase: str, *, f
     """Attend with a mixer's backend, and note the kernel that a phase executes.
 
     Args:
-        mixer: Its `backend` is a name in `ops.attention.BACKENDS`.
+        mixer: Its `backend` is a name in `ops.attention.BACKENDS` or auto.
         q: Queries, (B, H, T, K).
         k: Keys, (B, Hkv, S, K).
         v: Values, (B, Hkv, S, K).
@@ -62,8 +62,9 @@ def attend(mixer: MixerModule, q: Tensor, k: Tensor, v: Tensor, phase: str, *, f
     Returns:
         (B, T, H K).
     """
-    out = attention.BACKENDS[mixer.backend](q, k, v)  # (B, H, T, K)
+    backend = attention.chosen_backend(mixer.backend, q, k, by_products=mixer.attends_by_products)
+    out = attention.BACKENDS[backend](q, k, v)  # (B, H, T, K)
     if phase not in mixer.executed:  # asked once for each phase, so that a decode step does nothing for it
-        kernel = attention.executed_kernel(mixer.backend, q, k, v)
+        kernel = attention.executed_kernel(backend, q, k, v)
         mixer.executed[phase] = f"fused+{kernel}" if fused else kernel
     return out.transpose(1, 2).flatten(2)

@@ -17,7 +17,7 @@ class SharedAttentionModule(MixerModule):
 
     Args:
         config: The mixer.
-        form: A name in `ops.attention.BACKENDS`, for prefill and decode alike.
+        form: A name in `ops.attention.BACKENDS`, for prefill and decode alike, or auto.
         chunk_size: Attention has no chunks.
     """
 

@@ -22,11 +22,12 @@ class WindowAttention(SoftmaxAttention):
 
     title: ClassVar[str] = "window attention"
     forms: ClassVar = {
+        "auto": Form("chunkwise"),
         "blocks": Form("chunkwise"),
         "products": Form("chunkwise"),
         "reference": Form("parallel", quadratic=True),
     }
-    default_form: ClassVar[str] = "blocks"
+    default_form: ClassVar[str] = "auto"
     implementation: ClassVar[str] = "retbench.mixers.window_attention.module:WindowAttentionModule"
 
     @property

@@ -25,8 +25,9 @@ class WindowAttentionModule(SoftmaxAttentionModule):
 
     Args:
         config: The mixer.
-        form: blocks: blocks of queries, each with the keys that any of them sees. products: the same, and a decode step
-            is `ops.attention.attend_products`. reference: every score, and a mask.
+        form: blocks: blocks of queries, each with the keys that any of them sees; a decode step is one query of torch's
+            scaled_dot_product_attention. products: the same, and a decode step is `ops.attention.attend_products`.
+            auto: the faster of both. reference: every score, and a mask.
         chunk_size: The mixer has no chunks to choose.
     """
 
@@ -35,8 +36,8 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     """True if blocks repeat shared keys, so that torch takes a kernel which holds no scores; set with `executed`."""
 
     def reading_form(self, name: str, dtype: torch.dtype) -> str:
-        """Return the form that reads prompts: `products` is one of decode steps only."""
-        return "blocks" if name == "products" else name
+        """Return the form that reads prompts: `auto` and `products` differ in decode steps only."""
+        return "blocks" if name in ("auto", "products") else name
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
@@ -70,11 +71,13 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        products = self.backend == "products"
+        backend = attention.chosen_backend(self.backend, q, keys, by_products=self.attends_by_products)
+        if backend != "products":
+            backend = "sdpa"
         if "decode" not in self.executed:  # asked once, so that a decode step does nothing for it
-            kernel = "products" if products else attention.sdpa_kernel(q, keys, values)
+            kernel = attention.executed_kernel(backend, q, keys, values).removeprefix("sdpa:")
             self.executed["decode"] = f"{'fused+' if fused else ''}ring:{kernel}"
-        return (attention.attend_products if products else attention.attend_sdpa)(q, keys, values)
+        return attention.BACKENDS[backend](q, keys, values)
 
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""

@@ -1,0 +1,40 @@
+"""Registration of functions as operators of torch, which a compiled step holds as one node."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("retbench", "FRAGMENT")
+
+
+def operator(*changed: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as an operator of torch without gradients, and return the operator.
+
+    `torch.library.custom_op` does the same and adds gradients that raise an error, in Python code that every call runs.
+    Outside of a CUDA graph a step waits for it: on an Intel Xeon `retention_step` took 51 us per call that way and
+    takes 11 us this way, and `norm` 7 us and 4 us (torch 2.13, inference mode, without the launch of the kernel).
+
+    Args:
+        changed: Arguments that the operator changes in place.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=changed)
+        _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        operator: Callable[..., Any] = getattr(torch.ops.retbench, name).default
+        return operator
+
+    return register
+
+
+def shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function that gives the shapes and dtypes of an operator's results, without their values."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"retbench::{name}", function, lib=_LIBRARY)
+        return function
+
+    return register
