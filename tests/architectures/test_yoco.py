@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retbench.architectures import costs
-from retbench.architectures.configs import ModelConfig, parse_model_config
+from retbench.architectures.configs import ModelConfig, parse_model_config, reading_backend
 from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.recorded import unusual_settings
@@ -336,4 +336,6 @@ def test_an_experiment_names_it(tmp_path) -> None:  # type: ignore[no-untyped-de
         '[profiles.smoke]\nsize = "1m"\n[profiles.smoke.workloads.decode]\ncontext_len = [64]\n',
         encoding="utf-8",
     )
-    assert load_experiment(str(path)).models["yoco"].backend == "auto"
+    spec = load_experiment(str(path)).models["yoco"]
+    assert spec.backend == "auto"
+    assert reading_backend(resolve_model(spec, "1m"), spec.backend) == "blocks+sdpa"

@@ -87,6 +87,15 @@ def test_what_only_watches_a_run_does_not(plan_of: PlanOf, change: str) -> None:
     assert fingerprint(plan_of(change)) == fingerprint(plan_of())
 
 
+@pytest.mark.parametrize(("backend", "same"), [("sdpa", True), ("products", True), ("reference", False)])
+def test_what_decode_steps_alone_run_by_does_not_either(plan_of: PlanOf, backend: str, same: bool) -> None:
+    def of_transformer(plan: TrainingPlan) -> str:
+        return next(plan.fingerprint(run) for run in plan.final_runs if run.model_name == "transformer")
+
+    plan = plan_of(f"models.transformer.backend={backend}")
+    assert (of_transformer(plan) == of_transformer(plan_of())) is same
+
+
 def fingerprint(plan: TrainingPlan) -> str:
     return plan.fingerprint(plan.final_runs[0])
 

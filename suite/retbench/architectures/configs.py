@@ -231,6 +231,21 @@ def form_of(mixer: Mixer, backend: str) -> str:
     return next((form for form in [*named, *parts] if form in mixer.forms), mixer.default_form)
 
 
+def reading_backend(config: ModelConfig, backend: str) -> str:
+    """Return the backend that reads prompts, and trains, as this one does: without what decode steps alone are run by.
+
+    'auto' of a Transformer is 'sdpa'; of YOCO, whose lower half has windows, it is 'blocks+sdpa'.
+    """
+    found: dict[str, None] = {}
+    for part in backend.split("+"):
+        name, sign, form = part.rpartition("=")
+        forms = [
+            mixer.forms[form] for mixer in config.mixers if form in mixer.forms and name in ("", mixer.mixer)
+        ]
+        found |= dict.fromkeys(f"{name}{sign}{one.reads_as or form}" for one in forms)
+    return "+".join(found)
+
+
 def default_backend(config: ModelConfig) -> str:
     """Return the default form of each kind of mixer in a model; see `join_default_forms`."""
     return join_default_forms(type(mixer) for mixer in config.mixers)

@@ -31,10 +31,12 @@ class Form:
         kind: parallel: all tokens at once. chunkwise: parallel inside a chunk. recurrent: token by token. kernel: by a
             library's fused kernel.
         quadratic: It holds a score for every pair of tokens.
+        reads_as: The form that it differs from in decode steps only, if there is one.
     """
 
     kind: FormKind
     quadratic: bool = False
+    reads_as: str | None = None
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class MixerModule(StatefulModule):
 
     def reading_form(self, name: str, dtype: torch.dtype) -> str:
         """Return the form that reads prompts where `name` is asked for: another where both compute the same."""
-        return name
+        return self.config.forms[name].reads_as or name
 
     def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
         """Return each form with the reason why it cannot run here, or None."""

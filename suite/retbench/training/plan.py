@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import ModelSpec
-from retbench.architectures.configs import Initialisation, ModelConfig
+from retbench.architectures.configs import Initialisation, ModelConfig, reading_backend
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.synthetic import TaskSpec
 from retbench.config.training import RECIPES, Recipe, TrainingSpec
@@ -224,7 +224,7 @@ class TrainingPlan:
         spec, entry, most = self.spec, self.entry(run), self.max_packed_tokens
         return {
             "model": self.config(run).model_dump(mode="json"),
-            "backend": entry.backend,
+            "backend": reading_backend(self.config(run), entry.backend),
             "chunk_size": self.config(run).chunk_size(entry.backend, entry.chunk_size),
             "seed": run.seed,
             "num_steps": run.num_steps,

@@ -19,10 +19,10 @@ class Attention(SoftmaxAttention):
     added_later: ClassVar[frozenset[str]] = SoftmaxAttention.added_later | {"cache"}
     title: ClassVar[str] = "attention"
     forms: ClassVar = {
-        "auto": Form("kernel"),
+        "auto": Form("kernel", reads_as="sdpa"),
         "reference": Form("parallel", quadratic=True),
         "sdpa": Form("kernel"),
-        "products": Form("kernel"),
+        "products": Form("kernel", reads_as="sdpa"),
         "flash": Form("kernel"),
         "flash3": Form("kernel"),
         "flash4": Form("kernel"),

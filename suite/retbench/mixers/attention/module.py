@@ -25,10 +25,6 @@ class AttentionModule(SoftmaxAttentionModule):
         """Return why one backend cannot run here; None where it can."""
         return attention.missing_reason(name, device, dtype)
 
-    def reading_form(self, name: str, dtype: torch.dtype) -> str:
-        """Return the form that reads prompts: `auto` and `products` differ in decode steps only."""
-        return "sdpa" if name in ("auto", "products") else name
-
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:

@@ -22,9 +22,9 @@ class WindowAttention(SoftmaxAttention):
 
     title: ClassVar[str] = "window attention"
     forms: ClassVar = {
-        "auto": Form("chunkwise"),
+        "auto": Form("chunkwise", reads_as="blocks"),
         "blocks": Form("chunkwise"),
-        "products": Form("chunkwise"),
+        "products": Form("chunkwise", reads_as="blocks"),
         "reference": Form("parallel", quadratic=True),
     }
     default_form: ClassVar[str] = "auto"

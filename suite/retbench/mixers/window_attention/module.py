@@ -35,10 +35,6 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     _repeats_keys = False
     """True if blocks repeat shared keys, so that torch takes a kernel which holds no scores; set with `executed`."""
 
-    def reading_form(self, name: str, dtype: torch.dtype) -> str:
-        """Return the form that reads prompts: `auto` and `products` differ in decode steps only."""
-        return "blocks" if name in ("auto", "products") else name
-
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
