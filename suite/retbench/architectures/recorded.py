@@ -14,7 +14,7 @@ from retbench.architectures.configs import ModelConfig, form_of, parse_model_con
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
-from retbench.mixers.mixer import DTYPE_BYTES
+from retbench.mixers.mixer import DTYPE_BYTES, Mixer
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig | None:
@@ -94,11 +94,16 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
     words = known.unusual(model) + (["concat cache"] if model.concatenates else [])
     words += ["short convolution first"] if model.convolution_first else []
     backend, chunk_size = settings.get("backend", ""), settings.get("chunk_size")
-    if any(form_of(mixer, backend) != mixer.default_form for mixer in model.mixers):
+    if any(form_of(mixer, backend) not in _usual_forms(mixer) for mixer in model.mixers):
         words.append(f"backend {backend}")
     if chunk_size is not None and chunk_size != model.chunk_size("", None):
         words.append(f"chunk size {chunk_size}")
     return words
+
+
+def _usual_forms(mixer: Mixer) -> set[str]:
+    """Return the default form, and the one that reads prompts as it does: records state what decode steps executed."""
+    return {mixer.default_form, mixer.forms[mixer.default_form].reads_as or mixer.default_form}
 
 
 def concatenates_cache(architecture: str, config: Mapping[str, Any]) -> bool:
