@@ -235,6 +235,15 @@ def test_the_claim_has_two_answers() -> None:
     assert "fused attention + grouped-query attention + CUDA graphs" in judged.rows[1].conditions
 
 
+def test_attention_by_products_is_neither_plain_nor_fused() -> None:
+    decoded = ran("products", graphs=True, kv_heads=8)
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(decoded, times(9))), ()))
+    found = {row.scope: row for row in judged.rows if row.num_records}
+    assert found.keys() == {"elsewhere"}
+    assert "attention by products + grouped-query attention" in found["elsewhere"].conditions
+    assert "plain" not in found["elsewhere"].conditions
+
+
 def test_a_strong_transformer_alone_leaves_the_papers_row_open() -> None:
     judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(STRONG, times(9))), ()))
     assert judged.verdict == "not_testable"

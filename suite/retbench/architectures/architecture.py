@@ -71,8 +71,8 @@ class Architecture:
         reads_any_model: It takes any checkpoint of another library, which runs the model. Such a model is not matched.
         is_standard: True for a model that has every part that its paper describes; ablations lack some.
         unusual: In words what differs from the model that the paper describes.
-        features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'; and 'concatenated' for a
-            cache that makes it weak.
+        features: What makes a baseline strong, as it was run: 'fused', 'grouped', 'graphs'; 'products' where these were
+            faster than fused attention; and 'concatenated' for a cache that makes it weak.
     """
 
     name: str

@@ -113,16 +113,18 @@ def _resolve(spec: TransformerSpec, size: Size) -> ModelConfig:
 
 
 def _features(config: ModelConfig, backend: Mapping[str, Any]) -> frozenset[str]:
-    """Return what makes this baseline strong, as it was run, and 'concatenated' for a cache that makes it weak."""
+    """Return what makes this baseline strong or weak, as it was run; see `Architecture.features`."""
     mixer = config.mixer
     if not isinstance(mixer, Attention):  # a record may say anything
         return frozenset()
-    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", "")))).removeprefix(
-        "fused+"
+    ran = str(backend.get("decode", backend.get("training", backend.get("prefill", ""))))
+    kernels = ran.split("+")  # the last query of a prompt may have another than the rest
+    fused = any(
+        one.startswith("flash") or (one.startswith("sdpa") and not one.endswith(":math")) for one in kernels
     )
     applies = {
-        "fused": ran.startswith(("flash", "products"))
-        or (ran.startswith("sdpa") and not ran.endswith(":math")),
+        "fused": fused,
+        "products": "products" in kernels and not fused,
         "grouped": mixer.num_kv_heads < mixer.num_heads,
         "graphs": bool(backend.get("cuda_graph") or backend.get("compile")),
         "concatenated": mixer.cache == "concat",

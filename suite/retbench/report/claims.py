@@ -56,6 +56,7 @@ Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong baseline. elsewhere: any other conditions."""
 
 FEATURE_WORDS = {
+    "products": ("attention by products", ""),
     "fused": ("fused attention", "plain attention"),
     "grouped": ("grouped-query attention", "multi-head attention"),
     "graphs": ("CUDA graphs or compiled", "no CUDA graphs"),
@@ -287,7 +288,10 @@ def describe_setup(records: Sequence[Record]) -> str:
     parts = [format_size(model.size), device_name(record), str(set_of(record).dtype), *unusual]
     features = _features(records)
     if features is not None:
-        words = [has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items()]
+        told = FEATURE_WORDS.keys() - ({"fused"} if "products" in features else set())
+        words = [
+            has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items() if name in told
+        ]
         parts.append(" + ".join(word for word in words if word not in ("", FEATURE_WORDS["graphs"][1])))
     return ", ".join(parts)
 
