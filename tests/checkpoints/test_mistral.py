@@ -53,7 +53,7 @@ def test_logits_with_a_window_are_those_of_transformers(tmp_path: Path, window: 
         window,
         0,
     )
-    assert default_backend(info.config) == "blocks"
+    assert default_backend(info.config) == "auto"
     assert relative_error(logits_of(load(tmp_path), tokens_for(LLAMA)), expected) < 1e-4
 
 

@@ -89,7 +89,7 @@ def count_kernels(case, operators, index=0):
         dtype=torch.bfloat16,
         device="cpu",
         seed=0,
-        backend=config.forms[0] if "sdpa" not in config.forms else "sdpa",
+        backend=next(form for form in ("sdpa", "blocks", *config.forms) if form in config.forms),
         decode_operators=operators,
     ).to("meta")
     state = model.init_state(1, 64)

@@ -142,7 +142,7 @@ def test_mistral_prefill_and_decode(window: int, num_kv_heads: int) -> None:
             _with(WindowAttention, num_kv_heads=num_kv_heads, window=window, sinks=0), 133
         )
     )
-    assert len(outcomes) == 4  # blocks, products, reference and the decode
+    assert len(outcomes) == 5  # auto, blocks, products, reference and the decode
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 
@@ -193,7 +193,7 @@ def test_mamba2_decoding_returns_to_a_mark() -> None:
 @needs_transformers
 def test_gpt_neox() -> None:
     outcomes = list(equality.gpt_neox_equality(GPT, 133))
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome.holds for outcome in outcomes), outcomes
 
 

@@ -56,7 +56,10 @@ def test_the_usual_cache_is_not_in_an_id_and_another_one_is(tiny_experiment: Pat
 
 
 def test_ids_are_those_of_records_from_before_the_cache_could_be_chosen(tiny_experiment: Path) -> None:
-    cells = cells_of(str(tiny_experiment), ("workloads.decode.context_len=[64]", "size=1m"))
+    cells = cells_of(
+        str(tiny_experiment),
+        ("workloads.decode.context_len=[64]", "size=1m", "models.transformer.backend=sdpa"),
+    )
     found = {cell.model_name: cell.cell_id for cell in cells}
     assert found == {"retnet": "049f435915a29b6a", "transformer": "2bb5f5644f0ae5dc"}
 

@@ -85,24 +85,6 @@ def test_a_profile_may_leave_compilation_to_the_machine(
     assert (asked.settings.compile, asked.note) == (not compiles, None)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "names"),
-    [
-        (["dtype=bfloat16"], "transformer"),
-        (["dtype=float32"], None),
-        (["dtype=bfloat16", "models.transformer.backend=products"], None),
-    ],
-)
-def test_a_plan_says_where_the_faster_attention_depends_on_the_processor(
-    tiny_experiment: Path, overrides: list[str], names: str | None
-) -> None:
-    note = make(tiny_experiment, overrides=overrides).note
-    if names is None:
-        assert note is None
-    else:
-        assert f"for {names} measure both" in (note or "")
-
-
 def test_compiled_and_eager_cells_are_never_the_same(tiny_experiment: Path) -> None:
     eager, compiled = (make(tiny_experiment, compiled=each).cells for each in (False, True))
     assert not {cell.cell_id for cell in eager} & {cell.cell_id for cell in compiled}
