@@ -81,17 +81,22 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     assert products.measure_onednn() == most
 
 
-@pytest.mark.parametrize(("products_s", "faster"), [(0.5, True), (0.98, False), (4.0, False)])
-def test_attention_by_products_must_beat_torchs_own(
-    monkeypatch: pytest.MonkeyPatch, products_s: float, faster: bool
+@pytest.mark.parametrize(
+    ("ratios", "fewest"),
+    [((0.7, 0.9, 0.96), 1024), ((0.7, 0.9, 1.1), 4096), ((0.7, 1.1, 0.5), 16384), ((0.98, 0.5, 0.5), 0)],
+)
+def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
+    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], fewest: int
 ) -> None:
+    remaining = iter(ratios)
+
     def seconds(*calls: Callable[[], object]) -> list[float]:
         for call in calls:
             call()
-        return [products_s, 1.0]
+        return [next(remaining), 1.0]
 
     monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_attention(torch.bfloat16) is faster
+    assert products.measure_attention(torch.bfloat16) == fewest
 
 
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +107,11 @@ def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = dict(zip(ROW_OUTCOMES, (1, 4096, 1, 8), strict=True)) | {"attention, bfloat16": 1}
+    found = dict(zip(ROW_OUTCOMES, (1024, 4096, 1, 8), strict=True)) | {"attention_from, bfloat16": 4096}
     monkeypatch.setattr(products, "_found", found)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert products.row_products(cpu, torch.float32) == RowProducts(True, True, 4096, 8)
-    assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention=True)
+    assert products.row_products(cpu, torch.float32) == RowProducts(1024, True, 4096, 8)
+    assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=4096)
     assert products.row_products(gpu, torch.float32) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()

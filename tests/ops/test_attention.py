@@ -57,21 +57,36 @@ def test_products_say_that_only_a_single_query_is_theirs():
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "kv_heads", "by_products", "chosen"),
+    ("name", "length", "kv_heads", "products_from", "chosen"),
     [
-        ("auto", 1, 4, True, "products"),
-        ("auto", 1, 4, False, "sdpa"),
-        ("auto", 1, 2, True, "sdpa"),
-        ("auto", 7, 4, True, "sdpa"),
-        ("sdpa", 1, 4, True, "sdpa"),
-        ("products", 1, 2, False, "products"),
+        ("auto", 1, 4, 9, "products"),
+        ("auto", 1, 4, 10, "sdpa"),
+        ("auto", 1, 4, None, "sdpa"),
+        ("auto", 1, 2, 9, "sdpa"),
+        ("auto", 7, 4, 9, "sdpa"),
+        ("sdpa", 1, 4, 9, "sdpa"),
+        ("products", 1, 2, None, "products"),
     ],
 )
-def test_only_auto_chooses_and_only_for_single_queries_that_share_no_keys(
-    name, length, kv_heads, by_products, chosen
+def test_only_auto_chooses_and_only_for_single_queries_of_many_keys_that_share_none(
+    name, length, kv_heads, products_from, chosen
 ):
-    q, k, _ = make_inputs(length, 9, kv_heads=kv_heads)
-    assert chosen_backend(name, q, k, by_products=by_products) == chosen
+    q, k, v = make_inputs(length, 9, kv_heads=kv_heads)
+    assert chosen_backend(name, q, k, products_from) == chosen
+    expected = BACKENDS[chosen](q, k, v)
+    assert torch.equal(attention.attend(name, q, k, v, products_from), expected)
+
+
+def test_compiled_code_chooses_anew_for_every_number_of_keys():
+    attend = torch.compile(
+        lambda q, k, v: attention.attend("auto", q, k, v, 33), fullgraph=True, dynamic=True
+    )
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        attend(*make_inputs(1, 20))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for keys in (32, 33, 40):
+                q, k, v = make_inputs(1, keys)
+                assert torch.equal(attend(q, k, v), BACKENDS["products" if keys >= 33 else "sdpa"](q, k, v))
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -85,7 +100,7 @@ def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place
             out = attend(q, k, v)
     assert relative_error(out, expected) < 1e-5
     events = profiler.key_averages(group_by_input_shape=True)
-    assert "retbench::multiply_cache" in {event.key for event in events}
+    assert "retbench::attend_single" in {event.key for event in events}
     copied = [shape for event in events if event.key == "aten::copy_" for shape in event.input_shapes]
     assert not [shape for shape in copied if shape[-2:] == [33, 8]]
 

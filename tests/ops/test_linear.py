@@ -52,7 +52,7 @@ def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_ou
         (RowProducts(slice_width=4096), "1 row: streamed"),
         (RowProducts(batches=True, slice_width=4096), "1 row: batched"),
         (RowProducts(onednn_rows=64), "2 to 64 rows: onednn"),
-        (RowProducts(True, slice_width=1, onednn_rows=64), "1 row: streamed; 2 to 64 rows: onednn"),
+        (RowProducts(1024, slice_width=1, onednn_rows=64), "1 row: streamed; 2 to 64 rows: onednn"),
     ],
 )
 def test_products_of_few_rows_are_described(products: RowProducts, description: str) -> None:

@@ -50,17 +50,19 @@ _PACKED_ROWS = (1, 2, 4, 8)
 _ONEDNN_ROWS = (2, 64)
 """Fewest and most rows that oneDNN's product is tried with."""
 
-_CACHE_SHAPE = (8, 4096, 64)
-"""Heads, tokens and width of the keys by which attention is compared; the values have the same."""
-_NUM_CACHES = 3
+_HEADS, _HEAD_DIM = 8, 64
+"""Heads of the queries and keys by which attention is compared, and their width."""
+_KEYS = (16384, 4096, 1024)
+"""Numbers of keys that attention by products is tried with."""
+_CACHE_BYTES = 64 * MIB
+"""Bytes of all keys and values that attention is tried with."""
 
 _LAYOUT_SHAPES = ((2048, 6144), (2048, 2048), (5504, 2048), (4096, 11008))
 """Inputs and outputs of the products by which layouts are compared: some of the Transformers of 1.3B and 6.7B."""
 _CACHES = 4
 """Copies of a weight take at least so many times the bytes of the last cache."""
 _FASTER = 0.97
-"""Weights are stored by output, and single queries attend by products, if that takes less than this share of the time.
-"""
+"""Weights are stored by output, and queries attend by products, if that takes less than this share of the time."""
 _LAYOUT_WARMUP_S = 0.1
 _LAYOUT_STEPS = 10
 
@@ -79,12 +81,12 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     """
     if device.type != "cpu":
         return RowProducts()
-    attention = bool(_once(f"attention, {_name(dtype)}", partial(measure_attention, dtype)))
+    attention_from = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype)) or None
     if dtype != torch.float32:
-        return RowProducts(attention)
+        return RowProducts(attention_from)
     slice_width = _once("slice_width", measure_streaming)
     return RowProducts(
-        attention=attention,
+        attention_from=attention_from,
         batches=bool(_once("batches", partial(measure_batches, slice_width))),
         slice_width=slice_width or None,
         onednn_rows=_once("onednn_rows", measure_onednn),
@@ -275,19 +277,25 @@ def measure_onednn() -> int:
 
 
 @torch.inference_mode()
-def measure_attention(dtype: torch.dtype) -> bool:
-    """Measure whether single queries that share no keys attend faster by products than by torch's fused attention."""
-    heads, length, width = _CACHE_SHAPE
-    query = torch.ones(1, heads, 1, width, dtype=dtype, device="cpu")
-    caches = torch.ones(2 * _NUM_CACHES, 1, heads, length, width, dtype=dtype, device="cpu").split(2)
-    products_s, fused_s = _least_seconds(
-        partial(_attend_all, attend_products, query, caches), partial(_attend_all, attend_sdpa, query, caches)
-    )
-    return products_s < _FASTER * fused_s
+def measure_attention(dtype: torch.dtype) -> int:
+    """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not."""
+    fewest = 0
+    query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
+    for length in _KEYS:
+        count = _CACHE_BYTES // (2 * _HEADS * length * _HEAD_DIM * dtype.itemsize)
+        shape = (max(1, count), 2, 1, _HEADS, length, _HEAD_DIM)
+        caches = torch.ones(shape, dtype=dtype, device="cpu")
+        products_s, fused_s = _least_seconds(
+            *(partial(_attend_all, method, query, caches) for method in (attend_products, attend_sdpa))
+        )
+        if products_s >= _FASTER * fused_s:
+            break
+        fewest = length
+    return fewest
 
 
-def _attend_all(attend: AttentionBackend, query: Tensor, caches: Sequence[Tensor]) -> None:
-    """Attend from a query to each of several caches, (2, B, H, S, K)."""
+def _attend_all(attend: AttentionBackend, query: Tensor, caches: Tensor) -> None:
+    """Attend from a query to each of several caches, (number, 2, B, H, S, K)."""
     for keys, values in caches:
         attend(query, keys, values)
 

@@ -100,11 +100,12 @@ class MixerModule(StatefulModule):
 
     Attributes:
         executed: Phase (prefill, decode) to the form or kernel that was executed since the form was set.
-        attends_by_products: Whether single queries that share no keys attend by products where the form is `auto`.
+        products_from: Fewest keys from which single queries attend by products in the form `auto`; see
+            `ops.attention.chosen_backend`.
     """
 
     config: Mixer
-    attends_by_products = False
+    products_from: int | None = None
 
     def __init__(self, config: Mixer, form: str, chunk_size: int | None) -> None:
         super().__init__()

@@ -199,7 +199,7 @@ class Decoder(LanguageModel):
             if isinstance(module, Linear):
                 module.row_products = products
         for mixer in self.mixers:
-            mixer.attends_by_products = products.attention
+            mixer.products_from = products.attention_from
 
     @property
     def weight_product(self) -> str:

@@ -1,6 +1,7 @@
 """Causal softmax attention by named backends. The requested backend runs, or an error states why it cannot.
 
-`auto` stands for `sdpa`, or for `products` where single queries were found faster by it on a CPU; see `chosen_backend`.
+`auto` stands for `sdpa`, or for `products` where a single query of many keys was found faster by it on a CPU; see
+`chosen_backend`.
 
 Every backend takes queries (B, H, T, K) of the last T positions and keys and values (B, Hkv, S, K) of all S >= T
 positions, and returns (B, H, T, K). Query t attends to keys 0 .. S - T + t. With Hkv < H, each key head serves
@@ -136,12 +137,60 @@ def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend from one query by two matrix products and a softmax in float32 or wider; else run `attend_sdpa`."""
-    if q.shape[2] > 1:
+    return attend_sdpa(q, k, v) if q.shape[2] > 1 else _attend_single(q, k, v, 0)
+
+
+def attend(name: str, q: Tensor, k: Tensor, v: Tensor, products_from: int | None) -> Tensor:
+    """Attend by a backend in `BACKENDS`, or for auto by the one that `chosen_backend` names."""
+    if name != "auto":
+        return BACKENDS[name](q, k, v)
+    if products_from is None or not _is_alone(q, k):
         return attend_sdpa(q, k, v)
-    # Compiled code would replace the products, and its own read a cache no faster than torch's fused kernel.
+    return _attend_single(q, k, v, products_from)
+
+
+def chosen_backend(name: str, q: Tensor, k: Tensor, products_from: int | None) -> str:
+    """Return the backend that a requested one stands for with these queries and keys: another only for `auto`.
+
+    Args:
+        name: A name in `BACKENDS`, or auto.
+        q: Queries, (B, H, T, K).
+        k: Keys, (B, Hkv, S, K).
+        products_from: Fewest keys from which a single query that shares none attends by `products`; None: never.
+    """
+    if name != "auto":
+        return name
+    by_products = products_from is not None and _is_alone(q, k) and k.shape[2] >= products_from
+    return "products" if by_products else "sdpa"
+
+
+def _is_alone(q: Tensor, k: Tensor) -> bool:
+    """Return whether there is one query for each head of keys."""
+    return q.shape[2] == 1 and q.shape[1] == k.shape[1]
+
+
+def _attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
+    """Attend from one query by products from so many keys on, else by `attend_sdpa`."""
+    # As one operator compiled code serves every number of keys. It would also replace the products by its own, which
+    # read a cache no faster than torch's fused kernel.
     opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    out: Tensor = (multiply_cache if opaque else _multiply_cache)(q, k, v)
+    out: Tensor = (attend_single if opaque else _choose_and_attend)(q, k, v, products_from)
     return out
+
+
+def _choose_and_attend(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
+    return (_multiply_cache if k.shape[2] >= products_from else attend_sdpa)(q, k, v)
+
+
+@operator()
+def attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
+    """Attend from one query as one operator; see `_attend_single`."""
+    return _choose_and_attend(q, k, v, products_from)
+
+
+@shapes_of("attend_single")
+def _(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
 
 
 def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,17 +205,6 @@ def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.view(*q.shape[:3], v.shape[3])
 
 
-@operator()
-def multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query as one operator; see `_multiply_cache`."""
-    return _multiply_cache(q, k, v)
-
-
-@shapes_of("multiply_cache")
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q.new_empty(*q.shape[:3], v.shape[3])
-
-
 BACKENDS: dict[str, AttentionBackend] = {
     "reference": attend_reference,
     "sdpa": attend_sdpa,
@@ -174,20 +212,6 @@ BACKENDS: dict[str, AttentionBackend] = {
     "flash": attend_flash,
     **{name: partial(attend_flash_version, backend=name) for name in _FLASH_VERSIONS},
 }
-
-
-def chosen_backend(name: str, q: Tensor, k: Tensor, *, by_products: bool) -> str:
-    """Return the backend that a requested one stands for with these queries and keys: another only for `auto`.
-
-    Args:
-        name: A name in `BACKENDS`, or auto.
-        q: Queries, (B, H, T, K).
-        k: Keys, (B, Hkv, S, K).
-        by_products: Whether single queries that share no keys attend faster by `products`.
-    """
-    if name != "auto":
-        return name
-    return "products" if by_products and q.shape[2] == 1 and q.shape[1] == k.shape[1] else "sdpa"
 
 
 def executed_kernel(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:

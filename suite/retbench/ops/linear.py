@@ -15,8 +15,8 @@ class RowProducts(NamedTuple):
     """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.
 
     Attributes:
-        attention: Whether single queries that share no keys attend by `attention.attend_products` in the form `auto`;
-            otherwise by torch's fused attention.
+        attention_from: Fewest keys from which a single query attends by `attention.attend_products` in the form `auto`;
+            None: torch's fused attention always does.
         batches: Whether `multiply_in_batches` multiplies single rows by weights that are stored by output.
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows by weights that are stored by
             input; None: torch's product does.
@@ -24,7 +24,7 @@ class RowProducts(NamedTuple):
             torch's product always does.
     """
 
-    attention: bool = False
+    attention_from: int | None = None
     batches: bool = False
     slice_width: int | None = None
     onednn_rows: int = 0

@@ -16,7 +16,7 @@ from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import allocate_model
 from retbench.ops import DecodeOperators, fused
-from retbench.ops.attention import attend_products, attend_sdpa
+from retbench.ops.attention import attend
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_chunk import wide_dtype
@@ -183,10 +183,11 @@ def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[
     """Return the bytes of a cache, and a function that makes the attention of one token to a new one."""
     shape = (1, _ATTENTION_HEADS, _CACHE_TOKENS, _ATTENTION_HEAD_DIM)
     query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
-    attend = attend_products if row_products(device, dtype).attention else attend_sdpa
+    products_from = row_products(device, dtype).attention_from
 
     def make() -> Call:
-        return partial(attend, query, *torch.ones(2, *shape, device=device, dtype=dtype))
+        keys, values = torch.ones(2, *shape, device=device, dtype=dtype)
+        return lambda: attend("auto", query, keys, values, products_from)
 
     return 2 * torch.Size(shape).numel() * dtype.itemsize, make
 

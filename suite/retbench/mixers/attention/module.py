@@ -58,9 +58,9 @@ def attend(mixer: MixerModule, q: Tensor, k: Tensor, v: Tensor, phase: str, *, f
     Returns:
         (B, T, H K).
     """
-    backend = attention.chosen_backend(mixer.backend, q, k, by_products=mixer.attends_by_products)
-    out = attention.BACKENDS[backend](q, k, v)  # (B, H, T, K)
+    out = attention.attend(mixer.backend, q, k, v, mixer.products_from)  # (B, H, T, K)
     if phase not in mixer.executed:  # asked once for each phase, so that a decode step does nothing for it
+        backend = attention.chosen_backend(mixer.backend, q, k, mixer.products_from)
         kernel = attention.executed_kernel(backend, q, k, v)
         mixer.executed[phase] = f"fused+{kernel}" if fused else kernel
     return out.transpose(1, 2).flatten(2)

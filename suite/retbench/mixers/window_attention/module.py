@@ -67,13 +67,12 @@ class WindowAttentionModule(SoftmaxAttentionModule):
         """Attend from the token at `position`, which is cached, to all slots that are filled."""
         filled = min(position + 1, self.config.slots)
         keys, values = (state[name][:, :, :filled] for name in ("keys", "values"))
-        backend = attention.chosen_backend(self.backend, q, keys, by_products=self.attends_by_products)
-        if backend != "products":
-            backend = "sdpa"
+        backend = self.backend if self.backend in ("auto", "products") else "sdpa"
         if "decode" not in self.executed:  # asked once, so that a decode step does nothing for it
-            kernel = attention.executed_kernel(backend, q, keys, values).removeprefix("sdpa:")
+            chosen = attention.chosen_backend(backend, q, keys, self.products_from)
+            kernel = attention.executed_kernel(chosen, q, keys, values).removeprefix("sdpa:")
             self.executed["decode"] = f"{'fused+' if fused else ''}ring:{kernel}"
-        return attention.BACKENDS[backend](q, keys, values)
+        return attention.attend(backend, q, keys, values, self.products_from)
 
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""
