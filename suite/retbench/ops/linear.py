@@ -132,8 +132,8 @@ NUM_SLICES = 8
 def multiply_in_batches(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply x (in,) by a float32 weight (out, in) that is stored by output, reading it in its order; returns (out,).
 
-    It is a batch of products of parts of the outputs with one column. On an AMD EPYC weights were read as fast as by a
-    sum, but a quarter as fast if the column was contiguous, and half as fast by nn.Linear.
+    It is a batch of products of parts of the outputs with one column. On an AMD EPYC weights that no cache holds were
+    read about as fast as by a sum, but a quarter as fast if the column was contiguous, and half as fast by nn.Linear.
     """
     column = x[None].t()  # (in, 1), its strides those of a row
     batch = max(NUM_SLICES, torch.get_num_threads())

@@ -22,8 +22,6 @@ from retbench.running.devices import Device, default_threads, find_device
 from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, find_workload
 
-"""Form of softmax attention whose decode steps are two products."""
-
 PAPER_MEMORY_BYTES = 70 * GB
 """A device with this much memory (80 GB cards and larger) runs the profile `paper` by default."""
 

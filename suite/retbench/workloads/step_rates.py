@@ -181,9 +181,11 @@ def _loops(dtype: torch.dtype, width: int) -> tuple[int, Callable[[], Call]]:
 
 def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a cache, and a function that makes the attention of one token to a new one."""
-    shape = (1, _ATTENTION_HEADS, _CACHE_TOKENS, _ATTENTION_HEAD_DIM)
-    query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
     products_from = row_products(device, dtype).attention_from
+    # Deep steps are what attention decides, so it is measured by the method that they take.
+    tokens = max(_CACHE_TOKENS, products_from or 0)
+    shape = (1, _ATTENTION_HEADS, tokens, _ATTENTION_HEAD_DIM)
+    query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
 
     def make() -> Call:
         keys, values = torch.ones(2, *shape, device=device, dtype=dtype)
