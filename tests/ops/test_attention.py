@@ -105,6 +105,24 @@ def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place
     assert not [shape for shape in copied if shape[-2:] == [33, 8]]
 
 
+def test_values_of_many_keys_are_summed_in_slices_by_one_compilation_for_every_number(monkeypatch):
+    monkeypatch.setattr(attention, "_SLICE_KEYS", 16)
+    weights, values = torch.randn(2, 3, 100, dtype=torch.float64), torch.randn(2, 100, 5, dtype=torch.float64)
+    compiled = torch.compile(attention.sum_values, fullgraph=True, dynamic=True)
+
+    def check(products, keys):
+        some, held = weights[:products, :, :keys], values[:products, :keys]
+        for summed in (attention.sum_values, compiled):
+            torch.testing.assert_close(summed(some, held), some @ held)
+
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        for products in (1, 2):
+            check(products, 20)
+            with torch.compiler.set_stance("fail_on_recompile"):
+                for keys in (31, 32, 33, 99):
+                    check(products, keys)
+
+
 def test_products_have_gradients():
     q, k, v = (one.requires_grad_() for one in make_inputs(1, 9))
     ours, definition = (attend(q, k, v).sum() for attend in (attend_products, attend_reference))

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from report.synthetic_records import matched_pair
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.planning.prediction import (
     OperatorCount,
     StepRates,
@@ -94,6 +96,7 @@ RATES = StepRates(
     attention=((10**6, 1e9),),
     recurrence=((10**6, 5e8),),
     matmul_flops_per_s=1e15,
+    shared_key_flops_per_s=1e9,
     operator_s=((10**6, 1e-5), (10**9, 3e-5)),
 )
 COUNT = OperatorCount(total=100, products=30)
@@ -111,6 +114,16 @@ def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_ope
             + moved.states / 5e8
             + 100 * (1e-5 + share * 2e-5)
         )
+
+
+@pytest.mark.parametrize(("name", "per_value"), [("transformer-mqa", 8), ("mla", 8 * (2 * 4 + 0.5) / 4.5)])
+def test_queries_that_share_keys_take_operations_beside_the_bytes(name: str, per_value: float) -> None:
+    model = resolve_model(named_specs()[name], "25m")
+    free = replace(RATES, shared_key_flops_per_s=1e30)
+    times = [expected(rates, "float32", lambda model: COUNT)(model, 2, 1024) for rates in (RATES, free)]
+    values = costs.state_bytes(model, "float32", 2, 1025) // 4
+    # The first query of each key is part of the reading. A latent has the values of four heads, and half a rotated one.
+    assert times[0] - times[1] == pytest.approx(2 * (per_value - 1) * values / 1e9)
 
 
 @pytest.mark.parametrize("model", [RETNET, TRANSFORMER])

@@ -180,6 +180,18 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
     return batch_size * flops
 
 
+def shared_key_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
+    """Return those of `decode_flops` that attention to keys takes for all queries but the first of each key."""
+    flops = 0
+    for block in config.blocks:
+        source = block.mixer.source
+        held = [one for one in (source.state if source else block.state) if one.kind == "per_token"]
+        if held:
+            values = sum(one.bytes_read("float32", context_len) for one in held) // DTYPE_BYTES["float32"]
+            flops += block.count * max(0, block.mixer.decode_flops(context_len) - 2 * values)
+    return batch_size * flops
+
+
 def training_flops(
     config: ModelConfig,
     batch_size: int,

@@ -256,6 +256,7 @@ def _describe_rates(target: "PredictionTarget") -> str:
     parts = {"products": rates.products, "attention": rates.attention, "recurrence": rates.recurrence}
     words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
     words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
+    words.append(f"queries that share keys {format_rate(rates.shared_key_flops_per_s, 'FLOP/s')}")
     operators = ", ".join(
         f"{name} {count.products if rates.product_s else count.total}"
         for name, count in target.operators.items()

@@ -201,8 +201,46 @@ def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     queries = _join_groups(q, k).flatten(0, 1)  # (B Hkv, H / Hkv, K)
     scores = torch.bmm(k.flatten(0, 1), queries.mT).mT  # (B Hkv, H / Hkv, S)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * k.shape[3] ** -0.5
-    out = torch.bmm(scores.softmax(dim=-1).to(q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
+    out = sum_values(scores.softmax(dim=-1).to(q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
     return out.view(*q.shape[:3], v.shape[3])
+
+
+_SLICE_KEYS = 2048
+"""Keys of a slice of `sum_values`. In a trial slices of 256 to 4,096 keys took the same time."""
+
+
+def sum_values(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum the values of many keys, (N, S, V), by few rows of weights, (N, G, S); returns (N, G, V).
+
+    A step on a CPU sums slices of the keys if N = 1, since torch divides one such product badly among threads: the sum
+    of 32,768 keys, 288 wide, took 2.3 ms in slices and 4.1 ms whole on two cores of an AMD EPYC.
+    """
+    if values.device.type != "cpu" or torch.is_grad_enabled():
+        return torch.bmm(weights, values)
+    out: Tensor = (sum_slices if torch.compiler.is_compiling() else _sum_slices)(weights, values)
+    return out
+
+
+def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
+    num_slices = values.shape[1] // _SLICE_KEYS
+    if num_slices < 2 or values.shape[0] > 1:
+        return torch.bmm(weights, values)
+    split = num_slices * _SLICE_KEYS
+    rows = weights[0, :, :split].unflatten(1, (num_slices, -1)).transpose(0, 1)  # (slices, G, keys)
+    slices = values[0, :split].unflatten(0, (num_slices, -1))  # (slices, keys, V)
+    sums = torch.bmm(rows, slices).sum(dim=0, keepdim=True)
+    return torch.baddbmm(sums, weights[..., split:], values[:, split:])
+
+
+@operator()
+def sum_slices(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum values as one operator, so that compiled code serves every number of keys."""
+    return _sum_slices(weights, values)
+
+
+@shapes_of("sum_slices")
+def _(weights: Tensor, values: Tensor) -> Tensor:
+    return values.new_empty(*weights.shape[:2], values.shape[2])
 
 
 BACKENDS: dict[str, AttentionBackend] = {

@@ -55,6 +55,7 @@ class StepRates:
         attention: Bytes of keys and values per second.
         recurrence: Bytes of a state, read and written, per second.
         matmul_flops_per_s: FLOP/s of matrix products.
+        shared_key_flops_per_s: FLOP/s of attention, by queries that share keys with another one.
         operator_s: Seconds per operator of an eager step, or per kernel of a replayed CUDA graph, beside what its bytes
             take; empty for a compiled step.
         product_s: The same per product of a compiled step; 0 for an eager one.
@@ -64,6 +65,7 @@ class StepRates:
     attention: Curve
     recurrence: Curve
     matmul_flops_per_s: float
+    shared_key_flops_per_s: float
     operator_s: Curve = ()
     product_s: float = 0.0
 
@@ -87,6 +89,7 @@ def expected(
         return (
             max(weights_s, flops_s)
             + (moved.caches + moved.shared) / interpolate(rates.attention, moved.footprint)
+            + costs.shared_key_flops(model, batch_size, context_len) / rates.shared_key_flops_per_s
             + moved.states / interpolate(rates.recurrence, moved.footprint)
             + count.total * (interpolate(rates.operator_s, moved.footprint) if rates.operator_s else 0.0)
             + count.products * rates.product_s
@@ -111,6 +114,7 @@ def rates_from(ceilings: Ceilings, kernel_s: float) -> StepRates:
         attention=curve,
         recurrence=curve,
         matmul_flops_per_s=ceilings.matmul_flops_per_s,
+        shared_key_flops_per_s=ceilings.matmul_flops_per_s,
         operator_s=((1, kernel_s),),
     )
 

@@ -1,5 +1,6 @@
 """Measured rates of the operators that decode steps consist of: the facts behind a predicted time."""
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -16,7 +17,7 @@ from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import allocate_model
 from retbench.ops import DecodeOperators, fused
-from retbench.ops.attention import attend
+from retbench.ops.attention import attend, attend_products
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_chunk import wide_dtype
@@ -25,16 +26,20 @@ from retbench.planning.prediction import Curve, OperatorCount, StepRates
 from retbench.units import MIB
 
 _WARMUP_S = 0.1
-_NUM_SAMPLES = 9
+_NUM_WARMUPS, _NUM_SAMPLES = 3, 9
 _SMALLEST_FOOTPRINT = 4 * MIB
 _FOOTPRINT_FACTOR = 4
 _SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
 """Bytes that a timed sample reads at least."""
+_SMALLEST_SHARE = 0.01
+"""Share of the time of several queries that those but the first take at least: a GPU may hide them all."""
 _NUM_EMPTY_CALLS = 100
 """Calls of a compiled product of hardly any width, whose time is that of the calls."""
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024
+_SHARED_QUERIES, _SHARED_HEAD_DIM, _SHARED_TOKENS = 8, 256, 8192
+"""Queries that share keys, and keys that are values too, as in absorbed latent attention."""
 _STATE_SHAPE = (4, 128, 256)
 """Heads, key and value width of the states: RetNet's at a width of 512."""
 _NARROW_WIDTH, _NARROW_BLOCKS, _PRODUCTS_PER_BLOCK = 16, 8, 2
@@ -102,6 +107,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         attention=_curve(_attention(device, dtype), footprints, device),
         recurrence=_curve(_recurrence(device, dtype), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
+        shared_key_flops_per_s=_shared_key_rate(device, dtype),
         operator_s=()
         if compiled
         else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints),
@@ -194,6 +200,18 @@ def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[
     return 2 * torch.Size(shape).numel() * dtype.itemsize, make
 
 
+def _shared_key_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of attention by queries that share keys, beside what a single query takes."""
+    keys = torch.ones(1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM, device=device, dtype=dtype)
+    queries = torch.randn(1, _SHARED_QUERIES, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
+    shared_s, single_s = (
+        _median_seconds(partial(attend_products, some, keys, keys), device)
+        for some in (queries, queries[:, :1])
+    )
+    flops = 4 * (_SHARED_QUERIES - 1) * keys.numel()  # the scores, and the sums of values
+    return flops / max(shared_s - single_s, _SMALLEST_SHARE * shared_s)
+
+
 def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
     """Return twice the bytes of a state, and a function that makes the update of a new one by one token.
 
@@ -231,27 +249,33 @@ class _NarrowBlock(nn.Module):
 
 
 def _operator_seconds(device: torch.device, dtype: torch.dtype, footprint: int) -> float:
-    """Return the seconds per operator of narrow feed-forwards between products, beside what the products take.
+    """Return the seconds per operator of narrow feed-forwards, on a CPU with products of a footprint between them.
 
-    Weights that stream through the caches drive out what the host needs for the next call: on an Intel Xeon an operator
-    then took 2.4 times as long as in a stack of narrow feed-forwards only.
+    Weights that stream through the caches of a CPU drive out what it needs for the next call: on an Intel Xeon an
+    operator then took 2.4 times as long as in a stack of narrow feed-forwards only.
     """
     stack, token = _narrow_stack(device, dtype)
+    num_operators = _count(lambda: stack(token)).total
+    if device.type == "cuda":
+        return _median_seconds(lambda: stack(token), device) / num_operators
     num_products = _NARROW_BLOCKS * _PRODUCTS_PER_BLOCK
     width = round((footprint / dtype.itemsize / num_products) ** 0.5)
     by_output = storing_by_output_is_faster(device, dtype, compiled=False)
     _, make = _products(device, dtype, width, by_output=by_output)
     products = [[make() for _ in range(_PRODUCTS_PER_BLOCK)] for _ in range(_NARROW_BLOCKS)]
 
-    def run_all() -> None:
+    def run_all() -> float:
+        """Return the seconds of the feed-forwards."""
+        spent_s = 0.0
         for block, calls in zip(stack, products, strict=True):
+            started = time.perf_counter()
             block(token)
+            spent_s += time.perf_counter() - started
             for call in calls:
                 call()
+        return spent_s
 
-    alone = _repeated([call for calls in products for call in calls], 1)
-    spent_s = _median_seconds(run_all, device) - _median_seconds(alone, device)
-    return max(0.0, spent_s) / _count(lambda: stack(token)).total
+    return median([run_all() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:]) / num_operators
 
 
 def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float:

@@ -140,8 +140,8 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
         later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
         scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
     weights = scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)).to(q.dtype)
-    out: Tensor = (weights @ entries).view(q.shape)
-    return out
+    out = weights @ entries if length > 1 else attention.sum_values(weights, entries)
+    return out.view(q.shape)
 
 
 def _multiply_heads(x: Tensor, weights: Tensor) -> Tensor:
