@@ -257,14 +257,13 @@ def _describe_rates(target: "PredictionTarget") -> str:
     words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
     words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
     words.append(f"queries that share keys {format_rate(rates.shared_key_flops_per_s, 'FLOP/s')}")
-    operators = ", ".join(
-        f"{name} {count.products if rates.product_s else count.total}"
-        for name, count in target.operators.items()
-    )
     if rates.operator_s:
-        words.append(f"{_ends(rates.operator_s, format_seconds)} per operator ({operators} per step)")
+        totals = ", ".join(f"{name} {count.total}" for name, count in target.operators.items())
+        words.append(f"{_ends(rates.operator_s, format_seconds)} per operator ({totals} per step)")
     if rates.product_s:
-        words.append(f"{format_seconds(rates.product_s)} per product ({operators} per step)")
+        products = ", ".join(f"{name} {count.products}" for name, count in target.operators.items())
+        more = " more" if rates.operator_s else ""
+        words.append(f"{format_seconds(rates.product_s)}{more} per product ({products} per step)")
     return f"Measured: {'; '.join(words)}."
 
 

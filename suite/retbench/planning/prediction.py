@@ -58,7 +58,8 @@ class StepRates:
         shared_key_flops_per_s: FLOP/s of attention, by queries that share keys with another one.
         operator_s: Seconds per operator of an eager step, or per kernel of a replayed CUDA graph, beside what its bytes
             take; empty for a compiled step.
-        product_s: The same per product of a compiled step; 0 for an eager one.
+        product_s: Seconds that the call of a product takes more than that of another operator; all of its seconds in a
+            compiled step.
     """
 
     products: Curve

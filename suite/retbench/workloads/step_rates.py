@@ -28,13 +28,13 @@ from retbench.units import MIB
 _WARMUP_S = 0.1
 _NUM_WARMUPS, _NUM_SAMPLES = 3, 9
 _SMALLEST_FOOTPRINT = 4 * MIB
-_FOOTPRINT_FACTOR = 4
+_FOOTPRINT_FACTOR = 2
 _SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
 """Bytes that a timed sample reads at least."""
 _SMALLEST_SHARE = 0.01
-"""Share of the time of several queries that those but the first take at least: a GPU may hide them all."""
+"""Share of their time that queries but the first of each key take at least: a GPU may hide them all."""
 _NUM_EMPTY_CALLS = 100
-"""Calls of a compiled product of hardly any width, whose time is that of the calls."""
+"""Calls of a product of hardly any width, whose time is that of the calls."""
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024
@@ -89,7 +89,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     """Measure the rates of products with one row, of attention to a cache and of updates of a state, by footprint.
 
     Includes: reading of weights, keys and values, and reading and writing of states, one after another until all of a
-    footprint was read; from 4 MiB in steps of four to a footprint far beyond the caches. The time per operator includes
+    footprint was read; from 4 MiB in steps of two to a footprint far beyond the caches. The time per operator includes
     the call from Python; on CUDA, where a graph replays the operators, it is what the device needs.
 
     Args:
@@ -102,16 +102,21 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     """
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
+    products, product_s = _product_rates(device, dtype, footprints, compiled=compiled)
+    operators = (
+        () if compiled else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints)
+    )
+    if operators:
+        product_s = max(0.0, product_s - operators[0][1])
+    attention = _curve(_attention(device, dtype), footprints, device)
     return StepRates(
-        products=_product_curve(device, dtype, footprints, compiled=compiled),
-        attention=_curve(_attention(device, dtype), footprints, device),
+        products=products,
+        attention=attention,
         recurrence=_curve(_recurrence(device, dtype), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
-        shared_key_flops_per_s=_shared_key_rate(device, dtype),
-        operator_s=()
-        if compiled
-        else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints),
-        product_s=_compiled_product_seconds(device, dtype) if compiled else 0.0,
+        shared_key_flops_per_s=_shared_key_rate(device, dtype, attention),
+        operator_s=operators,
+        product_s=_compiled_product_seconds(device, dtype) if compiled else product_s,
     )
 
 
@@ -122,16 +127,20 @@ def _footprints(device: torch.device) -> list[int]:
     return [*found, largest]
 
 
-def _product_curve(
+def _product_rates(
     device: torch.device, dtype: torch.dtype, footprints: Sequence[int], *, compiled: bool
-) -> Curve:
-    """Return the rate of products with one row by footprint."""
+) -> tuple[Curve, float]:
+    """Return the rate of products with one row by footprint, and on a CPU the seconds of a call, which are left out."""
     by_output = storing_by_output_is_faster(device, dtype, compiled=compiled)
-    if compiled and by_output and device.type == "cpu":
-        _, make = _loops(dtype, _NARROW_WIDTH)
-        call_s = _median_seconds(_repeated([make()], _NUM_EMPTY_CALLS), device) / _NUM_EMPTY_CALLS
-        return _curve(_loops(dtype, _WIDTH), footprints, device, call_s=call_s)
-    return _curve(_products(device, dtype, by_output=by_output), footprints, device)
+    if device.type == "cuda":
+        return _curve(_products(device, dtype, _WIDTH, by_output=by_output), footprints, device), 0.0
+    looped = compiled and by_output
+    narrow, wide = (
+        _loops(dtype, width) if looped else _products(device, dtype, width, by_output=by_output)
+        for width in (_NARROW_WIDTH, _WIDTH)
+    )
+    call_s = _median_seconds(_repeated([narrow[1]()], _NUM_EMPTY_CALLS), device) / _NUM_EMPTY_CALLS
+    return _curve(wide, footprints, device, call_s=call_s), call_s
 
 
 def _curve(
@@ -162,7 +171,7 @@ def _curve(
 
 
 def _products(
-    device: torch.device, dtype: torch.dtype, width: int = _WIDTH, *, by_output: bool
+    device: torch.device, dtype: torch.dtype, width: int, *, by_output: bool
 ) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a square weight, and a function that makes a product of one row with a new one."""
     row = torch.randn(1, 1, width, device=device, dtype=dtype)
@@ -200,16 +209,20 @@ def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[
     return 2 * torch.Size(shape).numel() * dtype.itemsize, make
 
 
-def _shared_key_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of attention by queries that share keys, beside what a single query takes."""
-    keys = torch.ones(1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM, device=device, dtype=dtype)
+def _shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve) -> float:
+    """Return the FLOP/s of attention by queries that share keys, beside the time that the rate of single ones gives."""
+    footprint, single = attention[-1]
+    shape = (1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM)
     queries = torch.randn(1, _SHARED_QUERIES, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
-    shared_s, single_s = (
-        _median_seconds(partial(attend_products, some, keys, keys), device)
-        for some in (queries, queries[:, :1])
-    )
-    flops = 4 * (_SHARED_QUERIES - 1) * keys.numel()  # the scores, and the sums of values
-    return flops / max(shared_s - single_s, _SMALLEST_SHARE * shared_s)
+    num_values = torch.Size(shape).numel()
+
+    def make() -> Call:
+        return partial(attend_products, queries, *[torch.ones(shape, device=device, dtype=dtype)] * 2)
+
+    num_bytes = num_values * dtype.itemsize
+    ((_, shared),) = _curve((num_bytes, make), [footprint], device)
+    more_s = max(num_bytes / shared - num_bytes / single, _SMALLEST_SHARE * num_bytes / shared)
+    return 4 * (_SHARED_QUERIES - 1) * num_values / more_s  # the scores, and the sums of values
 
 
 def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
