@@ -97,7 +97,8 @@ RATES = StepRates(
     recurrence=((10**6, 5e8),),
     matmul_flops_per_s=1e15,
     shared_key_flops_per_s=1e9,
-    operator_s=((10**6, 1e-5), (10**9, 3e-5)),
+    operator_s=1e-5,
+    product_s=((10**6, 2e-5), (10**9, 4e-5)),
 )
 COUNT = OperatorCount(total=100, products=30)
 
@@ -112,7 +113,8 @@ def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_ope
             moved.weights / (4e9 - share * 2e9)
             + moved.caches / 1e9
             + moved.states / 5e8
-            + 100 * (1e-5 + share * 2e-5)
+            + 100 * 1e-5
+            + 30 * (2e-5 + share * 2e-5)
         )
 
 
@@ -143,8 +145,8 @@ def test_rates_from_ceilings_follow_the_read_curve() -> None:
 
 
 def test_a_compiled_step_pays_for_its_products_only() -> None:
-    compiled = replace(RATES, operator_s=(), product_s=1e-3)
-    free = replace(RATES, operator_s=(), product_s=0.0)
+    compiled = replace(RATES, operator_s=0.0, product_s=((1, 1e-3),))
+    free = replace(RATES, operator_s=0.0, product_s=((1, 0.0),))
     times = [expected(rates, "float32", lambda model: COUNT)(RETNET, 1, 64) for rates in (compiled, free)]
     assert times[0] - times[1] == pytest.approx(30e-3)
 

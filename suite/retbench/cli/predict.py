@@ -259,11 +259,11 @@ def _describe_rates(target: "PredictionTarget") -> str:
     words.append(f"queries that share keys {format_rate(rates.shared_key_flops_per_s, 'FLOP/s')}")
     if rates.operator_s:
         totals = ", ".join(f"{name} {count.total}" for name, count in target.operators.items())
-        words.append(f"{_ends(rates.operator_s, format_seconds)} per operator ({totals} per step)")
-    if rates.product_s:
+        words.append(f"{format_seconds(rates.operator_s)} per operator ({totals} per step)")
+    if any(seconds for _, seconds in rates.product_s):
         products = ", ".join(f"{name} {count.products}" for name, count in target.operators.items())
         more = " more" if rates.operator_s else ""
-        words.append(f"{format_seconds(rates.product_s)}{more} per product ({products} per step)")
+        words.append(f"{_ends(rates.product_s, format_seconds)}{more} per product ({products} per step)")
     return f"Measured: {'; '.join(words)}."
 
 

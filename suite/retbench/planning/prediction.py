@@ -57,9 +57,8 @@ class StepRates:
         matmul_flops_per_s: FLOP/s of matrix products.
         shared_key_flops_per_s: FLOP/s of attention, by queries that share keys with another one.
         operator_s: Seconds per operator of an eager step, or per kernel of a replayed CUDA graph, beside what its bytes
-            take; empty for a compiled step.
-        product_s: Seconds that the call of a product takes more than that of another operator; all of its seconds in a
-            compiled step.
+            take; 0 for a compiled step.
+        product_s: Seconds that a product takes in addition, beside what its bytes take, by the footprint of the step.
     """
 
     products: Curve
@@ -67,8 +66,8 @@ class StepRates:
     recurrence: Curve
     matmul_flops_per_s: float
     shared_key_flops_per_s: float
-    operator_s: Curve = ()
-    product_s: float = 0.0
+    operator_s: float = 0.0
+    product_s: Curve = ((1, 0.0),)
 
 
 def expected(
@@ -92,8 +91,8 @@ def expected(
             + (moved.caches + moved.shared) / interpolate(rates.attention, moved.footprint)
             + costs.shared_key_flops(model, batch_size, context_len) / rates.shared_key_flops_per_s
             + moved.states / interpolate(rates.recurrence, moved.footprint)
-            + count.total * (interpolate(rates.operator_s, moved.footprint) if rates.operator_s else 0.0)
-            + count.products * rates.product_s
+            + count.total * rates.operator_s
+            + count.products * interpolate(rates.product_s, moved.footprint)
         )
 
     return step_seconds
@@ -116,7 +115,7 @@ def rates_from(ceilings: Ceilings, kernel_s: float) -> StepRates:
         recurrence=curve,
         matmul_flops_per_s=ceilings.matmul_flops_per_s,
         shared_key_flops_per_s=ceilings.matmul_flops_per_s,
-        operator_s=((1, kernel_s),),
+        operator_s=kernel_s,
     )
 
 

@@ -102,12 +102,16 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     """
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
-    products, product_s = _product_rates(device, dtype, footprints, compiled=compiled)
-    operators = (
-        () if compiled else tuple((size, _operator_seconds(device, dtype, size)) for size in footprints)
-    )
-    if operators:
-        product_s = max(0.0, product_s - operators[0][1])
+    products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
+    operator_s = 0.0 if compiled else _operator_seconds(device, dtype)
+    if compiled:
+        product_s: Curve = ((1, _compiled_product_seconds(device, dtype)),)
+    elif device.type == "cuda":
+        product_s = ((1, 0.0),)
+    else:
+        beside_s = max(0.0, call_s - operator_s)
+        cold_s = [max(0.0, _cold_seconds(device, dtype, size, operator_s)) for size in footprints]
+        product_s = tuple((size, beside_s + cold) for size, cold in zip(footprints, cold_s, strict=True))
     attention = _curve(_attention(device, dtype), footprints, device)
     return StepRates(
         products=products,
@@ -115,8 +119,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         recurrence=_curve(_recurrence(device, dtype), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
         shared_key_flops_per_s=_shared_key_rate(device, dtype, attention),
-        operator_s=operators,
-        product_s=_compiled_product_seconds(device, dtype) if compiled else product_s,
+        operator_s=operator_s,
+        product_s=product_s,
     )
 
 
@@ -261,16 +265,19 @@ class _NarrowBlock(nn.Module):
         return out
 
 
-def _operator_seconds(device: torch.device, dtype: torch.dtype, footprint: int) -> float:
-    """Return the seconds per operator of narrow feed-forwards, on a CPU with products of a footprint between them.
+def _operator_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds per operator of narrow feed-forwards."""
+    stack, token = _narrow_stack(device, dtype)
+    return _median_seconds(lambda: stack(token), device) / _count(lambda: stack(token)).total
 
-    Weights that stream through the caches of a CPU drive out what it needs for the next call: on an Intel Xeon an
-    operator then took 2.4 times as long as in a stack of narrow feed-forwards only.
+
+def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, operator_s: float) -> float:
+    """Return the seconds that a product on a CPU adds to the operators after it.
+
+    The weights that it streams through the caches drive out what the processor needs for the next calls: on an Intel
+    Xeon the operators of narrow feed-forwards took 2.4 times as long after two products each.
     """
     stack, token = _narrow_stack(device, dtype)
-    num_operators = _count(lambda: stack(token)).total
-    if device.type == "cuda":
-        return _median_seconds(lambda: stack(token), device) / num_operators
     num_products = _NARROW_BLOCKS * _PRODUCTS_PER_BLOCK
     width = round((footprint / dtype.itemsize / num_products) ** 0.5)
     by_output = storing_by_output_is_faster(device, dtype, compiled=False)
@@ -288,7 +295,8 @@ def _operator_seconds(device: torch.device, dtype: torch.dtype, footprint: int) 
                 call()
         return spent_s
 
-    return median([run_all() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:]) / num_operators
+    spent_s = median([run_all() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:])
+    return (spent_s - operator_s * _count(lambda: stack(token)).total) / num_products
 
 
 def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float:
