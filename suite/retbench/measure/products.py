@@ -47,8 +47,9 @@ _CLEARLY = 0.9
 everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
-_ONEDNN_ROWS = (2, 64)
-"""Fewest and most rows that oneDNN's product is tried with."""
+_ONEDNN_TRIALS = (((2, 4), 2), ((64,), 12))
+"""Few and many rows that oneDNN's product is tried with, and of how many weights it multiplies one. Two rows alone would
+not do: while others use the memory, any product of two rows takes as long as the reading of the weights."""
 
 _HEADS, _HEAD_DIM = 8, 64
 """Heads of the queries and keys by which attention is compared, and their width."""
@@ -264,15 +265,17 @@ def measure_onednn() -> int:
     """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
     most = 0
     if torch.backends.mkldnn.is_available():
-        weights = _trial_weights(by_output=False)[::2]
-        for rows in _ONEDNN_ROWS:
-            onednn_s, usual_s = _least_seconds(
-                partial(_multiply_rows, multiply_onednn, rows, weights),
-                partial(_multiply_rows, F.linear, rows, weights),
-            )
-            if onednn_s >= _CLEARLY * usual_s:
+        weights = _trial_weights(by_output=False)
+        for numbers, step in _ONEDNN_TRIALS:
+            methods = [
+                partial(_multiply_rows, method, rows, weights[::step])
+                for rows in numbers
+                for method in (multiply_onednn, F.linear)
+            ]
+            seconds = _least_seconds(*methods)
+            if sum(seconds[::2]) >= _CLEARLY * sum(seconds[1::2]):
                 break
-            most = rows
+            most = max(numbers)
     return most
 
 

@@ -151,7 +151,7 @@ def linear_decayed_step_(
     dtype.
     """
     heads, wide = v.shape[2], state.dtype
-    wide_q, wide_k = repeat_heads(q.to(wide), heads, dim=2), repeat_heads(k.to(wide), heads, dim=2)
+    wide_q, wide_k = _share_heads(q.to(wide), heads), _share_heads(k.to(wide), heads)
     value = _extend(v, readout, wide).to(wide)
     if readout.bonus is not None:  # before the state is decayed
         out = _read(wide_q, state) + read_own(wide_q, wide_k, readout.bonus)[..., None] * value
@@ -161,6 +161,11 @@ def linear_decayed_step_(
     if readout.bonus is None:
         out = _read(wide_q, state)
     return _finish(out, v, readout)
+
+
+def _share_heads(x: Tensor, heads: int) -> Tensor:
+    """Give every head its query or key, (B, 1, G, K) to (B, 1, H, K): one of all heads is not copied."""
+    return x.expand(-1, -1, heads, -1) if x.shape[2] == 1 else repeat_heads(x, heads, dim=2)
 
 
 def _read(q: Tensor, state: Tensor) -> Tensor:

@@ -46,11 +46,11 @@ _NARROW_WIDTH, _NARROW_BLOCKS, _PRODUCTS_PER_BLOCK = 16, 8, 2
 """Sizes of a stack of feed-forwards so small that only the calls of its operators take time, and the products
 between two of them: an eager step of the models at hand has three to four operators per product."""
 
-_VIEWS = """
-_unsafe_view alias as_strided chunk detach empty expand expand_as flatten narrow permute reshape select slice split
-split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as
+_CALLS_WITHOUT_KERNEL = """
+_unsafe_view alias as_strided chunk detach empty expand expand_as flatten narrow permute promote_types reshape select
+slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as
 """
-_WITHOUT_KERNEL = frozenset(_VIEWS.split())
+_WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
 _PRODUCTS = frozenset(
     ["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv", "scaled_dot_product_attention"]
 )
