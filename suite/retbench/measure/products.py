@@ -48,8 +48,8 @@ everywhere."""
 _PACKED_ROWS = (1, 2, 4, 8)
 """Numbers of rows at which packed weights are tried."""
 _ONEDNN_TRIALS = (((2, 4), 2), ((64,), 12))
-"""Few and many rows that oneDNN's product is tried with, and of how many weights it multiplies one. Two rows alone would
-not do: while others use the memory, any product of two rows takes as long as the reading of the weights."""
+"""Few and many rows that oneDNN's product is tried with, and of how many weights it multiplies one. Two rows alone
+would not do: while others use the memory, any product of two rows takes as long as the reading of the weights."""
 
 _HEADS, _HEAD_DIM = 8, 64
 """Heads of the queries and keys by which attention is compared, and their width."""
