@@ -1,7 +1,7 @@
 """The choice between products of few rows: made by a measurement, once, and the same for near equals."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import pytest
@@ -17,27 +17,52 @@ from retbench.ops.linear import Linear, RowProducts, multiply_in_batches, stored
 from tests.measure.outcomes import ROW_OUTCOMES
 
 
+class MadeUpSeconds:
+    """In place of `_least_seconds`: runs each call once, and returns seconds that are made up.
+
+    Attributes:
+        shapes: Inputs and outputs of the weights of each call with one row.
+    """
+
+    def __init__(self, one_row_s: Sequence[float], gains: Collection[int] = ()) -> None:
+        """Take the seconds of torch's product, both streams and batches, and the rows at which oneDNN gains."""
+        self.one_row_s = list(one_row_s)
+        self.gains = gains
+        self.shapes: list[set[tuple[int, int]]] = []
+
+    def __call__(self, *calls: partial[None]) -> list[float]:
+        for call in calls:
+            call()
+        if calls[0].args[1] == 1:
+            self.shapes = [{(one.shape[1], one.shape[0]) for one in call.args[2]} for call in calls]
+            return self.one_row_s
+        shares = {products.multiply_onednn: (0.97, 0.8), F.linear: (1.0, 1.0)}
+        return [call.args[1] * shares[call.args[0]][call.args[1] in self.gains] for call in calls]
+
+
 @pytest.mark.parametrize(
-    ("sliced_s", "partly_s", "width"), [(0.5, 0.6, 1), (0.6, 0.5, 4096), (0.95, 0.92, 0), (1.2, 0.8, 4096)]
+    ("sliced_s", "partly_s", "batched_s", "width", "batches"),
+    [
+        (0.5, 0.6, 0.49, 1, False),
+        (0.5, 0.6, 0.4, 1, True),
+        (0.6, 0.5, 1.2, 4096, False),
+        (0.95, 0.92, 0.91, 0, True),
+        (0.95, 0.92, 0.98, 0, False),
+        (1.2, 0.8, 0.7, 4096, True),
+    ],
 )
-def test_streaming_must_be_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, sliced_s: float, partly_s: float, width: int
+def test_streams_must_be_clearly_faster_and_batches_beat_the_better_of_them_and_torchs_product(
+    monkeypatch: pytest.MonkeyPatch,
+    sliced_s: float,
+    partly_s: float,
+    batched_s: float,
+    width: int,
+    batches: bool,
 ) -> None:
-    monkeypatch.setattr(products, "_seconds_of_row_products", lambda methods: [1.0, sliced_s, partly_s])
-    assert products.measure_streaming() == width
-
-
-def test_every_method_is_timed_with_all_tables() -> None:
-    seen: list[list[torch.Size]] = [[], []]
-
-    def multiply(calls: list[torch.Size], row: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        calls.append(table.shape)
-        return row @ table
-
-    seconds = products._seconds_of_row_products([partial(multiply, calls) for calls in seen])
-    assert all(one > 0 for one in seconds)
-    assert seen[0] == seen[1]
-    assert set(seen[0]) == set(products._SHAPES)
+    seconds = MadeUpSeconds([1.0, sliced_s, partly_s, batched_s])
+    monkeypatch.setattr(products, "_least_seconds", seconds)
+    assert products.measure_rows() == {"slice_width": width, "batches": batches, "onednn_rows": 0}
+    assert seconds.shapes == [set(products._SHAPES)] * 4
 
 
 @pytest.mark.parametrize("slice_width", [1, 4096])
@@ -55,31 +80,12 @@ def test_a_product_in_batches_is_the_product(inputs: int, outputs: int) -> None:
         torch.testing.assert_close(multiply_in_batches(x, weight), weight @ x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("slice_width", [0, 4096])
-@pytest.mark.parametrize(("batched_s", "faster"), [(0.5, True), (0.98, False), (1.2, False)])
-def test_batches_must_beat_what_multiplies_rows_otherwise(
-    monkeypatch: pytest.MonkeyPatch, batched_s: float, faster: bool, slice_width: int
-) -> None:
-    def seconds(*calls: Callable[[], object]) -> list[float]:
-        for call in calls:
-            call()
-        return [batched_s, 1.0]
-
-    monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_batches(slice_width) is faster
-
-
 @pytest.mark.parametrize(("gains", "most"), [(set(), 0), ({2}, 0), ({4}, 4), ({2, 4, 64}, 64), ({64}, 0)])
 def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], most: int
 ) -> None:
-    def seconds(*calls: partial[None]) -> list[float]:
-        """Return 1 s per row; by oneDNN less, and clearly so with some numbers of rows."""
-        shares = {products.multiply_onednn: (0.97, 0.8), F.linear: (1.0, 1.0)}
-        return [call.args[1] * shares[call.args[0]][call.args[1] in gains] for call in calls]
-
-    monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_onednn() == most
+    monkeypatch.setattr(products, "_least_seconds", MadeUpSeconds([1.0] * 4, gains))
+    assert products.measure_rows()["onednn_rows"] == most
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
 
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert products.measure_onednn() == 0
+    assert products.measure_rows()["onednn_rows"] == 0
 
 
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
@@ -114,6 +120,7 @@ def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     assert products.row_products(cpu, torch.float32) == RowProducts(1024, True, 4096, 8)
     assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=4096)
     assert products.row_products(gpu, torch.float32) == RowProducts()
+    assert products.row_products(cpu, torch.float64) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()
 

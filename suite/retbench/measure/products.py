@@ -80,17 +80,18 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     How it multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods are
     measured once per process, on torch's present threads, unless another process has: see `agree`.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or dtype == torch.float64:
         return RowProducts()
     attention_from = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype)) or None
     if dtype != torch.float32:
         return RowProducts(attention_from)
-    slice_width = _once("slice_width", measure_streaming)
+    if "onednn_rows" not in _found:
+        _found.update(measure_rows())
     return RowProducts(
         attention_from=attention_from,
-        batches=bool(_once("batches", partial(measure_batches, slice_width))),
-        slice_width=slice_width or None,
-        onednn_rows=_once("onednn_rows", measure_onednn),
+        batches=bool(_found["batches"]),
+        slice_width=_found["slice_width"] or None,
+        onednn_rows=_found["onednn_rows"],
     )
 
 
@@ -206,48 +207,27 @@ def _cache_bytes(device: torch.device) -> int:
 
 
 @torch.inference_mode()
-def measure_streaming() -> int:
-    """Measure the width from which `ops.linear.stream` slices; 0 unless it clearly beats torch's product."""
-    streams = [partial(stream, slice_width=width) for width in _SLICE_WIDTHS]
-    usual_s, *streamed_s = _seconds_of_row_products([_multiply_usually, *streams])
-    fastest_s, width = min(zip(streamed_s, _SLICE_WIDTHS, strict=True))
-    return width if fastest_s < _CLEARLY * usual_s else 0
+def measure_rows() -> dict[str, int]:
+    """Measure how few rows are multiplied fastest by float32 weights.
 
-
-def _multiply_usually(row: Tensor, table: Tensor) -> Tensor:
-    """Multiply (in,) by a table (in, out) as nn.Linear does."""
-    return F.linear(row[None], table.t())
-
-
-def _seconds_of_row_products(methods: Sequence[_Product]) -> list[float]:
-    """Return the least seconds of each method to multiply rows by many tables (in, out), narrow and then wide ones."""
-    products = [
-        (torch.ones(weight.shape[1], device="cpu"), weight.t()) for weight in _trial_weights(by_output=False)
-    ]
-    elements = torch.empty(torch.get_num_threads() * _ELEMENTS_PER_THREAD, device="cpu")
-
-    def multiply_all_by(multiply: _Product) -> None:
-        # Threads that have summed rows multiply more slowly until they do something elementwise: no method may leave
-        # that to the next one.
-        elements.fill_(1.0)
-        for row, table in products:
-            multiply(row, table)
-
-    return _least_seconds(*(partial(multiply_all_by, method) for method in methods))
-
-
-@torch.inference_mode()
-def measure_batches(slice_width: int) -> bool:
-    """Measure whether batches over weights stored by output beat what multiplies rows by weights stored by input.
-
-    That slices them from `slice_width` outputs on, or is torch's product if that is 0.
+    Returns:
+        slice_width: Outputs from which `ops.linear.stream` slices; 0 unless it clearly beats torch's product.
+        batches: Whether batches over weights stored by output beat the better of these two.
+        onednn_rows: Up to how many rows oneDNN's product clearly beats torch's; 0 where it does not.
     """
-    usual = partial(_stream_row, slice_width) if slice_width else F.linear
-    batched_s, usual_s = _least_seconds(
-        partial(_multiply_rows, _batch_row, 1, _trial_weights(by_output=True)),
-        partial(_multiply_rows, usual, 1, _trial_weights(by_output=False)),
+    by_input, by_output = (_trial_weights(by_output=by_output) for by_output in (False, True))
+    methods: list[_Product] = [F.linear, *(partial(_stream_row, width) for width in _SLICE_WIDTHS)]
+    usual_s, *streamed_s, batched_s = _least_seconds(
+        *(partial(_multiply_rows, method, 1, by_input) for method in methods),
+        partial(_multiply_rows, _batch_row, 1, by_output),
     )
-    return batched_s < _FASTER * usual_s
+    fastest_s, width = min(zip(streamed_s, _SLICE_WIDTHS, strict=True))
+    streams_faster = fastest_s < _CLEARLY * usual_s
+    return {
+        "slice_width": width if streams_faster else 0,
+        "batches": batched_s < _FASTER * (fastest_s if streams_faster else usual_s),
+        "onednn_rows": _most_onednn_rows(by_input),
+    }
 
 
 def _batch_row(row: Tensor, weight: Tensor) -> Tensor:
@@ -260,22 +240,19 @@ def _stream_row(slice_width: int, row: Tensor, weight: Tensor) -> Tensor:
     return stream(row[0], weight.t(), slice_width)
 
 
-@torch.inference_mode()
-def measure_onednn() -> int:
-    """Measure up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
+def _most_onednn_rows(weights: Sequence[Tensor]) -> int:
+    """Return up to how many rows oneDNN's product clearly beats the one that torch takes; 0 where it does not."""
     most = 0
-    if torch.backends.mkldnn.is_available():
-        weights = _trial_weights(by_output=False)
-        for numbers, step in _ONEDNN_TRIALS:
-            methods = [
-                partial(_multiply_rows, method, rows, weights[::step])
-                for rows in numbers
-                for method in (multiply_onednn, F.linear)
-            ]
-            seconds = _least_seconds(*methods)
-            if sum(seconds[::2]) >= _CLEARLY * sum(seconds[1::2]):
-                break
-            most = max(numbers)
+    for numbers, step in _ONEDNN_TRIALS if torch.backends.mkldnn.is_available() else ():
+        methods = [
+            partial(_multiply_rows, method, rows, weights[::step])
+            for rows in numbers
+            for method in (multiply_onednn, F.linear)
+        ]
+        seconds = _least_seconds(*methods)
+        if sum(seconds[::2]) >= _CLEARLY * sum(seconds[1::2]):
+            break
+        most = max(numbers)
     return most
 
 
@@ -284,10 +261,9 @@ def measure_attention(dtype: torch.dtype) -> int:
     """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not."""
     fewest = 0
     query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
+    held = torch.ones(_CACHE_BYTES // dtype.itemsize, dtype=dtype, device="cpu")
     for length in _KEYS:
-        count = _CACHE_BYTES // (2 * _HEADS * length * _HEAD_DIM * dtype.itemsize)
-        shape = (max(1, count), 2, 1, _HEADS, length, _HEAD_DIM)
-        caches = torch.ones(shape, dtype=dtype, device="cpu")
+        caches = held.view(-1, 2, 1, _HEADS, length, _HEAD_DIM)
         products_s, fused_s = _least_seconds(
             *(partial(_attend_all, method, query, caches) for method in (attend_products, attend_sdpa))
         )
@@ -305,6 +281,9 @@ def _attend_all(attend: AttentionBackend, query: Tensor, caches: Tensor) -> None
 
 def _multiply_rows(multiply: _Product, rows: int, weights: Sequence[Tensor]) -> None:
     """Multiply so many rows by each of several weights (out, in)."""
+    # Threads that have summed rows multiply more slowly until they do something elementwise: no method may leave that
+    # to the next one.
+    torch.ones(torch.get_num_threads() * _ELEMENTS_PER_THREAD, device="cpu")
     for weight in weights:
         multiply(torch.ones(rows, weight.shape[1], device="cpu"), weight)
 
