@@ -1,7 +1,6 @@
 """The limit of a worker's memory, in processes of their own: a limit cannot be taken back."""
 
 import resource
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from retbench.errors import UnsupportedError
 from retbench.measure import limits
 from retbench.measure.limits import is_out_of_memory, limit_memory
+from tests.measure.forked import run_forked
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit")
@@ -33,9 +33,7 @@ def can_take(num_bytes):
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_forked(PRELUDE + code)
 
 
 @LINUX
