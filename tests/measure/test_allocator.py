@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.measure.forked import run_forked
+
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
 PRELUDE = """
@@ -28,7 +30,10 @@ def step():  # 200 MB in blocks of 40 MB, which glibc takes from the kernel one 
 
 
 def run(code: str, **variables: str) -> str:
+    """Return what code prints in a process that the settings of glibc in some variables hold for, and no others."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    if not variables and environment == os.environ:
+        return run_forked(PRELUDE + code)
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code],
         env=environment | variables,
