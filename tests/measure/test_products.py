@@ -120,7 +120,6 @@ def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     assert products.row_products(cpu, torch.float32) == RowProducts(1024, True, 4096, 8)
     assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=4096)
     assert products.row_products(gpu, torch.float32) == RowProducts()
-    assert products.row_products(cpu, torch.float64) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()
 

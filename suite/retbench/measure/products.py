@@ -80,7 +80,7 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     How it multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods are
     measured once per process, on torch's present threads, unless another process has: see `agree`.
     """
-    if device.type != "cpu" or dtype == torch.float64:
+    if device.type != "cpu":
         return RowProducts()
     attention_from = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype)) or None
     if dtype != torch.float32:

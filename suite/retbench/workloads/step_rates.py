@@ -103,16 +103,13 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
-    operator_s = 0.0 if compiled else _operator_seconds(device, dtype)
-    if compiled:
-        product_s: Curve = ((1, _compiled_product_seconds(device, dtype)),)
-    elif device.type == "cuda":
-        product_s = ((1, 0.0),)
-    else:
-        beside_s = max(0.0, call_s - operator_s)
-        cold_s = [max(0.0, _cold_seconds(device, dtype, size, operator_s)) for size in footprints]
-        product_s = tuple((size, beside_s + cold) for size, cold in zip(footprints, cold_s, strict=True))
     attention = _curve(_attention(device, dtype), footprints, device)
+    operator_s = 0.0 if compiled else _operator_seconds(device, dtype)
+    product_s: Curve = (
+        ((1, _compiled_product_seconds(device, dtype)),)
+        if compiled
+        else _product_seconds(device, dtype, footprints, call_s, operator_s)
+    )
     return StepRates(
         products=products,
         attention=attention,
@@ -269,6 +266,20 @@ def _operator_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds per operator of narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
     return _median_seconds(lambda: stack(token), device) / _count(lambda: stack(token)).total
+
+
+def _product_seconds(
+    device: torch.device, dtype: torch.dtype, footprints: Sequence[int], call_s: float, operator_s: float
+) -> Curve:
+    """Return the seconds that an eager product takes more than another operator, beside its bytes, by footprint.
+
+    They are those of its call, and of what is cold after it. A replayed CUDA graph has neither.
+    """
+    if device.type == "cuda":
+        return ((1, 0.0),)
+    longer_s = max(0.0, call_s - operator_s)
+    cold_s = [max(0.0, _cold_seconds(device, dtype, size, operator_s)) for size in footprints]
+    return tuple((size, longer_s + cold) for size, cold in zip(footprints, cold_s, strict=True))
 
 
 def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, operator_s: float) -> float:
