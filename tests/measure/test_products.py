@@ -92,8 +92,9 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     ("ratios", "fewest"),
     [((0.7, 0.9, 0.96), 1024), ((0.7, 0.9, 1.1), 4096), ((0.7, 1.1, 0.5), 16384), ((0.98, 0.5, 0.5), 0)],
 )
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
-    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], fewest: int
+    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], fewest: int, dtype: torch.dtype
 ) -> None:
     remaining = iter(ratios)
 
@@ -103,7 +104,7 @@ def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
         return [next(remaining), 1.0]
 
     monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_attention(torch.bfloat16) == fewest
+    assert products.measure_attention(dtype) == fewest
 
 
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:

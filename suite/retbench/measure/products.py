@@ -219,7 +219,7 @@ def measure_rows() -> dict[str, int]:
     methods: list[_Product] = [F.linear, *(partial(_stream_row, width) for width in _SLICE_WIDTHS)]
     usual_s, *streamed_s, batched_s = _least_seconds(
         *(partial(_multiply_rows, method, 1, by_input) for method in methods),
-        partial(_multiply_rows, _batch_row, 1, by_output),
+        partial(_multiply_rows, multiply_in_batches, 1, by_output),
     )
     fastest_s, width = min(zip(streamed_s, _SLICE_WIDTHS, strict=True))
     streams_faster = fastest_s < _CLEARLY * usual_s
@@ -228,11 +228,6 @@ def measure_rows() -> dict[str, int]:
         "batches": batched_s < _FASTER * (fastest_s if streams_faster else usual_s),
         "onednn_rows": _most_onednn_rows(by_input),
     }
-
-
-def _batch_row(row: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (1, in) by a weight (out, in) that is stored by output."""
-    return multiply_in_batches(row[0], weight)
 
 
 def _stream_row(slice_width: int, row: Tensor, weight: Tensor) -> Tensor:
@@ -261,7 +256,8 @@ def measure_attention(dtype: torch.dtype) -> int:
     """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not."""
     fewest = 0
     query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
-    held = torch.ones(_CACHE_BYTES // dtype.itemsize, dtype=dtype, device="cpu")
+    longest = 2 * _HEADS * max(_KEYS) * _HEAD_DIM  # of 64 MiB in float32, and more in float64
+    held = torch.ones(max(longest, _CACHE_BYTES // dtype.itemsize), dtype=dtype, device="cpu")
     for length in _KEYS:
         caches = held.view(-1, 2, 1, _HEADS, length, _HEAD_DIM)
         products_s, fused_s = _least_seconds(
