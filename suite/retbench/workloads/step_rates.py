@@ -37,7 +37,8 @@ _NUM_EMPTY_CALLS = 100
 """Calls of a product of hardly any width, whose time is that of the calls."""
 _WIDTH = 1024
 """Inputs and outputs of the products."""
-_ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS = 8, 64, 1024
+_ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS, _NUM_CACHES = 8, 64, 1024, 4
+"""Sizes of the caches, the fewest tokens of each, and how many of them a footprint consists of."""
 _SHARED_QUERIES, _SHARED_HEAD_DIM, _SHARED_TOKENS = 8, 256, 8192
 """Queries that share keys, and keys that are values too, as in absorbed latent attention."""
 _STATE_SHAPE = (4, 128, 256)
@@ -103,7 +104,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
-    attention = _curve(_attention(device, dtype), footprints, device)
+    attention = tuple(_curve(_attention(device, dtype, size), [size], device)[0] for size in footprints)
     operator_s = 0.0 if compiled else _operator_seconds(device, dtype)
     product_s: Curve = (
         ((1, _compiled_product_seconds(device, dtype)),)
@@ -195,11 +196,14 @@ def _loops(dtype: torch.dtype, width: int) -> tuple[int, Callable[[], Call]]:
     return first.numel() * dtype.itemsize, lambda: partial(multiply, row, torch.ones_like(first))
 
 
-def _attention(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
-    """Return the bytes of a cache, and a function that makes the attention of one token to a new one."""
+def _attention(device: torch.device, dtype: torch.dtype, footprint: int) -> tuple[int, Callable[[], Call]]:
+    """Return the bytes of a cache, and a function that makes the attention of one token to a new one.
+
+    A large footprint is that of a few deep caches, which a step may read by another method and faster than short ones.
+    """
     products_from = row_products(device, dtype).attention_from
-    # Deep steps are what attention decides, so it is measured by the method that they take.
-    tokens = max(_CACHE_TOKENS, products_from or 0)
+    token_bytes = 2 * _ATTENTION_HEADS * _ATTENTION_HEAD_DIM * dtype.itemsize
+    tokens = max(_CACHE_TOKENS, footprint // (_NUM_CACHES * token_bytes))
     shape = (1, _ATTENTION_HEADS, tokens, _ATTENTION_HEAD_DIM)
     query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
 
