@@ -187,6 +187,7 @@ def shared_key_flops(config: ModelConfig, batch_size: int, context_len: int) -> 
         source = block.mixer.source
         held = [one for one in (source.state if source else block.state) if one.kind == "per_token"]
         if held:
+            # A query takes two operations per value of its keys and values: the first of each key so many.
             values = sum(one.bytes_read("float32", context_len) for one in held) // DTYPE_BYTES["float32"]
             flops += block.count * max(0, block.mixer.decode_flops(context_len) - 2 * values)
     return batch_size * flops
