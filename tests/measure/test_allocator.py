@@ -107,7 +107,7 @@ print(faults_of(step) > 50, keeps_freed_memory())
 def test_where_memory_is_limited_small_blocks_stay_and_large_ones_go_back() -> None:
     code = """
 def small_step():
-    blocks = [torch.ones(2 * 10**6) for _ in range(5)]
+    blocks = [torch.ones(5 * 10**5) for _ in range(5)]
 
 keep_freed_memory()
 return_freed_memory()
@@ -118,3 +118,20 @@ step()
 print(faults_of(step) > 50)
 """
     assert run(code).split() == ["True", "True"]
+
+
+@GLIBC
+def test_where_memory_is_limited_caches_leave_no_gaps_between_what_stays() -> None:
+    code = """
+keep_freed_memory()
+return_freed_memory()
+keep_small_freed_memory()
+caches, kept = [], []
+for _ in range(12):
+    caches.append(torch.ones(4 * 10**6))
+    kept.append(torch.ones(1000))
+before = status_bytes("VmData")
+caches.clear()
+print(before - status_bytes("VmData") > 150e6)
+"""
+    assert run(code) == "True"

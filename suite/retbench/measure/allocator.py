@@ -19,8 +19,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _SETTINGS = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
 """The same as names of environment variables and tunables of glibc."""
 _NEVER_TRIM, _NO_BLOCKS = -1, 0
-_SMALLEST_RETURNED_BYTES, _MOST_KEPT_BYTES = 2**17, 2**25
-"""Size from which glibc returns a freed block to the kernel, at first and at most: the size grows with freed blocks."""
+_SMALLEST_RETURNED_BYTES = 2**17
+"""Size from which glibc returns a freed block to the kernel, by default and at first."""
+_MOST_KEPT_BYTES = 2**22
+"""More than a temporary of a decode step, and less than a cache of a few sequences."""
+_KEPT_AT_END_BYTES = 2**26
+"""More than all temporaries of a decode step."""
 _MOST_BLOCKS = 2**16
 """Blocks that glibc takes from the kernel one by one, by default."""
 _PROBE_VALUES = 2**24
@@ -51,12 +55,13 @@ def keeps_freed_memory() -> bool:
 
 
 def keep_small_freed_memory() -> None:
-    """Let freed blocks of up to 32 MiB stay with this process, and larger ones return to the kernel.
+    """Let freed blocks of up to 4 MiB stay with this process, and larger ones return to the kernel.
 
     For processes whose memory is limited: among the places that large blocks leave, another one may find none that is
-    large enough, and all of them count towards the limit. glibc's own rules come to this in time.
+    large enough, and all of them count towards the limit. By glibc's own rules blocks of up to 32 MiB come to stay:
+    caches of 900 MB then fitted into 1 GB or not, depending on which had been there before.
     """
-    _return_blocks_from(_MOST_KEPT_BYTES)
+    _return_blocks_from(_MOST_KEPT_BYTES, _KEPT_AT_END_BYTES)
 
 
 def return_freed_memory() -> None:
@@ -65,17 +70,17 @@ def return_freed_memory() -> None:
     What is kept counts towards a limit, and may be too small for the next allocation. Do not call this before timing:
     a step's temporaries would be zeroed by the kernel every time.
     """
-    _return_blocks_from(_SMALLEST_RETURNED_BYTES)
+    _return_blocks_from(_SMALLEST_RETURNED_BYTES, _SMALLEST_RETURNED_BYTES)
     return_free_pages()
 
 
-def _return_blocks_from(num_bytes: int) -> None:
-    """Have freed blocks from a size returned to the kernel, and twice as much at the end of the heap."""
+def _return_blocks_from(num_bytes: int, at_end_bytes: int) -> None:
+    """Have freed blocks from a size returned to the kernel, and from another one what is free at the heap's end."""
     mallopt = _mallopt()
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, _MOST_BLOCKS)
         mallopt(_M_MMAP_THRESHOLD, num_bytes)
-        mallopt(_M_TRIM_THRESHOLD, 2 * num_bytes)
+        mallopt(_M_TRIM_THRESHOLD, at_end_bytes)
 
 
 def return_free_pages() -> None:
