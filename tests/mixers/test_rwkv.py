@@ -148,14 +148,14 @@ def test_a_new_model_passes_the_equivalence_check(dtype: torch.dtype, variant: V
 def test_a_shift_that_forgets_the_segment_before_is_stopped(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    honest = rwkv_module._previous
+    honest = rwkv_module._difference
 
     def forget(x, state, tensor):
         if tensor == name and state is not None:
             state[name].zero_()
         return honest(x, state, tensor)
 
-    monkeypatch.setattr(rwkv_module, "_previous", forget)
+    monkeypatch.setattr(rwkv_module, "_difference", forget)
     model = build_model(model_of("v6"), dtype=dtype, device="cpu", seed=0, backend="chunkwise")
     text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
     gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))

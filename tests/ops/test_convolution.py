@@ -12,8 +12,8 @@ from retbench.models.equivalence import relative_error
 from retbench.ops.convolution import (
     short_convolution,
     short_convolution_step_,
+    token_difference_step_,
     token_shift,
-    token_shift_step_,
 )
 
 
@@ -118,8 +118,8 @@ def test_the_shift_is_the_convolution_whose_weight_is_the_token_before():
     assert torch.equal(previous, expected)
     assert torch.equal(after, end)
     held = state.clone()
-    steps = [token_shift_step_(x[:, t : t + 1], held) for t in range(7)]
-    assert torch.equal(torch.cat(steps, dim=1), expected)
+    steps = [token_difference_step_(x[:, t : t + 1], held) for t in range(7)]
+    assert torch.equal(torch.cat(steps, dim=1), expected - x)
     assert torch.equal(held, end)
 
 

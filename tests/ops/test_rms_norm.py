@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from retbench.ops.rms_norm import rms_norm
 
@@ -46,6 +47,37 @@ def test_it_is_torchs_norm_with_torchs_gradients(
 
 
 @pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0)]
+)
+@given(
+    ones=st.integers(0, 3),
+    width=st.integers(1, 3000),
+    scale=st.sampled_from([1e-5, 1.0, 1e3]),
+    seed=st.integers(0, 99),
+)
+def test_a_single_row_without_gradients_is_torchs_norm(
+    weighted: bool, dtype: torch.dtype, limit: float, ones: int, width: int, scale: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(2, width, generator=generator, dtype=torch.float64).mul_(scale).to(dtype)
+    x = x.view(*[1] * ones, width)
+    kept, weight = x.clone(), weight if weighted else None
+    with torch.inference_mode():
+        found, expected = rms_norm(x, weight, EPS), F.rms_norm(x, (width,), weight, EPS)
+    torch.testing.assert_close(found, expected, atol=0, rtol=limit)
+    assert torch.equal(x, kept)
+
+
+def test_a_single_row_may_be_a_fake_tensor_or_a_part_of_another() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).t()[:1]
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm(x, None, EPS), F.rms_norm(x, (5,), None, EPS))
+        with FakeTensorMode(), torch.device("cpu"):
+            assert rms_norm(torch.empty(1, 1, 5), None, EPS).shape == (1, 1, 5)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
 def test_its_gradients_are_those_of_differences(weighted: bool) -> None:
     leaves = inputs((2, 3, 7), torch.float64, weighted=weighted)
     assert torch.autograd.gradcheck(lambda x, weight=None: rms_norm(x, weight, EPS), leaves)
@@ -59,8 +91,10 @@ def test_a_model_computes_the_same_with_and_without_gradients(dtype: torch.dtype
     torch.testing.assert_close(rms_norm(x, weight, EPS), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_autocast_does_not_round_within_it() -> None:
-    x, weight = inputs((3, 64), torch.float32, weighted=True)
+@pytest.mark.parametrize("shape", [(3, 64), (1, 64)])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_autocast_does_not_round_within_it(shape: tuple[int, int], with_gradients: bool) -> None:
+    x, weight = inputs(shape, torch.float32, weighted=True)
     expected = rms_norm(x, weight, EPS)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(rms_norm(x, weight, EPS), expected, atol=0, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(with_gradients):
+        torch.testing.assert_close(rms_norm(x, weight, EPS), expected, atol=1e-6, rtol=1e-6)

@@ -143,11 +143,11 @@ def token_shift(x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]
     return inputs[:, :-1], inputs[:, -1:].clone()
 
 
-def token_shift_step_(x: Tensor, state: Tensor) -> Tensor:
-    """Return the input before x (B, 1, D), which is the state (B, 1, D), and put x into the state. No gradients."""
-    previous = state.clone()
+def token_difference_step_(x: Tensor, state: Tensor) -> Tensor:
+    """Return the input before x, which is the state, less x, (B, 1, D) each, and put x into the state. No gradients."""
+    difference = state - x
     state.copy_(x)
-    return previous
+    return difference
 
 
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> None:

@@ -1,24 +1,58 @@
-"""RMSNorm, with a backward pass of few operators where torch has many."""
+"""RMSNorm of few operators where torch has many: in its backward pass, and of a single row on a CPU."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WIDE = torch.float32, torch.float64
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Divide x (..., width) by its root mean square, and multiply by a weight (width,); computed in float32 or wider.
 
-    torch's operator, but on a CPU with gradients: there torch differentiates some ten operators, in 16-bit dtypes each
-    with a conversion, and takes 1.3 to 2.7 times as long.
+    torch's operator, but on a CPU with gradients or for a single row. With gradients torch differentiates some ten
+    operators, in 16-bit dtypes each with a conversion, and takes 1.3 to 2.7 times as long. For a row it calls six,
+    whose calls take most of the time. With four, eager steps of 25M and 125M took 0.95 to 0.97 of the time for Mamba-2,
+    0.97 to 0.98 for the Transformer, and as long for GLA, on an AMD EPYC.
     """
-    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
-    # It is untyped in some versions of torch.
-    apply: Callable[[Tensor, Tensor | None, float], Tensor] = _RmsNorm.apply
-    return apply(x, weight, eps)
+    if x.is_cpu and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled():
+            # It is untyped in some versions of torch.
+            apply: Callable[[Tensor, Tensor | None, float], Tensor] = _RmsNorm.apply
+            return apply(x, weight, eps)
+        if _is_wide_row(x):
+            return _norm_row(x, weight, eps)
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _is_wide_row(x: Tensor) -> bool:
+    """Return whether x is one row (..., 1, width) in float32 or float64 that autocast leaves as it is, and no fake."""
+    return (
+        x.numel() == x.shape[-1]
+        and x.dim() > 1
+        and x.dtype in _WIDE
+        and type(x) is Tensor
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _norm_row(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Compute the norm of one row; its mean square plus eps is a single product."""
+    row = x.view(1, -1)
+    factor = torch.addmm(_eps(eps, x.dtype), row, row.t(), alpha=1 / x.shape[-1]).rsqrt_()  # (1, 1)
+    out = x * factor
+    return out if weight is None else out.mul_(weight)
+
+
+@cache
+def _eps(eps: float, dtype: torch.dtype) -> Tensor:
+    """Return eps as a matrix of one value."""
+    with torch.inference_mode(False):  # cached, so usable in every mode
+        return torch.full((1, 1), eps, dtype=dtype, device="cpu")
 
 
 class _RmsNorm(torch.autograd.Function):

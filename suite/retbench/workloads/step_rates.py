@@ -269,7 +269,7 @@ class _NarrowBlock(nn.Module):
 def _operator_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds per operator of narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
-    return _median_seconds(lambda: stack(token), device) / _count(lambda: stack(token)).total
+    return _median_seconds(lambda: stack(token), device) / _count_narrow(dtype).total
 
 
 def _product_seconds(
@@ -311,18 +311,17 @@ def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, oper
         return spent_s
 
     spent_s = median([run_all() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:])
-    return (spent_s - operator_s * _count(lambda: stack(token)).total) / num_products
+    return (spent_s - operator_s * _count_narrow(dtype).total) / num_products
 
 
 def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds per product of compiled narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
-    products = _count(lambda: stack(token)).products
     for layer in stack.modules():
         if isinstance(layer, Linear):
             layer.store(by_output=storing_by_output_is_faster(device, dtype, compiled=True))
     run = compile_step(stack.__call__, token).run
-    return _median_seconds(lambda: run(token), device) / products
+    return _median_seconds(lambda: run(token), device) / _count_narrow(dtype).products
 
 
 def _narrow_stack(device: torch.device, dtype: torch.dtype) -> tuple[nn.Sequential, Tensor]:
@@ -330,6 +329,12 @@ def _narrow_stack(device: torch.device, dtype: torch.dtype) -> tuple[nn.Sequenti
     stack = nn.Sequential(*(_NarrowBlock() for _ in range(_NARROW_BLOCKS)))
     token = torch.randn(1, 1, _NARROW_WIDTH, device=device, dtype=dtype)
     return stack.to(device=device, dtype=dtype).requires_grad_(False), token
+
+
+def _count_narrow(dtype: torch.dtype) -> OperatorCount:
+    """Count the operators of such feed-forwards as those of a model are counted."""
+    stack, token = _narrow_stack(torch.device("meta"), dtype)
+    return _count(lambda: stack(token))
 
 
 def _repeated(calls: Sequence[Call], repeats: int) -> Call:

@@ -10,7 +10,7 @@ from retbench.mixers.module import ChannelMixerModule, Depth, LinearOperatorModu
 from retbench.mixers.rwkv.config import RwkvChannelMix, RwkvTimeMix
 from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
 from retbench.mixers.state import LayerState
-from retbench.ops.convolution import token_shift, token_shift_step_
+from retbench.ops.convolution import token_difference_step_, token_shift
 from retbench.ops.linear import Linear, multiply_thin
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import Readout
@@ -135,7 +135,7 @@ class RwkvTimeMixModule(LinearOperatorModule):
         With `last_only` r and the gate are of the last token alone. A fixed decay is (1, 1, H, K).
         """
         streamed, end = self.config.num_streamed_inputs, self.config.num_inputs
-        difference = _previous(x, state, "time_shift") - x
+        difference = _difference(x, state, "time_shift")
         if last_only:
             inputs = self._interpolate(x, difference, 0, streamed)
             inputs += self._interpolate(x[:, -1:], difference[:, -1:], streamed, end)
@@ -206,7 +206,7 @@ class RwkvChannelMixModule(ChannelMixerModule):
 
     def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        difference = _previous(x, state, "channel_shift") - x
+        difference = _difference(x, state, "channel_shift")
         if last_only:
             x, difference = x[:, -1:], difference[:, -1:]
         hidden = F.relu(self.key_proj(torch.addcmul(x, difference, self.key_mix))).square()
@@ -215,15 +215,13 @@ class RwkvChannelMixModule(ChannelMixerModule):
         return out
 
 
-def _previous(x: Tensor, state: LayerState | None, name: str) -> Tensor:
-    """Return the input before each of x (B, T, D), and put the last into a tensor of the state."""
-    if state is None:
-        return token_shift(x)[0]
-    if x.shape[1] == 1 and not torch.is_grad_enabled():
-        return token_shift_step_(x, state[name])
-    previous, last = token_shift(x, state[name])
+def _difference(x: Tensor, state: LayerState | None, name: str) -> Tensor:
+    """Return the input before each of x (B, T, D), less x, and put the last into a tensor of the state."""
+    if state is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
+        return token_difference_step_(x, state[name])
+    previous, last = token_shift(x, None if state is None else state[name])
     StatefulModule.keep(state, name, last)
-    return previous
+    return previous - x
 
 
 def _draw_orthogonal(projection: Linear, gain: float, generator: torch.Generator) -> None:
