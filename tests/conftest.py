@@ -64,6 +64,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_imports() -> Iterator[None]:
+    """Spare it what the tests of a module import, too: a test that collects would take up to ten times as long."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish() -> None:
     """Let the interpreter collect everything as it ends."""
     gc.unfreeze()
