@@ -66,7 +66,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _frozen_imports() -> Iterator[None]:
-    """Spare it what the tests of a module import, too: a test that collects would take up to ten times as long."""
+    """Spare the garbage collector what a module's tests import, too: later ones took up to four times as long."""
     yield
     gc.collect()
     gc.freeze()

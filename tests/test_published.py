@@ -510,7 +510,7 @@ def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
     words = "reaches {:.0%} of the read bandwidth there, the usual one {:.0%}".format(*shares)
     assert words.replace("%", " %") in shown
     batch = {model: rows["throughput", model, 4096]["tokens_per_s"] for model in models}
-    assert sorted(models, key=lambda model: -batch[model])[:2] == ["linear", "gla"]
+    assert set(sorted(models, key=lambda model: -batch[model])[:2]) == {"linear", "gla"}
     leads = [ratio("throughput", model, 4096) for model in ("linear", "gla")]
     assert "{:.1f} and {:.1f} times those of the Transformer".format(*leads) in shown
     prompts = {model: rows["prefill", model, 2048]["ttft_s"] for model in models}

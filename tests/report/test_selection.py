@@ -150,6 +150,30 @@ def test_what_failed_here_does_not_hide_the_published_records(tmp_path: Path) ->
     assert {record.workload for record in others.records} == {"memory"}
 
 
+def test_published_experiments_of_one_set_are_apart_where_they_have_other_models(tmp_path: Path) -> None:
+    pair = Maker(CPU).memory()
+    kin = [record.model_copy(update={"experiment": "kin"}) for record in pair]
+    third = [
+        record.model_copy(
+            update={
+                "model": record.model.model_copy(update={"name": "third"}),
+                "cell_id": f"3{record.cell_id}",
+            }
+        )
+        for record in kin
+        if record.model.name == "retnet"
+    ]
+    found = select_by_origin(folder_of(tmp_path, [], [*kin, *third, *pair, *Maker(CPU).latency()]))
+    assert [{record.experiment for record in one.records} for one in found] == [
+        {"memory", "latency"},
+        {"kin"},
+    ]
+    assert [len(one.records) for one in found] == [
+        len(pair) + len(Maker(CPU).latency()),
+        len(kin) + len(third),
+    ]
+
+
 def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(
     tmp_path: Path,
 ) -> None:

@@ -118,7 +118,7 @@ def select_by_origin(results: Results) -> list[Selection]:
 
     The two are never pooled. Of the published records those of a workload that the reader's own runs measured in the
     same experiment are left out, and the others are one selection for each comparable set that is the newest of an
-    experiment: they come from several machines and times.
+    experiment, and for each list of models: they come from several machines and times.
 
     Raises:
         RecordError: there are no records.
@@ -139,7 +139,7 @@ def select_by_origin(results: Results) -> list[Selection]:
 
 
 def _select_published(records: Sequence[Record], results: Results) -> list[Selection]:
-    """Return a selection for each comparable set of published records, that of most experiments first.
+    """Return a selection for each comparable set and models of published records, that of most experiments first.
 
     With each set of costs is one of evaluations and trainings of its models: that of most models, then of most records.
     """
@@ -160,7 +160,7 @@ def _select_published(records: Sequence[Record], results: Results) -> list[Selec
 
 
 def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
-    """Group records of experiments whose newest comparable sets are the same: those of most experiments first.
+    """Group records of experiments with the same models and newest comparable sets: those of most experiments first.
 
     Evaluations and trainings of one experiment have a set each.
     """
@@ -168,7 +168,8 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
     for of_one in group(records, lambda record: record.experiment).values():
         families = group(of_one, replicate_of)
         sets = {name: set_of(choose_conditions(found)[0][0]) for name, found in families.items()}
-        known, part = next((one for one in parts if _agree(one[0], sets)), ({}, []))
+        alike = (one for one in parts if _agree(one[0], sets) and _models(one[1]) == _models(of_one))
+        known, part = next(alike, ({}, []))
         if not part:
             parts.append((known, part))
         known.update(sets)
