@@ -295,10 +295,11 @@ def test_a_field_without_effect_is_refused(fields: dict[str, object], message: s
         ("gated", "chunkwise+sdpa", 128, []),
         ("gated", "recurrent+sdpa", 64, ["backend recurrent+sdpa", "chunk size 64"]),
         ("sw", "blocks+sdpa", None, ["sliding-window lower half"]),
+        ("gated", 7, 128, []),  # of a damaged record
     ],
 )
 def test_a_label_states_what_differs_from_the_default(
-    variant: str, backend: str, chunk_size: int | None, unusual: list[str]
+    variant: str, backend: str | int, chunk_size: int | None, unusual: list[str]
 ) -> None:
     settings = {"backend": backend, "chunk_size": chunk_size}
     assert unusual_settings("yoco", config_of(variant).model_dump(), settings) == unusual

@@ -93,7 +93,7 @@ def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Map
         return []
     words = known.unusual(model) + (["concat cache"] if model.concatenates else [])
     words += ["short convolution first"] if model.convolution_first else []
-    backend, chunk_size = settings.get("backend", ""), settings.get("chunk_size")
+    backend, chunk_size = str(settings.get("backend", "")), settings.get("chunk_size")
     if any(form_of(mixer, backend) not in _usual_forms(mixer) for mixer in model.mixers):
         words.append(f"backend {backend}")
     if chunk_size is not None and chunk_size != model.chunk_size("", None):
