@@ -22,9 +22,9 @@ _NEVER_TRIM, _NO_BLOCKS = -1, 0
 _SMALLEST_RETURNED_BYTES = 2**17
 """Size from which glibc returns a freed block to the kernel, by default and at first."""
 _MOST_KEPT_BYTES = 2**22
-"""More than a temporary of a decode step, and less than a cache of a few sequences."""
+"""More than 64 sequences' logits over 8,192 tokens take, and less than a cache of a few sequences of 25M."""
 _KEPT_AT_END_BYTES = 2**26
-"""More than all temporaries of a decode step."""
+"""Free bytes at the end of the heap that glibc comes to keep by its own rules, in time."""
 _MOST_BLOCKS = 2**16
 """Blocks that glibc takes from the kernel one by one, by default."""
 _PROBE_VALUES = 2**24
