@@ -30,7 +30,8 @@ from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Metric, Record, WeightsInfo
-from retbench.report.claims import Scope, judge
+from retbench.report.claim_rows import Scope
+from retbench.report.claims import judge
 from retbench.report.frames import Results, load_results
 from retbench.running.devices import Device
 

@@ -9,9 +9,10 @@ import pandas as pd
 
 from retbench.papers.claims import Claim, Verdict
 from retbench.papers.papers import Number, find_number
+from retbench.report.claim_rows import ClaimRow
 from retbench.report.claim_rules import TOLERANCE
 from retbench.report.claim_words import describe_need, describe_needed, describe_number, describe_paper
-from retbench.report.claims import ClaimRow, JudgedClaim
+from retbench.report.claims import JudgedClaim
 from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.formats import escape_markdown
 
