@@ -201,12 +201,6 @@ def test_what_goes_wrong_on_the_hub_is_told_apart(
         load_tokenizer("hub:owner/name")
 
 
-def test_a_missing_library_is_named_as_pip_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    with pytest.raises(UnsupportedError, match=r"pip install huggingface-hub$"):
-        load_tokenizer("hub:owner/name")
-
-
 def test_a_tokenizer_of_the_hub_is_that_of_its_files(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

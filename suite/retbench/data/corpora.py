@@ -172,19 +172,18 @@ class HubCorpus(Corpus):
 
     Raises:
         ConfigError: there is no such data set, configuration or revision, or it has no column of texts.
-        UnsupportedError: the hub cannot be reached, or `datasets` is not installed.
+        UnsupportedError: the hub cannot be reached.
     """
 
     def __init__(self, name: str) -> None:
+        from datasets import get_dataset_split_names
+
         self.name = name
-        self._datasets = hub.load_package("datasets", f"'{name}'")
         parsed = hub.parse_name(name)
         self.revision = hub.resolve_revision(name, parsed)
         self._repo, self._config = parsed.repo, parsed.config
         with self._translate_errors():
-            self._sources = tuple(
-                self._datasets.get_dataset_split_names(self._repo, self._config, revision=self.revision)
-            )
+            self._sources = tuple(get_dataset_split_names(self._repo, self._config, revision=self.revision))
         if not self._sources:
             raise ConfigError(f"'{name}': the hub's data set has no splits. Choose one with texts.")
         own = {source: splits.own_split(source) for source in self._sources}
@@ -197,20 +196,21 @@ class HubCorpus(Corpus):
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
         """Translate errors of the hub and of `datasets`; a ValueError means an unknown or missing configuration."""
-        not_found = self._datasets.exceptions.DatasetNotFoundError
+        from datasets.exceptions import DatasetNotFoundError
+
         with hub.translate_hub_errors(self.name):
             try:
                 yield
-            except (not_found, ValueError) as error:
+            except (DatasetNotFoundError, ValueError) as error:
                 raise ConfigError(
                     f"'{self.name}': {str(error).strip()} A configuration is named by hub:OWNER/NAME/CONFIG."
                 ) from error
 
     def _rows(self, source: str) -> Any:
         """Stream the rows of one of the data set's own splits."""
-        return self._datasets.load_dataset(
-            self._repo, self._config, split=source, streaming=True, revision=self.revision
-        )
+        from datasets import load_dataset
+
+        return load_dataset(self._repo, self._config, split=source, streaming=True, revision=self.revision)
 
     def _find_column(self) -> str:
         """Find the column of texts in the data set's description, else in its first row."""

@@ -5,12 +5,11 @@ hub:OWNER/NAME[/CONFIG][@REVISION]   a data set
 """
 
 import errno
-import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retbench.errors import ConfigError, StorageError, UnsupportedError, shown
 
@@ -27,25 +26,6 @@ class HubName(NamedTuple):
     """Configuration of a data set; None for a data set that has only one."""
     revision: str | None
     """Branch, tag or commit; None for the newest commit."""
-
-
-def load_package(package: str, purpose: str) -> Any:
-    """Import an optional package that only some data needs.
-
-    Args:
-        package: Its name for `import`, or that of a module in it.
-        purpose: The subject of the error message's sentence, e.g. "A SentencePiece model".
-
-    Raises:
-        UnsupportedError: the package is not installed, or cannot be imported here.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{purpose} needs the package '{package}', which cannot be imported here ({error}). "
-            f"Install it: pip install {package.partition('.')[0].replace('_', '-')}"
-        ) from error
 
 
 def parse_name(name: str, revision: str | None = None) -> HubName:
@@ -74,7 +54,9 @@ def parse_name(name: str, revision: str | None = None) -> HubName:
 @contextmanager
 def translate_hub_errors(name: str) -> Iterator[None]:
     """Turn an error of the hub's libraries into one message: a wrong request, or something this machine lacks."""
-    errors = load_package("huggingface_hub.errors", f"'{name}'")
+    from huggingface_hub import errors
+
+    http_error: type[Exception] = vars(errors)["HTTPError"]  # of a library that differs between its versions
     try:
         yield
     except errors.GatedRepoError as error:
@@ -95,7 +77,7 @@ def translate_hub_errors(name: str) -> Iterator[None]:
             f"'{name}': the hub does not let you do this (status {error.response.status_code}). Log in with "
             "`hf auth login` as somebody who may."
         ) from error
-    except (OSError, errors.HTTPError) as error:  # no network, offline mode, or nothing in the local cache
+    except (OSError, http_error) as error:  # no network, offline mode, or nothing in the local cache
         if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
             raise StorageError(
                 f"'{name}': a download cannot be stored ({error.strerror}). Free some space, or name another folder by "
@@ -117,12 +99,12 @@ def resolve_revision(name: str, hub_name: HubName) -> str:
 
     Raises:
         ConfigError: the hub has no such repository or revision.
-        UnsupportedError: the hub cannot be reached, or `huggingface_hub` is not installed.
+        UnsupportedError: the hub cannot be reached.
     """
+    from huggingface_hub import HfApi
+
     with translate_hub_errors(name):
-        api = load_package("huggingface_hub", f"'{name}'").HfApi()
-        info: Any = api.repo_info(hub_name.repo, revision=hub_name.revision, repo_type="dataset")
-        return str(info.sha)
+        return str(HfApi().repo_info(hub_name.repo, revision=hub_name.revision, repo_type="dataset").sha)
 
 
 def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Path:
@@ -130,16 +112,15 @@ def download_files(name: str, hub_name: HubName, patterns: Sequence[str]) -> Pat
 
     Raises:
         ConfigError: the hub has no such repository or revision.
-        UnsupportedError: the hub cannot be reached, or `huggingface_hub` is not installed.
+        UnsupportedError: the hub cannot be reached.
     """
     if hub_name.config is not None:
         raise ConfigError(f"'{name}': only a data set has a third part. Write hub:OWNER/NAME.")
+    from huggingface_hub import snapshot_download
+
     with translate_hub_errors(name):
-        library = load_package("huggingface_hub", f"'{name}'")
         return Path(
-            library.snapshot_download(
-                hub_name.repo, revision=hub_name.revision, allow_patterns=list(patterns)
-            )
+            snapshot_download(hub_name.repo, revision=hub_name.revision, allow_patterns=list(patterns))
         )
 
 
@@ -162,13 +143,14 @@ def push_dataset(name: str, contents: Mapping[str, Path | bytes], message: str, 
         ConfigError: the name is not one of a dataset, or is not the user's.
         UnsupportedError: the hub refuses, or cannot be reached.
     """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     check_dataset_name(name)
     with translate_hub_errors(name):
-        library = load_package("huggingface_hub", f"'{name}'")
-        api = library.HfApi()
+        api = HfApi()
         api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         operations = [
-            library.CommitOperationAdd(path_in_repo=place, path_or_fileobj=content)
+            CommitOperationAdd(path_in_repo=place, path_or_fileobj=content)
             for place, content in contents.items()
         ]
         return str(

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from retbench.data.hub import load_package
-from retbench.errors import ConfigError, shown
+from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.parsing import integer_or_float, parse_json
 
 BYTES = "bytes"
@@ -149,12 +148,12 @@ def read_tokenizer_json(name: str, path: Path) -> LibraryTokenizer:
 
     Raises:
         ConfigError: the file has another format.
-        UnsupportedError: the package `tokenizers` is not installed.
     """
-    library = load_package("tokenizers", "A tokenizer.json")
+    from tokenizers import Tokenizer as StoredTokenizer
+
     content = _read_bytes(path)
     try:
-        tokenizer = library.Tokenizer.from_str(content.decode())
+        tokenizer = StoredTokenizer.from_str(content.decode())
     except Exception as error:  # the library raises no specific class
         raise ConfigError(f"{path}: not a tokenizer.json: {error}. Fetch the file again.") from error
     return LibraryTokenizer(name, tokenizer, content_hash(content), _special_tokens(path.parent, tokenizer))
@@ -192,12 +191,14 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
 
     Raises:
         ConfigError: the files have another format.
-        UnsupportedError: the package `tokenizers` is not installed.
     """
-    library = load_package("tokenizers", "GPT-2's vocabulary")
+    import tokenizers as library
+
     tokens = _read_json(vocabulary)
     lines = _read_bytes(merges).decode("utf-8", "replace").splitlines()
-    pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    pairs: list[Any] = [
+        tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")
+    ]
     _check_merges(tokens, pairs, f"{vocabulary} and {merges.name}")
     tokenizer = library.Tokenizer(library.models.BPE(vocab=tokens, merges=pairs))
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -233,12 +234,18 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        library = load_package("sentencepiece", "A SentencePiece model")
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise UnsupportedError(
+                f"{path}: a SentencePiece model needs the package 'sentencepiece', which cannot be imported here "
+                f"({error}). Install it: pip install sentencepiece"
+            ) from error
         content = _read_bytes(path)
         self.name = name
         self.fingerprint = content_hash(content)
         try:
-            self._processor = library.SentencePieceProcessor(model_proto=content)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size = self._processor.vocab_size()
         except Exception as error:  # the library raises no specific class
             raise ConfigError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
