@@ -63,7 +63,7 @@ class _Training:
     @property
     def ran(self) -> str:
         """The executed form or attention kernel."""
-        return "+".join(sorted(set(self.trainer.model.executed_backends().values())))
+        return self.trainer.model.executed_names
 
 
 def throughput(rounds: int) -> Iterator[Outcome]:

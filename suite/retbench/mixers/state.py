@@ -114,14 +114,10 @@ class LayerState:
             else:
                 tensor.copy_(theirs[name])
 
-    def overwritten(self, num_sequences: int | None) -> dict[str, Tensor]:
+    def overwritten(self) -> dict[str, Tensor]:
         """Return copies of the tensors that later tokens overwrite: fixed ones and whole windows."""
         names = [name for name in self.layout if self._max_tokens(name) is None]
-        return {
-            name: self.tensors[name][:num_sequences].clone()
-            for name in names
-            if not self.layout[name].concatenated
-        }
+        return {name: self.tensors[name].clone() for name in names if not self.layout[name].concatenated}
 
     def reorder(self, indices: Tensor, length: int) -> None:
         """Make sequence b a copy of what sequence indices[b] was."""

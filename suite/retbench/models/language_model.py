@@ -74,6 +74,11 @@ class LanguageModel(nn.Module):
         """Return the form or kernel executed in each phase (prefill, decode) since the backend was set."""
         raise NotImplementedError
 
+    @property
+    def executed_names(self) -> str:
+        """The forms and kernels executed since the backend was set, of all phases: 'chunkwise+sdpa'."""
+        return "+".join(sorted(set(self.executed_backends().values())))
+
     def init_state(self, batch_size: int, capacity: int) -> DecoderState:
         """Return an empty state for `batch_size` sequences; key-value caches have room for `capacity` tokens."""
         raise NotImplementedError

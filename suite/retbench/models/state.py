@@ -78,13 +78,12 @@ class DecoderState:
             layer.restore(other, saved.position)
         self.position = saved.position
 
-    def mark(self, num_sequences: int | None = None) -> Mark:
+    def mark(self) -> Mark:
         """Return a cheap point to `rewind` to: a copy of overwritten tensors, and only the length of caches.
 
-        It is valid until a position before the mark is written again. With `num_sequences` = 1 only the first sequence
-        is copied, and `rewind` restores all sequences from it.
+        It is valid until a position before the mark is written again.
         """
-        return Mark(self.position, tuple(layer.overwritten(num_sequences) for layer in self.layers))
+        return Mark(self.position, tuple(layer.overwritten() for layer in self.layers))
 
     @staticmethod
     def position_mark(position: int) -> Mark:

@@ -186,7 +186,7 @@ def _settings_of_source(plan: TrainingPlan) -> dict[str, Any]:
 def _executed_backend(plan: TrainingPlan, run: TrainingRun, trainer: Trainer, tuning: Tuning | None) -> Facts:
     """Return the executed backend and the facts of the run."""
     facts: Facts = {
-        "training": "+".join(sorted(set(trainer.model.executed_backends().values()))),
+        "training": trainer.model.executed_names,
         "optimizer": "AdamW, fused",
         "processes_in_turn": trainer.state.num_processes,
         "world_size": plan.world_size,

@@ -86,7 +86,7 @@ def measure(context: "Context") -> Measurement:
         series=_by_depth(rows),
         documents=tuple(rows),
         backend={
-            "evaluation": "+".join(sorted(set(context.model.executed_backends().values()))),
+            "evaluation": context.model.executed_names,
             "prompts_fingerprint": _hash([row["doc_hash"] for row in rows]),
         },
     )

@@ -62,7 +62,7 @@ def measure(context: "Context") -> Measurement:
         absent=absent,
         series=_series(found),
         documents=tuple(asdict(document) for document in found.documents),
-        backend={"evaluation": "+".join(sorted(set(context.model.executed_backends().values())))},
+        backend={"evaluation": context.model.executed_names},
     )
 
 

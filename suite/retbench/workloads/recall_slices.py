@@ -88,7 +88,7 @@ def measure(context: "Context") -> Measurement:
             [each.hits_by_distance for each in found],
         ),
         documents=tuple(asdict(document) for document in found),
-        backend={"evaluation": "+".join(sorted(set(context.model.executed_backends().values())))},
+        backend={"evaluation": context.model.executed_names},
     )
 
 

@@ -61,7 +61,7 @@ def measure(context: "Context") -> Measurement:
         metrics={**timed.metrics, **memory.metrics},
         absent={**timed.absent, **memory.absent},
         backend={
-            "training": "+".join(sorted(set(model.executed_backends().values()))),
+            "training": model.executed_names,
             **context.layout_notes,
             "optimizer": "AdamW, fused, learning rate 0",
             "activation_checkpointing": settings.activation_checkpointing,

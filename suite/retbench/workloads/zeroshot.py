@@ -121,7 +121,7 @@ def _metrics(scores: "TaskScores", seconds: float) -> dict[str, Metric | None]:
 def _notes(context: "Context", scores: "TaskScores") -> Notes:
     """Return the executed backend and what must agree before two scores are compared."""
     notes: Notes = {
-        "evaluation": "+".join(sorted(set(context.model.executed_backends().values()))),
+        "evaluation": context.model.executed_names,
         "shown": scores.loaded.entry.metric,
         "prompts_fingerprint": scores.prompts_fingerprint,
         "task_version": scores.task_version,
