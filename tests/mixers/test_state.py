@@ -55,7 +55,7 @@ def test_a_window_is_no_longer_than_the_capacity(capacity: int, slots: int, room
 def test_a_shorter_window_is_not_overwritten_and_moves_into_a_longer_one() -> None:
     short, long = (allocate_state(LAYOUT[3:], 1, room, torch.zeros(1), torch.float32) for room in (4, 9))
     short["ring"].normal_()
-    assert (short.overwritten(None), set(long.overwritten(None))) == ({}, {"ring"})
+    assert (short.overwritten(), set(long.overwritten())) == ({}, {"ring"})
     long.restore(short, 3)
     assert torch.equal(long["ring"][:, :, :3], short["ring"][:, :, :3])
     assert not long["ring"][:, :, 3:].any()
@@ -66,9 +66,8 @@ def test_a_shorter_window_is_not_overwritten_and_moves_into_a_longer_one() -> No
 
 def test_a_point_to_return_to_holds_every_tensor_that_is_overwritten() -> None:
     state = filled()
-    copies = state.overwritten(None)
+    copies = state.overwritten()
     assert set(copies) == {"sum", "conv", "ring"}
-    assert all(copied.shape[0] == 1 for copied in state.overwritten(1).values())
 
 
 def test_a_snapshot_holds_the_tokens_seen_and_restores_them() -> None:
