@@ -103,10 +103,12 @@ def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     grouped = k.shape[1] != q.shape[1]
     if length == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    # Imports torch._dynamo, which workers should load only when needed.
-    from torch.nn.attention.bias import causal_lower_right
+    if q.device.type == "cpu":  # what the next mask turns into there
+        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
+    else:
+        from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, which takes seconds
 
-    mask = causal_lower_right(length, keys)
+        mask = causal_lower_right(length, keys)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
