@@ -89,6 +89,31 @@ def test_of_several_models_the_best_is_named_with_its_ratio_to_the_reference(
     assert "the other 8 models 4.99× faster to 1.36× faster" in line(found, "Decode").text
 
 
+def test_models_that_cannot_be_told_from_the_best_are_named_with_it(cpu_records: list[Record]) -> None:
+    def shaken(record: Record) -> Record:
+        factor = (1.02 if record.round % 2 else 0.99) if record.model.name == "same" else 1.0
+        metrics = {key: Metric(unit=m.unit, value=m.value * factor) for key, m in record.metrics.items()}
+        return record.model_copy(update={"metrics": metrics})
+
+    records = [shaken(record) for record in with_copies(cpu_records, {"same": 1.0, "slow": 2.0})]
+    lead = line(answer(records), "Decode").lead
+    assert lead.startswith("fastest: RetNet (not significantly different: RetNet (same)), 4.49× faster")
+
+
+def test_an_advantage_of_one_round_says_that_it_has_no_interval(cpu_records: list[Record]) -> None:
+    rounds = {record.round for record in cpu_records if record.model.name == "transformer"}
+    deepest = max(record.point.context_len for record in cpu_records if record.workload == "decode")
+    assert len(rounds) > 1
+    left = [
+        record
+        for record in cpu_records
+        if record.model.name == "retnet" or record.point.context_len < deepest or record.round == 0
+    ]
+    assert "9.32 vs 41.9 ms, one round, no interval" in line(answer(left), "Decode").text
+    assert "no interval" not in line(answer(cpu_records), "Decode").text
+    assert "no interval" not in line(answer(left), "Memory").text, "bytes do not vary"
+
+
 def test_a_reference_that_no_model_beats_is_named_the_best(cpu_records: list[Record]) -> None:
     slow = {"retnet": 10.0, "third": 20.0}
 

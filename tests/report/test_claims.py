@@ -355,6 +355,26 @@ def test_of_two_runs_that_read_alike_the_newest_stands() -> None:
     assert (row.finding.verdict, row.run_ids) == ("not_reproduced", ("later",))
 
 
+def test_a_newer_run_that_is_undecided_is_not_hidden_by_an_older_one_that_decides() -> None:
+    later = [
+        record.model_copy(
+            update={"started_at": record.started_at.replace("2026-01", "2026-02"), "run_id": "later"}
+        )
+        for record in latency(PLAIN, unsteady(4))
+    ]
+    judged = judge(CLAIMS["latency_ratio"], Results((*latency(PLAIN, times(9)), *later), ()))
+    assert judged.verdict == "not_testable"
+    assert [row.run_ids for row in judged.rows if row.scope == "paper"] == [("later",)]
+
+
+def test_equal_times_refute_a_large_advantage_though_1_is_in_their_interval() -> None:
+    """The made-up Transformer takes 2.6 times as long as RetNet at the claim's point."""
+    row = row_of("latency_ratio", latency(PLAIN, times(1 / 2.6), unsteady(1.2)), "paper")
+    low, high = map(float, row.finding.measured.partition("[")[2].partition("]")[0].split(", "))
+    assert low < 1 < high
+    assert row.finding.verdict == "not_reproduced"
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
@@ -387,7 +407,9 @@ def test_level_over_the_batch() -> None:
     """The made-up RetNet takes 1.25 times as long for 8 sequences as for one; the claim allows 1.2."""
     records = latency(batch_sizes=(1, 8))
     row = row_of("latency_level_over_batch", records, "paper")
-    assert row.finding.text.endswith("from 1 to 8 sequences at 8K")
+    assert row.finding.measured.startswith(
+        "1.25× [1.21, 1.28] from 1 to 8 sequences at 8K, a line rises 1.248×"
+    )
     assert row.finding.verdict == "not_reproduced"
     faster = times(0.9, of="retnet", where=lambda point: point.batch_size == 8)
     assert verdict_of("latency_level_over_batch", latency(faster, batch_sizes=(1, 8))) == "reproduced"
@@ -519,6 +541,12 @@ def called(name: str) -> Change:
         return arguments
 
     return change
+
+
+def test_forms_that_differ_in_a_newer_run_refute_an_older_one() -> None:
+    newer = replace(CPU, started=datetime(2026, 2, 1, tzinfo=UTC))
+    records = [*latency(machine=CPU), *latency(break_forms, machine=newer)]
+    assert verdict_of("equal_forms", records) == "not_reproduced"
 
 
 @pytest.mark.parametrize("other", [is_retnet(backend="fla"), is_retnet(chunk_size=32), called("second")])

@@ -42,7 +42,7 @@ def test_the_headline_of_a_whole_run(cpu_records: list[Record]) -> None:
     assert deepest.lead == "1.22× slower at 1K, 4.49× faster at 32K"
     assert "At 32K" in deepest.text
     assert "9.32 ms for RetNet and 41.8 ms for the Transformer" in deepest.text
-    assert level.lead == "1.01× from 1K to 32K"
+    assert level.lead == "1.00× from 1K to 32K"
     assert "90 % CI [0.998, 1.029]" in level.text
     assert "inside [0.95, 1.05], so it is constant in context length" in level.text
     assert "the time to first token is" in prompt.text
@@ -62,7 +62,10 @@ def test_where_the_transformer_fails_the_deepest_common_length_is_compared(gpu_r
 
 @pytest.mark.parametrize(
     ("retnet", "words"),
-    [(0.5, "RetNet is faster at every measured length"), (2.0, "RetNet is not faster up to 2K")],
+    [
+        (0.5, "RetNet is ahead in every round at every measured length"),
+        (2.0, "RetNet is ahead in no round up to 2K"),
+    ],
 )
 def test_without_a_crossover_it_says_none_and_why(retnet: float, words: str) -> None:
     crossing = findings(decode(retnet, 1.0))[1]
@@ -86,7 +89,7 @@ def test_of_rounds_that_disagree_it_says_how_many() -> None:
     ]
     ends, crossing, _ = findings(records)
     assert ends.lead == "no significant difference at 1K and 2K"
-    assert crossing.lead == "faster in some rounds only"
+    assert crossing.lead == "ahead in some rounds only"
     assert "first model" not in crossing.text
     assert "in 1 RetNet is ahead at every length" in crossing.text
 
@@ -134,6 +137,27 @@ def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_re
     assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
     assert "CI" not in findings(alone)[0].text
+
+
+@pytest.mark.parametrize("deep", [0.1, 10.0])
+def test_throughput_is_better_if_higher_and_has_no_crossover(deep: float) -> None:
+    """At 1K RetNet is ahead where it is behind at 2K, and the other way round."""
+
+    def at(record: Record) -> Record:
+        rate = (
+            1.0
+            if record.model.name == "transformer"
+            else deep
+            if record.point.context_len == 2048
+            else 1 / deep
+        )
+        metrics = {"tokens_per_s": Metric(unit="tokens/s", value=100 * rate * (1 + 0.01 * record.round))}
+        return record.model_copy(update={"workload": "throughput", "metrics": metrics})
+
+    found = [each.lead for each in findings([at(record) for record in decode(0.5, 1.0)])]
+    shallow, deeper = ("less", "more") if deep > 1 else ("more", "less")
+    assert found[0] == f"10.0× {shallow} throughput at 1K, 10.0× {deeper} throughput at 2K"
+    assert not any("from about" in lead or "ahead" in lead for lead in found)
 
 
 def test_a_depth_that_one_model_never_reached_is_not_compared(swept_records: list[Record]) -> None:

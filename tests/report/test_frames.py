@@ -56,6 +56,16 @@ def kept_on(records: list[Record]) -> list[tuple[str, int, str]]:
     )
 
 
+def test_a_later_failed_check_counts_and_another_later_failure_does_not() -> None:
+    earlier = timed(2.0, "2026-01-01T00:00:00Z")
+    for status, counts in (
+        ("gate_failed", ("gate_failed", None)),
+        ("failed", ("ok", 2.0)),
+        ("oom", ("ok", 2.0)),
+    ):
+        assert latest([earlier, timed(1.0, "2026-01-02T00:00:00Z", status)]) == [counts]
+
+
 def test_the_rounds_of_a_point_are_of_one_node() -> None:
     whole = [on_node("a", model, number, "1") for model in ("retnet", "transformer") for number in range(3)]
     part = [on_node("b", "retnet", number, "2") for number in range(2)]

@@ -1,6 +1,7 @@
 """Advantages in words: a ratio of two costs, in the direction in which it is an advantage or a disadvantage.
 
-Ratios of 1.2 and more are factors ("7.63× faster"), smaller ones percentages ("12 % slower").
+Ratios of 1.2 and more are factors ("7.63× faster"), smaller ones percentages ("12 % slower"). Of a time both are of
+speed where it is shorter: 1.25 times as fast is 25 % faster. Of memory a percentage is a share of the reference's.
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class Advantage(NamedTuple):
             decides.
         verb: "is", "needs" or "reaches", before the size.
         unpaired: Whether the models were measured in different sessions.
+        is_lone: Whether one round alone has a value of a metric that varies between rounds.
     """
 
     size: str
@@ -50,6 +52,7 @@ class Advantage(NamedTuple):
     outcome: Outcome
     verb: str
     unpaired: bool
+    is_lone: bool = False
 
     @property
     def lead(self) -> str:
@@ -63,7 +66,8 @@ class Advantage(NamedTuple):
         """Interval, and what has to be said of it."""
         unclear = "not significantly different" if self.interval and self.outcome == "equal" else ""
         unpaired = "unpaired: the models were measured in different sessions" if self.unpaired else ""
-        return [note for note in (self.interval, unclear, unpaired) if note]
+        lone = "one round, no interval" if self.is_lone else ""
+        return [note for note in (self.interval, unclear, unpaired, lone) if note]
 
     def clause(self, label: str, other: str) -> str:
         """Return the comparison as a clause: 'RetNet is 7.63× faster (95 % CI [6.94, 8.39])'."""
@@ -92,16 +96,22 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
     interval = ""
     if has_interval:
         outcome = "equal" if low <= 1 <= high else outcome
-        written = {_number(end, as_factor=_is_factor(value)) for end in (value, low, high)}
+        written = {_number(_of_speed(metric, end), as_factor=_is_factor(value)) for end in (value, low, high)}
         if len(written) > 1 or outcome == "equal":
             interval = f"95 % CI {_interval(metric, low, high, as_factor=_is_factor(value))}"
     words = _comparative(metric, is_better=is_better)
-    size = f"{_number(value, as_factor=_is_factor(value))} {words}"
-    return Advantage(size, interval, outcome, _verb(metric), unpaired)
+    size = f"{_number(_of_speed(metric, value), as_factor=_is_factor(value))} {words}"
+    is_lone = metric.has_interval and not has_interval
+    return Advantage(size, interval, outcome, _verb(metric), unpaired, is_lone)
 
 
 def _is_factor(ratio: float) -> bool:
     return max(ratio, 1 / ratio) >= _LEAST_FACTOR
+
+
+def _of_speed(metric: MetricSpec, ratio: float) -> float:
+    """Return the ratio of which a percentage is written: of a shorter time that of the speeds."""
+    return 1 / ratio if metric.better == "faster" and ratio < 1 else ratio
 
 
 def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
@@ -122,11 +132,12 @@ def _interval(metric: MetricSpec, low: float, high: float, *, as_factor: bool) -
         worse, better = (high, low) if metric.lower_is_better else (low, high)
         sides = ((worse, False), (better, True))
         words = (
-            f"{_number(end, as_factor=as_factor)} {_comparative(metric, is_better=side).partition(' ')[0]}"
+            f"{_number(_of_speed(metric, end), as_factor=as_factor)} {first}"
             for end, side in sides
+            for first in [_comparative(metric, is_better=side).partition(" ")[0]]
         )
         return f"[{', '.join(words)}]"
-    ends = sorted((low, high), key=lambda end: abs(end - 1))
+    ends = sorted((_of_speed(metric, low), _of_speed(metric, high)), key=lambda end: abs(end - 1))
     numbers = ", ".join(_number(end, as_factor=as_factor, unit=False) for end in ends)
     return f"[{numbers}]{'' if as_factor else ' %'}"
 

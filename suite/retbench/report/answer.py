@@ -12,7 +12,7 @@ import pandas as pd
 
 from retbench.records.record import Record
 from retbench.report.advantages import lead_of_ends, superlative
-from retbench.report.comparisons import find_crossover, pair_ratios
+from retbench.report.comparisons import cost_ratio, find_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
@@ -175,10 +175,24 @@ def _lead_of_best(found: _Comparison, last: End) -> str:
     """Return the lead of several models: the best one, and its advantage over the reference."""
     best, reference = found.label(found.ranking[0]), found.label(found.sweep.models.reference)
     first, at = superlative(found.workload.primary), f"at {format_tokens(last.length)}"
+    best += _ties(found)
     if last.advantage.outcome == "worse":
         return f"{first}: {reference}; next {best}, {last.advantage.lead} {at}"
     than = "from" if last.advantage.outcome == "equal" else "than"
     return f"{first}: {best}, {last.advantage.lead} {than} {reference} {at}"
+
+
+def _ties(found: _Comparison) -> str:
+    """Return the models from which the best one cannot be told apart at the longest context, in parentheses."""
+    rows = found.sweep.metrics
+    at_end = rows[(rows["metric"] == found.workload.primary.name) & (rows["context_len"] == found.deepest)]
+    sides = {model: at_end[at_end["model"] == model] for model in found.ranking}
+    tied = []
+    for model in found.ranking[1:]:
+        ratio = cost_ratio(sides[found.ranking[0]], sides[model])
+        if ratio and ratio.low <= 1 <= ratio.high:
+            tied.append(found.label(model))
+    return f" (not significantly different: {join_words(tied)})" if tied else ""
 
 
 def _values(end: End) -> str:
@@ -204,8 +218,9 @@ def _crossing(found: _Comparison, model: str, ends: Sequence[End]) -> list[str]:
     """Return where the curves cross, if the better model is not the same at both ends."""
     if len({end.advantage.outcome for end in ends}) == 1:
         return []
-    metric = found.workload.primary.name
-    crossing = find_crossover(found.sweep.metrics, metric, model, str(found.sweep.models.reference))
+    metric, reference = found.workload.primary, str(found.sweep.models.reference)
+    is_cost = bool(metric.lower_is_better)
+    crossing = find_crossover(found.sweep.metrics, metric.name, model, reference) if is_cost else None
     if crossing is None or crossing[1].value is None:
         return []
     return [f"crossover at about {format_length(crossing[1].value)} tokens (interpolated)"]
@@ -264,7 +279,13 @@ def _loss_line(
         is_worse = min(ratio.value for ratio in ratios[best]) > 1
         lead = f"best: {other}; next {labels[best]}, {lead}" if is_worse else f"best: {labels[best]}, {lead}"
     seeds = [str(c.instance.seed) for c in mine if c.instance.seed is not None]
-    words = f", seed{'s' if len(seeds) > 1 else ''} {join_words(seeds)}" if seeds else ""
+    words = (
+        f", seeds {join_words(seeds)}"
+        if len(seeds) > 1
+        else f", one training (seed {seeds[0]})"
+        if seeds
+        else ""
+    )
     records = [evaluations.sides(c)[0] for c in mine]
     text = (
         f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "

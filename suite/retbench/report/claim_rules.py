@@ -48,6 +48,8 @@ class ClaimFinding(NamedTuple):
     distance: tuple[float, ...] = ()
     """Doublings between the claim's point and the measured one; of a range, those that were not measured and those of
     the other coordinate. Empty where there is no value, and for rules without a point."""
+    is_wide: bool = False
+    """Whether the interval is too wide for a verdict, which is an answer too: older records do not replace it."""
 
     @property
     def text(self) -> str:
@@ -58,6 +60,11 @@ class ClaimFinding(NamedTuple):
     def decides(self) -> bool:
         """True where the records were enough for a verdict."""
         return self.verdict != "not_testable"
+
+    @property
+    def answers(self) -> bool:
+        """True where the records were enough for a verdict, or for an interval that is too wide for one."""
+        return self.decides or self.is_wide
 
 
 class Setup(NamedTuple):
@@ -247,7 +254,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
     more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
     notes = tuple(filter(None, (f"the paper {printed}", failure, more)))
-    return ClaimFinding(verdict, words, notes, distance)
+    return ClaimFinding(verdict, words, notes, distance, is_wide=is_open)
 
 
 def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
@@ -260,14 +267,18 @@ def _one_round(words: str) -> ClaimFinding:
 
 
 def _ratio_verdict(advantage: Interval, printed: float) -> tuple[Verdict, bool]:
-    """Return the verdict on an advantage, and True where the interval is too wide for one."""
+    """Return the verdict on an advantage, and True where the interval is too wide for one.
+
+    As a tenth of the printed advantage may be lacking, an interval with 1 in it that leaves room for a tenth at most
+    shows that there is none.
+    """
     low, high = _ends(advantage)
-    enough = 1 + (printed - 1) * (1 - TOLERANCE)
+    enough, none = (1 + (printed - 1) * share for share in (1 - TOLERANCE, TOLERANCE))
     if low >= enough:
         return "reproduced", False
-    if high <= 1:
-        return "not_reproduced", False
-    return ("partly", False) if low > 1 and high < enough else ("not_testable", True)
+    if low > 1:
+        return ("partly", False) if high < enough else ("not_testable", True)
+    return ("not_reproduced", False) if high <= max(1, none) else ("not_testable", True)
 
 
 def _ends(ratio: Interval) -> tuple[float, float]:
@@ -284,16 +295,17 @@ def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding
         ratio = max(by_round[0]) / min(by_round[0])
         return decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
     found = slope_equivalence(steps, by_round, margin)
+    words = f"{_ratio_words(found.measured)} {range_words}"
     if found.low is None or found.high is None:
-        return _one_round(f"{found.ratio:.3f}× {range_words}")
-    words = f"{found.ratio:.3f}× [{found.low:.3f}, {found.high:.3f}] {range_words}"
+        return _one_round(words)
+    words += f", a line rises {found.ratio:.3f}× (90 % CI [{found.low:.3f}, {found.high:.3f}])"
     if found.apart is not None and found.apart[0] != steps[-1]:
         step, ratio_there = found.apart
         place = f"{step} sequences" if rule.along == "batch_size" else format_tokens(step)
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
         return decided(bool(found.equivalent), words)
-    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),))
+    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),), is_wide=True)
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFinding:
@@ -310,8 +322,9 @@ def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFindin
         is_flat = any(high <= 1 for _, high in (_ends(whole), *rises))
         verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
         verdict = "partly" if _ends(whole)[0] > 1 else verdict
-        more = (_more_rounds(setup, len(costs[0])),) if verdict == "not_testable" else ()
-        return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more)
+        is_wide = verdict == "not_testable"
+        more = (_more_rounds(setup, len(costs[0])),) if is_wide else ()
+        return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more, is_wide=is_wide)
     if not rule.linear:
         return ClaimFinding("reproduced", words)
     line = line_through(list(by_length), [geometric_interval(values).value for values in costs])
@@ -343,6 +356,6 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     if not gates:
         return None
     checks = [check for gate in gates for check in gate.checks]
-    worst = max(checks, key=lambda check: check.error / check.limit)
+    worst = max(checks, key=lambda check: math.inf if math.isnan(check.error) else check.error / check.limit)
     text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
     return decided(all(gate.passed for gate in gates), text)

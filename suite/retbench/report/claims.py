@@ -80,11 +80,11 @@ def _judged(claim: Claim, found: Sequence[ClaimRow]) -> JudgedClaim:
 
 
 def _verdict(claim: Claim, rows: Sequence[ClaimRow]) -> Verdict:
-    """Return the verdict of the newest row under the paper's conditions that decides.
+    """Return the verdict of the newest row under the paper's conditions that answers.
 
     One failed equivalence check is enough to refute equivalence.
     """
-    verdicts = [row.finding.verdict for row in rows if row.scope == "paper" and row.finding.decides]
+    verdicts = [row.finding.verdict for row in rows if row.scope == "paper" and row.finding.answers]
     if isinstance(claim.rule, GateRule) and "not_reproduced" in verdicts:
         return "not_reproduced"
     return verdicts[0] if verdicts else "not_testable"
@@ -121,7 +121,7 @@ def _conditions(claim: Claim, *, is_strong: bool = False) -> str:
 
 
 def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
-    """Return a row per setup, the newest first; of setups with the same words, the newest that decides."""
+    """Return a row per setup, the newest first; of setups with the same words, the newest that answers."""
     if claim.rule is None:
         return []
     assert not isinstance(claim.rule, NearRule | SlicesRule)
@@ -133,7 +133,8 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
         finding = scope and judge_cost(claim, setup, at_scale=scope != "elsewhere")
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
-        if scope and finding and (key not in rows or finding.decides > rows[key].finding.decides):
+        if scope and finding and (key not in rows or finding.answers > rows[key].finding.answers):
+            rows.pop(key, None)  # the row has the place of its own records
             short = ", ".join(
                 [format_size(setup.latest.model.size), device_name(setup.latest), *_step_words(claim, setup)]
             )

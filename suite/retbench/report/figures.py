@@ -137,7 +137,9 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
 
 
 def _crossings(sweep: CostSweep, metric: str) -> dict[str, Crossover]:
-    """Return the crossover of each model with the reference, where both have two lengths."""
+    """Return the crossover of a cost of each model with the reference, where both have two lengths."""
+    if not WORKLOADS[sweep.workload].primary.lower_is_better:
+        return {}
     reference = str(sweep.models.reference)
     found = {
         model: find_crossover(sweep.metrics, metric, model, reference) for model in sweep.models.challengers

@@ -149,7 +149,8 @@ def _findings(pair: _Pair) -> list[KeyFinding]:
     """Return the ratios at both ends, the crossover, and the growth with the context length, as far as they apply."""
     found = _ends(pair)
     sweep, metric = pair.sweep, pair.metric.name
-    crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference)
+    is_cost = bool(pair.metric.lower_is_better)
+    crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference) if is_cost else None
     if crossing and (pair.workload.starts_from_state or crossing[1].value is not None):
         found.append(_crossover(pair, *crossing))
     if pair.workload.starts_from_state:
@@ -196,7 +197,7 @@ def _limit(sweeps: Sequence[CostSweep]) -> str:
 
 
 def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
-    """State the context length from which on the model is faster."""
+    """State the context length from which on the model costs less."""
     reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
     if crossing.value is None:
         where = describe_absence(crossing, lengths)
@@ -210,20 +211,23 @@ def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyF
     )
     if crossing.low is not None and crossing.high is not None:
         text += f" (95 % CI [{format_length(crossing.low)}, {format_length(crossing.high)}])"
-    return KeyFinding(f"faster from about {length} tokens on", f"{text}. {crossing.note}".strip())
+    return KeyFinding(
+        f"{pair.metric.better} from about {length} tokens on", f"{text}. {crossing.note}".strip()
+    )
 
 
 def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
     """State whether the model's time is constant in context length."""
     first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
     limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
-    text = f"The {pair.workload.quantity} of {pair.label} at {last} is {slope.ratio:.3f} of that at {first}{pair.batch}"
+    value = slope.measured.value
+    text = f"The {pair.workload.quantity} of {pair.label} at {last} is {value:.3f} of that at {first}{pair.batch}"
     if slope.low is None or slope.high is None:
         text += f": one round, so there is no interval to compare with {limits}."
     else:
-        interval = f"90 % CI [{slope.low:.3f}, {slope.high:.3f}] of a line through all lengths"
-        text += f" ({interval}): {_level_words(slope, limits)}."
-    return KeyFinding(f"{slope.ratio:.2f}× from {first} to {last}", text)
+        line = f"a line through all lengths rises {slope.ratio:.3f} times, 90 % CI [{slope.low:.3f}, {slope.high:.3f}]"
+        text += f" ({line}): {_level_words(slope, limits)}."
+    return KeyFinding(f"{value:.2f}× from {first} to {last}", text)
 
 
 def _level_words(slope: Equivalence, limits: str) -> str:

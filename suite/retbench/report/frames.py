@@ -224,7 +224,9 @@ def hardware_of(record: Record) -> tuple[str, str]:
 
 
 def keep_latest(records: Iterable[Record]) -> list[Record]:
-    """Return one record per (set, experiment, cell, round): the latest that is ok, else the latest failure.
+    """Return one record per (set, experiment, cell, round): the latest with a result, else the latest failure.
+
+    Results are values and failed equivalence checks: a model whose forms disagree has no times that count.
 
     Of one run the record that was written last is the latest, whatever its clock said. Of several runs it is that of
     the run which was started last. The models of a point have the rounds of one node and GPU, of that with the most
@@ -277,7 +279,7 @@ def _compared_at(record: Record) -> tuple[object, ...]:
 
 
 def _rank(record: Record, begun: Mapping[str, datetime]) -> tuple[bool, datetime]:
-    return record.status == "ok", begun[record.run_id]
+    return record.status in ("ok", "gate_failed"), begun[record.run_id]
 
 
 def faulty_shares(record: Record) -> list[str]:

@@ -81,7 +81,8 @@ def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
 def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     """Judge whether the challenger is ahead at every evaluation within the length of the training.
 
-    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more.
+    `reproduced` takes every task and context of the claim, and significant leads at half of the evaluations or more;
+    `partly` takes a significant lead, and no more evaluations in which the challenger is significantly behind.
     """
     within = [each for each in leads if not each.is_beyond]
     if len(within) < len(leads):
@@ -103,7 +104,7 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     )
     if all(each.is_significant is None for each in leads):
         return ClaimFinding("not_testable", text, ("too few documents for an interval",))
-    if not sure:
+    if not sure or len(behind) > len(sure):
         return ClaimFinding("not_reproduced" if behind else "not_testable", text)
     points = [each.records[0].point for each in leads]
     has_tasks = rule.workload == "perplexity" or {point.task for point in points} >= set(rule.tasks)

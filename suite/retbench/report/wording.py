@@ -119,14 +119,17 @@ def describe_crossover(crossing: Crossover) -> str:
 
 
 def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:
-    """Return where the model is faster if the range measured holds no crossover: 'faster at every measured length'."""
+    """Return where the model costs less if the range measured holds no crossover.
+
+    The sign of each round's ratio counts, not its interval: 'ahead in every round at every measured length'.
+    """
     if crossing.low is None and crossing.high == lengths[0]:
-        return "faster at every measured length"
+        return "ahead in every round at every measured length"
     if crossing.high is None and crossing.low == lengths[-1]:
-        return f"not faster up to {format_tokens(lengths[-1])}"
+        return f"ahead in no round up to {format_tokens(lengths[-1])}"
     if crossing.high is not None:
-        return f"faster from {format_length(crossing.high)} tokens on in every round"
-    return "faster in some rounds only"
+        return f"ahead in every round from {format_length(crossing.high)} tokens on"
+    return "ahead in some rounds only"
 
 
 def device_name(record: Record) -> str:

@@ -294,6 +294,7 @@ class Equivalence:
         differs: The cost is shown not to be constant: the interval lies outside 1 ± margin, or a length is apart.
         apart: Of the lengths shown to differ from the first by more than the margin, the farthest one with its ratio.
             A line through a hump may be horizontal. None where no length differs.
+        measured: Cost at the last length over that at the first as they were measured, with its 95 % interval.
         num_rounds: Number of rounds.
     """
 
@@ -303,6 +304,7 @@ class Equivalence:
     equivalent: bool | None
     differs: bool
     apart: tuple[int, Interval] | None
+    measured: Interval
     num_rounds: int
 
 
@@ -324,7 +326,8 @@ def slope_equivalence(
     if rise.low is not None and rise.high is not None:
         is_inside = 1 - margin < rise.low and rise.high < 1 + margin and apart is None
     differs = _is_outside(rise, margin) or apart is not None
-    return Equivalence(rise.value, rise.low, rise.high, is_inside, differs, apart, rise.num_rounds)
+    measured = paired(log_values[:, -1] - log_values[:, 0]).interval()
+    return Equivalence(rise.value, rise.low, rise.high, is_inside, differs, apart, measured, rise.num_rounds)
 
 
 def _is_outside(ratio: Interval, margin: float) -> bool:
