@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retbench.errors import RetbenchError, UnsupportedError
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, GateCheck
 from retbench.running.protocol import (
@@ -50,6 +51,22 @@ def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
     assert sent.endswith(b"\n")
     assert sent.strip().count(b"\n") == 0
     assert decode(sent.strip()) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("UnsupportedError", UnsupportedError),
+        ("RetbenchError", RetbenchError),
+        ("KernelsMissing", RetbenchError),  # of a user's package, or of another revision
+        ("Iterable", RetbenchError),
+        ("shown", RetbenchError),
+    ],
+)
+def test_a_workers_error_is_raised_as_what_it_was(kind: str, expected: type[RetbenchError]) -> None:
+    error = Failed(kind=kind, message="no kernel. Install one.").error()
+    assert type(error) is expected
+    assert str(error) == "no kernel. Install one."
 
 
 @given(st.binary(max_size=200))

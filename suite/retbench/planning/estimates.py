@@ -131,8 +131,10 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
             match message:
                 case Measured(ceilings=ceilings):
                     return ceilings
-                case WorkerExit(reason=reason) | Failed(message=reason):
+                case WorkerExit(reason=reason):
                     raise RetbenchError(f"the ceilings could not be measured: {reason}")
+                case Failed():
+                    raise message.error()
     raise RetbenchError("the ceilings could not be measured: the worker ended without a message.")
 
 

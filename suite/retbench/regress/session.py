@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from retbench import errors
 from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
 from retbench.measure.environment import worker_environment
 from retbench.planning.cells import Cell, ModelUnderTest
@@ -334,4 +333,4 @@ def _require_equivalence(side: SessionSide, subject: ModelUnderTest, gate: Gate)
 def _raise_failure(message: protocol.Message | WorkerExit) -> None:
     """Raise the error that ended a worker, if the message reports one."""
     if isinstance(message, protocol.Failed):
-        raise getattr(errors, message.kind)(message.message)
+        raise message.error()

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from retbench import errors
+from retbench.errors import RetbenchError
 from retbench.measure.source import FoundHashes
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Gate, ReadRate, Status
@@ -156,6 +158,16 @@ class Failed(Strict):
     event: Literal["failed"] = "failed"
     kind: str
     message: str
+
+    def error(self) -> RetbenchError:
+        """Return the error as the runner raises it.
+
+        A class that `retbench.errors` lacks, such as one of a user's package, becomes a RetbenchError.
+        """
+        kind = getattr(errors, self.kind, None)
+        if isinstance(kind, type) and issubclass(kind, RetbenchError):
+            return kind(self.message)
+        return RetbenchError(self.message)
 
 
 class Ended(Strict):

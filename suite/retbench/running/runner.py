@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from retbench import errors
 from retbench.errors import RetbenchError
 from retbench.files import check_writable, own_path
 from retbench.measure import environment, source
@@ -291,8 +290,8 @@ class _Sweep:
                     self._note_gate(name, gate)
             case Measured(ceilings=ceilings):
                 self._read_curve = ceilings.read_curve
-            case Failed(kind=kind, message=text):
-                raise getattr(errors, kind)(text)
+            case Failed():
+                raise message.error()
 
 
 def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:
