@@ -20,10 +20,10 @@ from types import FrameType
 from benchmarks.gpu.steps import Outcome, Step, Stopped, run_step
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError, RetbenchError
+from retbench.measure.devices import find_device
 from retbench.papers.papers import find_datasheet
-from retbench.planning.estimates import estimate_with
 from retbench.planning.plan import Plan, make_plan
-from retbench.running.devices import find_device
+from retbench.running.estimates import estimate_with
 from retbench.units import format_duration
 
 DEFAULT_OUT = Path("reports") / "gpu-check"

@@ -19,11 +19,11 @@ from benchmarks import gpu_check
 from benchmarks.gpu import steps as gpu_steps
 from benchmarks.gpu.steps import Step, run_step, stop
 from benchmarks.gpu_check import exit_code, run_steps, steps_for, time_limit
+from retbench.measure.devices import Device
 from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
-from retbench.planning.estimates import estimate_with
 from retbench.planning.plan import Plan
-from retbench.running.devices import Device
+from retbench.running.estimates import estimate_with
 
 # Says that it runs, then waits; on SIGINT it keeps what it has and ends as retbench does.
 LISTENS = """

@@ -25,7 +25,6 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "evaluation"},
     {"workloads"},
     {"training"},
-    {"running.devices", "running.locks", "running.process", "running.protocol"},
     {"planning"},
     {"running", "papers"},
     {"report"},
@@ -38,7 +37,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = (
     *("architectures", "config", "records", "stats", "papers", "report", "planning", "cli", "regress"),
     *("workloads.workload", "mixers.mixer", "mixers.feed_forward", "mixers.linear_operator"),
-    "mixers.softmax_attention",
+    *("mixers.softmax_attention", "running.estimates", "training.planning"),
 )
 # The report shows what a cluster measured: it sees neither models nor what measures them.
 NOT_FOR_THE_REPORT = {"models", "measure", "running", "training", "data", "checkpoints", "evaluation", "ops"}
@@ -64,13 +63,13 @@ def needs_no_torch(module: str) -> bool:
     """Return whether a module must be usable without torch."""
     parts = module.split(".")[1:]
     is_config = parts[:1] == ["mixers"] and parts[-1] == "config"
-    return module != QUANTITIES and (
+    return module not in MEASURING and (
         is_config or ".".join(parts[:2]) in WITHOUT_TORCH or ".".join(parts[:1]) in WITHOUT_TORCH
     )
 
 
-QUANTITIES = "retbench.regress.quantities"
-"""Measures the machine-independent quantities, with torch; the rest of its package reads them."""
+MEASURING = {"retbench.planning.step_rates", "retbench.regress.quantities"}
+"""Modules that measure with torch what the rest of their package computes with."""
 
 
 @cache

@@ -13,7 +13,7 @@ from retbench.cli.env import measure_ceilings_by_dtype
 from retbench.cli.in_process import become_worker
 from retbench.errors import RetbenchError
 from retbench.measure import environment
-from retbench.running.devices import find_device
+from retbench.measure.devices import find_device
 
 
 def measure(device: str) -> dict[str, object]:

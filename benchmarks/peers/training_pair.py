@@ -12,9 +12,9 @@ from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, trainin
 from retbench.data.batches import Batches, next_tokens
 from retbench.data.packing import pack
 from retbench.errors import UnsupportedError
-from retbench.planning.training import make_training_plan
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.training.planning import make_training_plan
 
 BAR = "training-throughput-2048"
 SIZE = "3m"

@@ -16,8 +16,8 @@ from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.planning.prediction import StepTime, expected
+from retbench.planning.step_rates import count_operators, measure_step_rates
 from retbench.units import format_tokens
-from retbench.workloads.step_rates import count_operators, measure_step_rates
 
 DEPTHS = (1024, 8192, 32768)
 WITHIN = Limit(low=0.8, high=1.25)

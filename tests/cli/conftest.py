@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from retbench.planning.training import make_training_plan
 from retbench.training.plan import TrainingPlan
+from retbench.training.planning import make_training_plan
 from tests.training.conftest import TINY_TRAINING
 
 SETTINGS = (

@@ -22,8 +22,8 @@ from retbench.cli import app
 from retbench.cli.generate import TextStream, generate
 from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
 from retbench.errors import CheckpointError
+from retbench.measure.devices import Device
 from retbench.models.build import build_model
-from retbench.running.devices import Device
 
 DATA = os.environ.get("RETBENCH_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder RETBENCH_DATA")
@@ -131,7 +131,7 @@ def test_quantised_weights_are_refused_on_a_gpu_too(untrained, tmp_path, monkeyp
         {name: weight.to(torch.int32) for name, weight in weights.items()}, folder / "model.safetensors"
     )
     device = Device("meta", None)  # in place of a GPU
-    monkeypatch.setattr("retbench.running.devices.find_device", lambda asked: device)
+    monkeypatch.setattr("retbench.measure.devices.find_device", lambda asked: device)
     monkeypatch.setattr("retbench.measure.environment.use_device", lambda name: None)
     with pytest.raises(CheckpointError, match="quantised weights cannot be read here"):
         generate(str(folder), "x", max_tokens=1)

@@ -14,10 +14,10 @@ from report.synthetic_records import CPU, GPU, Maker, matched_pair, write_result
 from retbench.architectures import costs
 from retbench.cli import app, targets
 from retbench.papers.papers import find_datasheet, load_datasheets
+from retbench.planning import step_rates
 from retbench.planning.prediction import StepRates
 from retbench.records.record import interpolate
 from retbench.units import MIB, format_bytes, format_rate
-from retbench.workloads import step_rates
 
 CURVE = ((64 * MIB, 60e9), (256 * MIB, 30e9))
 """Read bandwidth by footprint."""

@@ -91,7 +91,7 @@ def test_a_library_that_is_not_there_is_refused(
 OFFLINE = """
 import sys
 from pathlib import Path
-from retbench.planning.training import make_training_plan
+from retbench.training.planning import make_training_plan
 from retbench.cli.tracking import track_runs
 from retbench.training.events import CurvePoint, PointAdded, RunResult, RunStarted
 plan = make_training_plan("quality", profile="smoke", device="cpu")

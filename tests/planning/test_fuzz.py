@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from retbench.config.experiment import list_experiments
 from retbench.errors import RetbenchError
-from retbench.planning import estimates
 from retbench.planning.plan import make_plan
 from retbench.records.record import Ceilings
+from retbench.running import estimates
 
 LONG = 10_000
 BASES = tuple(

@@ -7,9 +7,9 @@ import pytest
 
 from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError
-from retbench.planning import estimates
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
+from retbench.running import estimates
 from tests.checkpoints.hf_folder import write_hf_folder
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)

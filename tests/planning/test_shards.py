@@ -15,12 +15,12 @@ from report.synthetic_records import Maker, write_results
 from retbench.cli import app
 from retbench.config.experiment import list_experiments, load_experiment
 from retbench.errors import ConfigError
-from retbench.planning import estimates
 from retbench.planning.cells import Cell, Weights, expand
 from retbench.planning.plan import Plan, make_plan
 from retbench.planning.shards import Shard, count_parts, unit_of
-from retbench.planning.training import make_training_plan
 from retbench.records.record import Ceilings, WeightsInfo
+from retbench.running import estimates
+from retbench.training.planning import make_training_plan
 from retbench.workloads.workload import is_cost
 
 TINY = ("--profile", "smoke", "--device", "cpu", "--dry-run")

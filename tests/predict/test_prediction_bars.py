@@ -6,8 +6,8 @@ from benchmarks.predict import __main__ as command
 from benchmarks.predict import decode
 from benchmarks.predict.bars import BARS
 from retbench.architectures.registry import named_specs
+from retbench.planning import step_rates
 from retbench.units import MIB
-from retbench.workloads import step_rates
 
 
 def test_the_list_names_every_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from retbench.architectures import costs
 from retbench.cli import load_command
 from retbench.config.evaluation import PerplexitySpec, RecallSlicesSpec, ZeroshotSpec
 from retbench.config.experiment import Experiment, Profile, load_experiment
+from retbench.measure.devices import Device
 from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.papers.claims import (
     Claim,
@@ -33,7 +34,6 @@ from retbench.records.record import Metric, Record, WeightsInfo
 from retbench.report.claim_rows import Scope
 from retbench.report.claims import judge
 from retbench.report.frames import Results, load_results
-from retbench.running.devices import Device
 
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}

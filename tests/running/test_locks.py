@@ -215,7 +215,7 @@ def machine_of_four(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
     monkeypatch.setattr(locks, "cores_by_name", lambda: cores)
     monkeypatch.setattr(locks, "bind_process", lambda cpus: bound.append(set(cpus)))
     monkeypatch.setattr(locks, "allowed_cpus", lambda: [0, 1, 2, 3])
-    monkeypatch.setattr(locks, "gpu_uuid", lambda device: f"uuid-{device[-1]}")
+    monkeypatch.setattr(locks, "device_uuid", lambda device: f"uuid-{device[-1]}")
     monkeypatch.setattr(locks.nvml, "count_gpus", lambda: 2)
     monkeypatch.setattr(locks.nvml, "near_cpus", lambda uuid: {2, 3} if uuid == "uuid-1" else {0, 1})
     return bound

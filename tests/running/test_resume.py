@@ -200,6 +200,6 @@ def test_a_gpu_is_identified_as_its_records_state_it(
     cell = plan_of().cells[0]
     on_gpu = cell.model_copy(update={"settings": cell.settings.model_copy(update={"device": "cuda:1"})})
     monkeypatch.setattr(resume.environment, "machine_name", lambda device: "a-gpu-x2")
-    monkeypatch.setattr(resume, "gpu_uuid", lambda device: f"slice of {device}")
+    monkeypatch.setattr(resume, "device_uuid", lambda device: f"slice of {device}")
     monkeypatch.setattr(resume.nvml, "board_uuid", lambda uuid: f"GPU of {uuid}")
     assert identities_here([on_gpu])[on_gpu.cell_id]["gpu_uuid"] == "GPU of slice of cuda:1"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from retbench.data.packing import pack
-from retbench.planning.training import make_training_plan
 from retbench.training.engine import TrainingText
 from retbench.training.events import CurvePoint
 from retbench.training.plan import TrainingPlan
+from retbench.training.planning import make_training_plan
 
 TINY_TRAINING = """\
 title = "Tiny"

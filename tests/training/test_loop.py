@@ -20,11 +20,11 @@ from retbench.files import checksum
 from retbench.models.build import build_model
 from retbench.ops import kernels
 from retbench.ops.linear_operator import linear_chunkwise
-from retbench.planning.training import make_training_plan
 from retbench.training.events import CurvePoint, TrainingEvent
 from retbench.training.loop import Stopped, Trainer, write_curve
 from retbench.training.optimization import mean_loss, validation_rows
 from retbench.training.plan import TrainingPlan
+from retbench.training.planning import make_training_plan
 from tests.training.conftest import PlanOf, read_curve, text_of
 
 GENTLE = "training.learning_rates=[0.0003]"

@@ -11,8 +11,8 @@ from retbench.architectures import costs
 from retbench.cli import app
 from retbench.errors import ConfigError
 from retbench.planning.shards import Shard
-from retbench.planning.training import make_training_plan
 from retbench.training.plan import TrainingPlan, TrainingRun
+from retbench.training.planning import make_training_plan
 from tests.training.conftest import PlanOf
 
 GRID = "training.learning_rates=[1e-3, 3e-3, 1e-2]"

@@ -17,7 +17,6 @@ from retbench.evaluation.answers import answer_shares
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.planning.models import find_models
-from retbench.planning.training import make_training_plan
 from retbench.records.store import read_records
 from retbench.training import loop
 from retbench.training.engine import GeneratedExamples, train_all
@@ -25,6 +24,7 @@ from retbench.training.events import CurvePoint, TrainingResult
 from retbench.training.loop import Stopped, Trainer
 from retbench.training.optimization import mean_loss, summed_loss
 from retbench.training.plan import TrainingPlan
+from retbench.training.planning import make_training_plan
 from tests.training.conftest import read_curve
 
 TASK = """\

@@ -36,7 +36,7 @@ def env(
     """
     from retbench.cli.in_process import become_worker, busy_ratio
     from retbench.measure import environment
-    from retbench.running.devices import find_device
+    from retbench.measure.devices import find_device
 
     form = output_format(form, as_json=as_json)
     name = find_device(device).name

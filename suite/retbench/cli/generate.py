@@ -93,8 +93,8 @@ def generate(
     """
     from retbench.checkpoints.reading import read_checkpoint
     from retbench.config.experiment import find_dtype
+    from retbench.measure.devices import find_device
     from retbench.models.generation import Sampling
-    from retbench.running.devices import find_device
 
     dtype = None if dtype is None else find_dtype(dtype)
     device = find_device(device).name

@@ -15,8 +15,8 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError, unknown_name
 from retbench.measure import environment
+from retbench.measure.devices import default_threads
 from retbench.measure.limits import is_out_of_memory
-from retbench.running.devices import default_threads
 from retbench.running.locks import timing_lock
 from retbench.units import format_bytes
 

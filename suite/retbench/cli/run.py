@@ -25,8 +25,8 @@ from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_tokens
 
 if TYPE_CHECKING:
-    from retbench.planning.estimates import CellEstimate
     from retbench.planning.plan import Plan
+    from retbench.running.estimates import CellEstimate
     from retbench.running.events import RunSummary
 
 app = new_app()
@@ -178,7 +178,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
         ConfigError: the run could not write to `out`.
         UnsupportedError: another run is timing on this machine, which an estimate would disturb.
     """
-    from retbench.planning.estimates import estimate
+    from retbench.running.estimates import estimate
 
     check_writable(out, "--out")
     estimates = estimate(plan)

@@ -12,6 +12,7 @@ from retbench.cli.env import BUSY_RATIO
 from retbench.cli.in_process import alone_on_machine, become_worker, busy_ratio
 from retbench.errors import RecordError, shown
 from retbench.measure import machine
+from retbench.measure.devices import find_device
 from retbench.measure.environment import machine_name
 from retbench.ops import DecodeOperators
 from retbench.papers.papers import Datasheet, find_datasheet, load_datasheets
@@ -25,7 +26,6 @@ from retbench.planning.prediction import (
     roofline,
 )
 from retbench.records.record import Ceilings, ReadRate
-from retbench.running.devices import find_device
 from retbench.units import format_percent, format_seconds
 
 _BUSY_INTERVAL_S = 0.3
@@ -133,7 +133,7 @@ def count_kernels(
     except ImportError:
         return None
     from retbench.ops import fused
-    from retbench.workloads.step_rates import count_operators
+    from retbench.planning.step_rates import count_operators
 
     torch_dtype = getattr(torch, dtype)
     operators = decode_operators or fused.default_operators(torch.device("meta"), torch_dtype)
@@ -238,7 +238,7 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
     import torch
 
     from retbench.ops import fused
-    from retbench.workloads.step_rates import count_operators, measure_step_rates
+    from retbench.planning.step_rates import count_operators, measure_step_rates
 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):

@@ -32,12 +32,12 @@ from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.planning.shards import Shard
-from retbench.planning.training import make_training_plan
 from retbench.running.events import WaitingForLock
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.training import trained
 from retbench.training.events import Packing, RunResult, TrainingResult
 from retbench.training.plan import TextSource, TrainingPlan, TrainingRun
+from retbench.training.planning import make_training_plan
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
 from retbench.units import format_count, format_duration, format_percent, format_rate, format_size
 

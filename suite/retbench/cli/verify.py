@@ -54,7 +54,7 @@ def verify(
     from retbench.architectures.sizes import size_id
     from retbench.cli.in_process import backends_of, find_named_model, within_memory
     from retbench.config.experiment import find_dtype
-    from retbench.running.devices import find_device
+    from retbench.measure.devices import find_device
 
     form = output_format(form, as_json=as_json)
     spec, size, dtype = find_named_model(model), size_id(size), find_dtype(dtype)

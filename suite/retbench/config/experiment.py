@@ -35,6 +35,7 @@ from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
 from retbench.parsing import parse_toml
 from retbench.strict import JSON_SCHEMA, Name, NamePair, Strict, WithoutTitles, explain
+from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
@@ -66,6 +67,10 @@ PROFILE_SYNONYMS = {
     **dict.fromkeys(("test", "quick", "fast", "tiny"), "smoke"),
 }
 """Words that people use for the scale of a run, with the profile that is meant."""
+
+PAPER_MEMORY_BYTES = 70 * GB
+"""A device with this much memory (80 GB cards and larger) runs the profile `paper` by default."""
+
 if TYPE_CHECKING:
     AnyModelSpec = ModelSpec
 else:
@@ -298,6 +303,15 @@ def _scalars(node: object) -> Iterator[object]:
             yield from _scalars(one)
     else:
         yield node
+
+
+def default_profile(memory_bytes: int | None) -> str:
+    """Return the name of the profile that a device runs where none is given.
+
+    Args:
+        memory_bytes: Memory of a CUDA device; None for the CPU.
+    """
+    return "paper" if memory_bytes is not None and memory_bytes >= PAPER_MEMORY_BYTES else "cpu"
 
 
 def experiments_dir() -> Path:

@@ -148,7 +148,7 @@ def board_uuid(uuid: str) -> str | None:
     """Return the UUID that records state for a GPU, of the whole GPU for a slice; None if NVML fails.
 
     Args:
-        uuid: The one of `running.devices.gpu_uuid`.
+        uuid: The one of `measure.devices.device_uuid`.
     """
     try:
         with open_nvml() as nvml:

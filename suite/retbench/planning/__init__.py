@@ -1,1 +1,1 @@
-"""Planning: an experiment becomes the cells of a run, with models under test, evaluation inputs and estimates."""
+"""Planning: an experiment becomes the cells of a run, with models under test and evaluation inputs."""

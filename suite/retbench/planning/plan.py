@@ -13,17 +13,13 @@ from retbench.config import experiment as config
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
+from retbench.measure.devices import Device, default_threads, find_device
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.planning.models import find_inputs, find_models
 from retbench.planning.shards import Shard, unit_of
-from retbench.running.devices import Device, default_threads, find_device
-from retbench.units import GB
 from retbench.workloads.workload import WORKLOADS, find_workload
-
-PAPER_MEMORY_BYTES = 70 * GB
-"""A device with this much memory (80 GB cards and larger) runs the profile `paper` by default."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def make_plan(
     """
     dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
-    profile_name = default_profile(found) if profile is None else profile
+    profile_name = config.default_profile(found.memory_bytes) if profile is None else profile
     loaded = config.load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
     experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
@@ -145,12 +141,6 @@ def make_plan(
         data_dir=data_dir,
         note="; ".join(notes) or None,
     )
-
-
-def default_profile(device: Device) -> str:
-    """Return the name of the profile that a device runs where none is given."""
-    roomy = device.memory_bytes is not None and device.memory_bytes >= PAPER_MEMORY_BYTES
-    return "paper" if roomy else "cpu"
 
 
 def _decide_compilation(

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from retbench.errors import StorageError
 from retbench.measure import nvml
+from retbench.measure.devices import device_uuid
 from retbench.measure.machine import allowed_cpus, bind_process, cores_by_name
-from retbench.running.devices import gpu_uuid
 
 LOCK_DIR_VARIABLE = "RETBENCH_LOCK_DIR"
 """Environment variable with another folder for the locks, e.g. one that containers on one machine share."""
@@ -124,7 +124,7 @@ def _claim_of(device: str, threads: int, num_gpus: int) -> _Claim:
     if device == "cpu":
         return _Claim((), cores, len(cores))
     first = int(device.partition(":")[2] or 0)
-    uuids = [gpu_uuid(f"cuda:{index}") for index in range(first, first + num_gpus)]
+    uuids = [device_uuid(f"cuda:{index}") for index in range(first, first + num_gpus)]
     near = nvml.near_cpus(uuids[0])
     ordered = dict(sorted(cores.items(), key=lambda core: near.isdisjoint(core[1])))
     share = num_gpus * len(cores) // max(num_gpus, nvml.count_gpus())

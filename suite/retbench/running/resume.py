@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from retbench.measure import environment, nvml
+from retbench.measure.devices import device_uuid
 from retbench.measure.machine import memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
 from retbench.records.record import Record, Status, computing_versions
 from retbench.records.store import read_records
-from retbench.running.devices import gpu_uuid
 from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost
 
@@ -33,7 +33,7 @@ def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
     facts = {
         "machine": environment.machine_name(device),
         "node_id": node_id(),
-        "gpu_uuid": None if device == "cpu" else nvml.board_uuid(gpu_uuid(device)),
+        "gpu_uuid": None if device == "cpu" else nvml.board_uuid(device_uuid(device)),
         "code_revision": environment.code_revision(),
         "versions": environment.library_versions(),
     }

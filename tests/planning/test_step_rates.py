@@ -17,10 +17,10 @@ from retbench.mixers.linear_attention.features import Performer
 from retbench.models.build import build_model
 from retbench.ops import DecodeOperators, fused, rms_norm
 from retbench.ops.linear import RowProducts
+from retbench.planning import step_rates
 from retbench.planning.prediction import StepRates
+from retbench.planning.step_rates import CountedOperators, count_operators, measure_step_rates
 from retbench.units import MIB
-from retbench.workloads import step_rates
-from retbench.workloads.step_rates import CountedOperators, count_operators, measure_step_rates
 
 CPU = torch.device("cpu")
 MODELS = {name: (resolve_model(spec, "1m"), spec.backend) for name, spec in named_specs().items()}

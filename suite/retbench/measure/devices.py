@@ -86,7 +86,7 @@ def find_device(asked: str | None) -> Device:
     raise UnsupportedError(f"{where}: {_why_no_cuda(found)}")
 
 
-def gpu_uuid(device: str) -> str:
+def device_uuid(device: str) -> str:
     """Return the UUID of a CUDA device as torch has it, of a slice of a GPU (MIG) its own.
 
     Args:
@@ -125,14 +125,11 @@ def _cuda_index(asked: str) -> int:
 
 def _has_driver() -> bool:
     """Return whether NVIDIA's driver answers; without it there is no GPU, and torch need not be started."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        with nvml.open_nvml():
+            return True
+    except nvml.DriverUnavailableError:
         return False
-    pynvml.nvmlShutdown()
-    return True
 
 
 @cache

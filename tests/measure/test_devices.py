@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.running import devices
-from retbench.running.devices import Device, find_device
+from retbench.measure import devices
+from retbench.measure.devices import Device, find_device
 
 
 def test_the_cpu_needs_no_asking() -> None:
     code = (
-        "import sys; from retbench.running.devices import find_device; "
+        "import sys; from retbench.measure.devices import find_device; "
         "assert find_device('cpu').name == 'cpu'; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,14 +7,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment import default_profile, load_experiment
 from retbench.config.training import TrainingSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError, shown
-from retbench.planning.plan import default_profile
+from retbench.measure.devices import Device, default_threads, find_device
 from retbench.planning.shards import Shard
-from retbench.running.devices import Device, default_threads, find_device
 from retbench.training.plan import (
     TextSource,
     TrainingPlan,
@@ -51,7 +50,7 @@ def make_training_plan(
     """
     launch = launch or Launch()
     found = _find_device(device, launch)
-    profile_name = default_profile(found) if profile is None else profile
+    profile_name = default_profile(found.memory_bytes) if profile is None else profile
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_processes(spec, launch.world_size)

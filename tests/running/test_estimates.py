@@ -1,0 +1,130 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.architectures import costs
+from retbench.errors import UnsupportedError
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import Ceilings
+from retbench.running import estimates
+from retbench.running.estimates import estimate
+from retbench.running.locks import LOCK_DIR_VARIABLE
+from retbench.workloads.metrics import EFFICIENCY
+
+CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
+
+
+def make(name: object, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "profile": "smoke",
+        "device": "cpu",
+        "dtype": None,
+        "limit": None,
+        "overrides": (),
+    }
+    return make_plan(str(name), **(settings | changes))
+
+
+def test_an_estimate_grows_with_what_is_to_be_done(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.decode.context_len=[4096, 32768]"
+    found = {
+        (one.cell.model_name, one.cell.point.context_len): one
+        for one in estimate(make(tiny_experiment, overrides=[lengths, "rounds=2"]))
+    }
+    assert len(found) == 4
+    assert found["transformer", 32768].memory_bytes > found["transformer", 4096].memory_bytes
+    assert found["retnet", 32768].memory_bytes == found["retnet", 4096].memory_bytes
+    assert found["transformer", 32768].seconds > found["transformer", 4096].seconds
+    deepest = found["retnet", 32768].cell
+    streamed_s = costs.prefill_flops(deepest.model, 1, 32768, "chunkwise", 128) / CEILINGS.matmul_flops_per_s
+    assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
+    more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
+    assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
+
+
+def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    batches = ["workloads.decode.context_len=[32768]", "workloads.decode.batch_size=[1, 2]", "min_steps=1"]
+    one, two = [
+        item
+        for item in estimate(make(tiny_experiment, overrides=batches))
+        if item.cell.model_name == "retnet"
+    ]
+    streamed_s = (
+        costs.prefill_flops(one.cell.model, 1, 32768, "chunkwise", 128)
+        / CEILINGS.matmul_flops_per_s
+        / EFFICIENCY
+    )
+    assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
+
+
+def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    found = {}
+    for limit in (10**8, 10**9):
+        search = ["workloads.largest_batch.context_len=[4096]", f"memory_limit_bytes={limit}"]
+        for item in estimate(make(tiny_experiment, overrides=search)):
+            if item.cell.workload == "largest_batch":
+                found[item.cell.model_name, limit] = item
+    for name in ("retnet", "transformer"):
+        less, more = found[name, 10**8], found[name, 10**9]
+        assert less.cell.point.batch_size == more.cell.point.batch_size == 1
+        assert 0.9 * 10**9 < more.memory_bytes < 1.2 * 10**9
+        assert more.seconds > less.seconds
+
+
+def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+    lengths = "workloads.training.context_len=[2048, 8192]"
+
+    def grown(*overrides: str) -> dict[str, float]:
+        found = estimate(make("training_cost", overrides=[lengths, *overrides]))
+        assert all(one.seconds > 0 for one in found)
+        by_point = {(one.cell.model_name, one.cell.point.context_len): one.memory_bytes for one in found}
+        return {name: by_point[name, 8192] / by_point[name, 2048] for name, _ in by_point}
+
+    ratios = grown()
+    assert max(ratios["retnet_chunkwise"], ratios["transformer_fused"]) <= 4
+    assert min(ratios["retnet_parallel"], ratios["transformer_plain"]) > 8
+    few, many = (
+        estimate(make("training_cost", overrides=[f"activation_checkpointing={value}"]))[0].memory_bytes
+        for value in ("true", "false")
+    )
+    assert few < many
+
+
+def test_an_estimate_measures_the_machine(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    found = estimate(make(tiny_experiment))
+    assert all(one.seconds > 0 and one.memory_bytes > 0 for one in found)
+    assert len(found) == 4
+
+
+def test_an_estimate_does_not_disturb_a_run(
+    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    hold = (
+        "import sys\nfrom retbench.running.locks import timing_lock\n"
+        "with timing_lock('retbench run other', 'cpu', wait=print):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(UnsupportedError, match="would disturb the run of process"):
+            estimate(make(tiny_experiment))
+        process.communicate()
