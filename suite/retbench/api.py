@@ -89,8 +89,8 @@ def run(
     part = plan if shard is None else plan.part(Shard.parse(shard))
     if part is None:  # there are fewer parts than shards
         return RunSummary()
-    with show_events(view_run) as display:
-        return run_plan(part, Path(out), fresh=fresh, observer=display)
+    with show_events(view_run) as notify:
+        return run_plan(part, Path(out), fresh=fresh, notify=notify)
 
 
 def compare(

@@ -68,9 +68,9 @@ class Terminal(io.StringIO):
 def show(view: Callable[[Any], ShownEvent], stream: io.StringIO, events: Iterable[Any]) -> str:
     """The output for events on a stream."""
     before = threading.active_count()
-    with show_events(view, stream) as display:
+    with show_events(view, stream) as notify:
         for event in events:
-            display.notify(event)
+            notify(event)
             assert threading.active_count() == before, "a thread would disturb the timed worker"
     return stream.getvalue()
 

@@ -17,7 +17,7 @@ class Observer:
         self.received: list[events.RunEvent] = []
         self._act = act
 
-    def notify(self, event: events.RunEvent, /) -> None:
+    def __call__(self, event: events.RunEvent, /) -> None:
         self.received.append(event)
         if self._act is not None:
             self._act(event)

@@ -59,7 +59,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> PlanOf:
 def run(plan: Plan, out: Path, *, fresh: bool = False) -> tuple[Observer, list[Record]]:
     """Runs a plan; its events, and the records it has written."""
     observer = Observer()
-    result = run_plan(plan, out, fresh=fresh, observer=observer)
+    result = run_plan(plan, out, fresh=fresh, notify=observer)
     assert set(result.counts) == {"ok"}
     assert result.path is not None
     records, problems = read_records(result.path)

@@ -37,7 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
         overrides=["threads=1"],
         own_models=own,
     )
-    run_plan(plan, folder / "out", fresh=False, observer=Observer())
+    run_plan(plan, folder / "out", fresh=False, notify=Observer())
     return {(one.model.name, one.workload): one for one in load_results(folder / "out").records}
 
 

@@ -104,7 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     plan, out, observer = plan_for(path), folder / "out", Observer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
-        result = run_plan(plan, out, fresh=False, observer=observer)
+        result = run_plan(plan, out, fresh=False, notify=observer)
     return Whole(plan, out, result, observer)
 
 
@@ -156,7 +156,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(whole: Whole) -> Non
     assert observer.received[-1] == events.RunFinished(result, events.RunProgress(10, 10, 0))
 
     again = Observer()
-    assert run_plan(plan, out, fresh=False, observer=again) == RunSummary(
+    assert run_plan(plan, out, fresh=False, notify=again) == RunSummary(
         {}, {"ok": 10}, None, interrupted=False
     )
     assert again.kinds() == {"RunPlanned": 1, "RunFinished": 1}
@@ -204,7 +204,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
         lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
         observer = Observer(Faults())
-        result = run_plan(plan_for(path), folder / "out", fresh=False, observer=observer)
+        result = run_plan(plan_for(path), folder / "out", fresh=False, notify=observer)
         yield path, folder / "out", result, observer
 
 
@@ -247,7 +247,7 @@ def test_what_failed_is_tried_again_and_nothing_else(
     path, out, _, _ = faulty
     before = len(records_in(out))
     observer = Observer()
-    result = run_plan(plan_for(path), out, fresh=False, observer=observer)
+    result = run_plan(plan_for(path), out, fresh=False, notify=observer)
     assert result == RunSummary({"ok": 3}, {"ok": 1, "oom": 1}, result.path, interrupted=False)
     tried = [
         event.cell.point.context_len for event in observer.received if isinstance(event, events.CellStarted)
@@ -270,7 +270,7 @@ def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_pa
                 resource.prlimit(event.pid, resource.RLIMIT_AS, (2**29, 2**29))
 
     out = tmp_path / "out"
-    result = run_plan(plan_for(path), out, fresh=False, observer=Observer(starve_the_second))
+    result = run_plan(plan_for(path), out, fresh=False, notify=Observer(starve_the_second))
     assert result.counts == {"ok": 1, "unsupported": 1}
     (starved,) = (one for one in records_in(out) if one.status == "unsupported")
     assert starved.model.name == prepared[1]
@@ -291,7 +291,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path, checke
                 os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    result = run_plan(plan_for(path), checked_out, fresh=False, observer=Observer(stop_at_second_cell))
+    result = run_plan(plan_for(path), checked_out, fresh=False, notify=Observer(stop_at_second_cell))
     assert result.interrupted
     assert result.counts == {"ok": 1}
     assert len(records_in(checked_out)) == 1
@@ -306,7 +306,7 @@ def test_a_signal_before_anything_is_measured(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     observer = Observer(stop_at_once)
-    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, notify=observer)
     assert result == RunSummary(interrupted=True)
     assert observer.received[-1] == events.RunFinished(result, events.RunProgress(0, 1))
     assert no_workers()
@@ -318,12 +318,11 @@ from pathlib import Path
 from retbench.planning.plan import make_plan
 from retbench.running.runner import run_plan
 
-class Observer:
-    def notify(self, event, /):
-        print(type(event).__name__, getattr(event, "pid", ""), flush=True)
+def notify(event):
+    print(type(event).__name__, getattr(event, "pid", ""), flush=True)
 
 plan = make_plan(sys.argv[1], profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
-run_plan(plan, Path(sys.argv[2]), fresh=False, observer=Observer())
+run_plan(plan, Path(sys.argv[2]), fresh=False, notify=notify)
 """
 
 
@@ -375,7 +374,7 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
     assert len(states) == 8
 
     observer = Observer()
-    result = run_plan(plan_for(path), out, fresh=False, observer=observer)
+    result = run_plan(plan_for(path), out, fresh=False, notify=observer)
     assert result.counts == {"ok": 8 - len(before)}
     assert sum(result.skipped.values()) == len(before)
     assert observer.kinds()["Streaming"] == 0  # the states that the killed run had stored were good
@@ -394,7 +393,7 @@ def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
     other = drive(path, out)
     wait_for(other, "CellStarted")
     monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "another lock"))  # as in another container
-    assert run_plan(plan_for(path), out, fresh=True, observer=Observer()).counts == {"ok": 6}
+    assert run_plan(plan_for(path), out, fresh=True, notify=Observer()).counts == {"ok": 6}
     other.communicate(timeout=120)
     assert Counter(one.status for one in records_in(out)) == {"ok": 12}
     assert hidden_in(out) == []
@@ -445,12 +444,12 @@ def test_a_requeued_shard_never_pairs_rounds_across_nodes(
     }
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
     first = machine.node_id()
-    assert run_plan(plan, out, fresh=False, observer=Observer(stop_at(4))).counts == {"ok": 3}
+    assert run_plan(plan, out, fresh=False, notify=Observer(stop_at(4))).counts == {"ok": 3}
     (left,) = out.rglob(".run-*")
     assert left.name.endswith(first)
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-08")
     second = machine.node_id()
-    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 4}
+    assert run_plan(plan, out, fresh=False, notify=Observer()).counts == {"ok": 4}
     assert left.exists()  # another node may be using it
     records = records_in(out)
     assert Counter(one.environment["node_id"] for one in records) == {first: 3, second: 4}
@@ -459,7 +458,7 @@ def test_a_requeued_shard_never_pairs_rounds_across_nodes(
     assert {one.environment["node_id"] for one in kept} == {second}
     assert len({session_of(one) for one in kept}) == 1  # rounds are paired within a session
     monkeypatch.setenv(machine.NODE_VARIABLE, "gpu-07")
-    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {"ok": 1}
+    assert run_plan(plan, out, fresh=False, notify=Observer()).counts == {"ok": 1}
     assert hidden_in(out) == []
 
 
@@ -467,7 +466,7 @@ def test_a_requeued_shard_never_pairs_rounds_across_nodes(
 def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) -> None:
     path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)), tmp_path / "out"
     plan = plan_for(path)
-    result = run_plan(plan, out, fresh=False, observer=Observer())
+    result = run_plan(plan, out, fresh=False, notify=Observer())
     assert result.path is not None
     folder, kept = result.path.parent, write_documents(result.path.parent, "dead-cell", [{"a": 1}])
     record = records_in(out)[0].model_copy(update={"run_id": "dead", "documents": kept})
@@ -478,7 +477,7 @@ def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) ->
     for name in left:
         (folder / name).write_bytes(b"left")
     before = {path for path in out.rglob("*") if path.name not in "".join(left)}
-    assert run_plan(plan, out, fresh=False, observer=Observer()).counts == {}
+    assert run_plan(plan, out, fresh=False, notify=Observer()).counts == {}
     assert set(out.rglob("*")) == before
     assert hidden_in(out) == []
 
@@ -502,9 +501,9 @@ def stop_at(cell_number: int) -> Act:
 def test_an_interrupted_run_with_fresh_goes_on_with_the_same_command(tmp_path: Path) -> None:
     path, out = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24)), tmp_path / "out"
     plan = plan_for(path)
-    run_plan(plan, out, fresh=False, observer=Observer())
+    run_plan(plan, out, fresh=False, notify=Observer())
     counts = [
-        run_plan(plan, out, fresh=True, observer=Observer(act)).counts
+        run_plan(plan, out, fresh=True, notify=Observer(act)).counts
         for act in (stop_at(2), stop_at(2), None, None)
     ]
     assert counts == [{"ok": 1}, {"ok": 1}, {"ok": 1}, {"ok": 3}]
@@ -525,10 +524,10 @@ def test_a_prepare_worker_that_dies_twice_costs_what_cannot_be_measured(tmp_path
                 os.kill(pids[-1], signal.SIGKILL)
 
     out = tmp_path / "out"
-    result = run_plan(plan_for(path, "rounds=2"), out, fresh=False, observer=Observer(kill_while_it_streams))
+    result = run_plan(plan_for(path, "rounds=2"), out, fresh=False, notify=Observer(kill_while_it_streams))
     assert result.counts == {"ok": 6, "failed": 2}
     assert {one.point.context_len for one in records_in(out) if one.status == "failed"} == {30000}
-    assert run_plan(plan_for(path, "rounds=2"), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+    assert run_plan(plan_for(path, "rounds=2"), out, fresh=False, notify=Observer()).counts == {"ok": 2}
 
 
 FINDER = """
@@ -584,10 +583,10 @@ def test_out_of_memory_before_a_cell_begins_is_tried_again(
         # Room for everything but the buffer whose reading is timed, of 256 MiB or more.
         limit = "__import__('retbench.measure.machine').measure.machine.status_bytes('VmData') + 2**26"
         inject(tmp_path, f"resource.setrlimit(resource.RLIMIT_DATA, ({limit}, -1))", patch)
-        result = run_plan(plan_for(path), out, fresh=False, observer=Observer())
+        result = run_plan(plan_for(path), out, fresh=False, notify=Observer())
     assert result.counts == {"unsupported": 2}
     assert all("out of memory" in str(one.error) for one in records_in(out))
-    assert run_plan(plan_for(path), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+    assert run_plan(plan_for(path), out, fresh=False, notify=Observer()).counts == {"ok": 2}
 
 
 @pytest.mark.slow
@@ -600,7 +599,7 @@ def test_a_worker_that_is_killed_once_before_its_first_cell_costs_nothing(
         f"if not os.path.exists({str(flag)!r}): os.mkdir({str(flag)!r}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     inject(tmp_path, fault, monkeypatch)
-    assert run_plan(plan_for(path), out, fresh=False, observer=Observer()).counts == {"ok": 2}
+    assert run_plan(plan_for(path), out, fresh=False, notify=Observer()).counts == {"ok": 2}
     assert flag.exists()
 
 
@@ -615,10 +614,10 @@ def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_ha
         if isinstance(event, events.WaitingForLock):
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped = run_plan(plan, tmp_path / "other", fresh=False, observer=Observer(stop))
+    stopped = run_plan(plan, tmp_path / "other", fresh=False, notify=Observer(stop))
     assert stopped == RunSummary(interrupted=True)
     observer = Observer()
-    result = run_plan(plan, out, fresh=False, observer=observer)
+    result = run_plan(plan, out, fresh=False, notify=observer)
     assert result == RunSummary({}, {"ok": 2}, None, interrupted=False)
     waiting = observer.received[0]
     assert isinstance(waiting, events.WaitingForLock)
@@ -642,7 +641,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Pat
     with pytest.raises(
         StorageError, match=r"could not be written: File too large\. Everything before it is intact"
     ):
-        run_plan(plan_for(path), checked_out, fresh=False, observer=Observer(fill_after_first))
+        run_plan(plan_for(path), checked_out, fresh=False, notify=Observer(fill_after_first))
     assert done
     assert [one.point.context_len for one in records_in(checked_out)] == done
     assert no_workers()
@@ -655,7 +654,7 @@ def test_records_are_not_written_through_a_link(tmp_path: Path) -> None:
     out.mkdir()
     (out / machine_name(plan.settings.device)).symlink_to(elsewhere)
     with pytest.raises(ConfigError, match="a link leads to"):
-        run_plan(plan, out, fresh=False, observer=Observer())
+        run_plan(plan, out, fresh=False, notify=Observer())
     assert list(elsewhere.iterdir()) == []
 
 
@@ -664,7 +663,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
     (tmp_path / "out").write_text("in the way", encoding="utf-8")
     observer = Observer()
     with pytest.raises(ConfigError, match="cannot be written to: Not a directory"):
-        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=observer)
+        run_plan(plan_for(path), tmp_path / "out", fresh=False, notify=observer)
     assert observer.kinds() == {"RunPlanned": 1}
 
 
@@ -681,7 +680,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         pytest.skip(f"no small disk: {mounted.stderr.decode()}")
     try:
         with pytest.raises(StorageError, match="No space left on device"):
-            run_plan(plan_for(path), out, fresh=False, observer=Observer())
+            run_plan(plan_for(path), out, fresh=False, notify=Observer())
         kept = records_in(out)
         assert 0 < len(kept) < 32
         assert no_workers()
@@ -730,7 +729,7 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_out_of_memory(
             (small_group / "memory.limit_in_bytes").write_text(str(64 * 2**20), encoding="ascii")
             (small_group / "cgroup.procs").write_text(str(event.pid), encoding="ascii")
 
-    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer(confine))
+    result = run_plan(plan_for(path), tmp_path / "out", fresh=False, notify=Observer(confine))
     assert result.counts == {"ok": 1, "oom": 1}
     found = by_length(records_in(tmp_path / "out"))
     assert "(oom_kill rose in" in str(found[20000].error)
@@ -744,7 +743,7 @@ def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
         tmp_path / "failing.toml"
     )
     observer = Observer()
-    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=observer)
+    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, notify=observer)
     assert result.counts == {"gate_failed": 4}
     for one in records_in(tmp_path / "out"):
         assert not one.metrics
@@ -756,7 +755,7 @@ def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
 
 def test_what_this_machine_lacks_is_unsupported_in_every_round(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER + 'backend = "flash"\n', PROFILE, grid("prefill", 8))
-    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, observer=Observer())
+    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, notify=Observer())
     assert result.counts == {"unsupported": 2}
     assert all("flash" in str(one.error) for one in records_in(tmp_path / "out"))
 
@@ -770,7 +769,7 @@ def test_a_python_that_cannot_start_workers_is_one_clear_error(
     )
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8))
     with pytest.raises(RetbenchError, match=r"no worker can start on this machine(.|\n)*libtorch is broken"):
-        run_plan(plan_for(path), tmp_path / "out", fresh=False, observer=Observer())
+        run_plan(plan_for(path), tmp_path / "out", fresh=False, notify=Observer())
     assert records_in(tmp_path / "out") == []
 
 
@@ -788,7 +787,7 @@ def test_on_a_gpu_decode_is_replayed_from_graphs_at_its_depth(tmp_path: Path, dt
     overrides = ["cuda_graph=true", "size=6m"]
     plan = make_plan(str(path), profile="smoke", device="cuda", dtype=dtype, limit=None, overrides=overrides)
     out = tmp_path / "out"
-    result = run_plan(plan, out, fresh=False, observer=Observer())
+    result = run_plan(plan, out, fresh=False, notify=Observer())
     records = records_in(out)
     assert result.counts == {"ok": 8}, [one.error for one in records if one.error]
     for one in records:

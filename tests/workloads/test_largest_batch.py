@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -51,8 +50,6 @@ context_len = [2048]
 batch_size = [1, 16]
 """
 
-SILENT = SimpleNamespace(notify=lambda _event: None)
-
 
 @given(st.integers(min_value=0, max_value=10**6))
 def test_what_is_found_fits_and_a_step_more_does_not(largest: int) -> None:
@@ -99,7 +96,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
-    run_plan(plan, folder / "out", fresh=False, observer=SILENT)
+    run_plan(plan, folder / "out", fresh=False, notify=lambda _event: None)
     return folder / "out"
 
 
@@ -164,7 +161,7 @@ def test_less_memory_than_one_sequence_needs_is_out_of_memory(
         limit=None,
         overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[2048]"],
     )
-    run_plan(plan, out, fresh=False, observer=SILENT)
+    run_plan(plan, out, fresh=False, notify=lambda _event: None)
     (found,) = (one for one in read_records(out)[0] if one.experiment == "less")
     assert found.status == "oom"
     assert "not even one sequence of 2,048 tokens" in str(found.error)

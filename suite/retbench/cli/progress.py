@@ -65,19 +65,19 @@ class ShownEvent:
 @contextmanager
 def show_events(
     view: Callable[[_E], ShownEvent], stream: TextIO | None = None
-) -> Iterator["EventDisplay[_E]"]:
-    """Yield a display that writes events to `stream` (stderr when None) until the block ends."""
+) -> Iterator[Callable[[_E], None]]:
+    """Yield a function that writes events to `stream` (stderr when None) until the block ends."""
     console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal or console.is_dumb_terminal:  # a dumb terminal cannot draw a bar
-        yield EventDisplay(view, console, None)
+        yield _EventDisplay(view, console, None).notify
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     note = TextColumn("{task.fields[note]}")
     with RichProgress(*columns, note, console=console, auto_refresh=False, transient=True) as bar:
-        yield EventDisplay(view, console, bar)
+        yield _EventDisplay(view, console, bar).notify
 
 
-class EventDisplay(Generic[_E]):
+class _EventDisplay(Generic[_E]):
     """Writes events as lines of a log, or on a bar; a line that repeats the last one is left out."""
 
     def __init__(self, view: Callable[[_E], ShownEvent], console: Console, bar: RichProgress | None) -> None:

@@ -126,8 +126,8 @@ def _measure(plan: "Plan", out: Path, form: str, *, fresh: bool) -> int:
     from retbench.cli.progress import show_events, view_run
     from retbench.running.runner import run_plan
 
-    with show_events(view_run) as display:
-        result = run_plan(plan, out, fresh=fresh, observer=display)
+    with show_events(view_run) as notify:
+        result = run_plan(plan, out, fresh=fresh, notify=notify)
     if form == "json":
         print_json(
             {

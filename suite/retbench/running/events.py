@@ -1,12 +1,12 @@
-"""Events of a run, in order, and the Observer that receives them.
+"""Events of a run, in order.
 
-A run notifies from the thread that called it, between messages of the worker. An observer may print but must be
-quick, because a worker is measuring meanwhile. Nothing here prints.
+A run passes them to a function, from the thread that called it, between messages of the worker. The function may print
+but must be quick, because a worker is measuring meanwhile. Nothing here prints.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from retbench.planning.cells import Cell
 from retbench.records.record import Gate, Status
@@ -166,9 +166,5 @@ RunEvent = (
     | RunFinished
 )
 
-
-class Observer(Protocol):
-    """Receives the events of a run."""
-
-    def notify(self, event: RunEvent, /) -> None:
-        """Receive one event."""
+Notify = Callable[[RunEvent], None]
+"""Receives the events of a run."""

@@ -54,11 +54,11 @@ class Ledger:
         run: Fields that all records of this run share.
         path: The run's own record file.
         done: Pairs that are on disk already, with their status.
-        observer: Receives every change.
+        notify: Receives every change.
     """
 
     def __init__(
-        self, plan: Plan, run: RunInfo, path: Path, done: Mapping[Pair, Status], observer: events.Observer
+        self, plan: Plan, run: RunInfo, path: Path, done: Mapping[Pair, Status], notify: events.Notify
     ) -> None:
         self.plan = plan
         self.run = run
@@ -67,7 +67,7 @@ class Ledger:
         self.environment: dict[str, Any] = {}
         """The latest worker's; empty before any worker has started."""
         self.gates: dict[str, Gate] = {}
-        self._observer = observer
+        self.notify = notify
         self.times = CellTimes()
         everything = {(cell.cell_id, number) for cell in plan.cells for number in range(plan.rounds_of(cell))}
         self.total = len(everything)
@@ -84,10 +84,6 @@ class Ledger:
         """Return the outcome of the run so far."""
         path = self.path if self.counts else None
         return events.RunSummary(dict(self.counts), dict(self.skipped), path, interrupted)
-
-    def notify(self, event: events.RunEvent) -> None:
-        """Pass an event on to the observer."""
-        self._observer.notify(event)
 
     def pending(self, label: str, round_number: int | None = None) -> list[Cell]:
         """Return a model's cells without a record in a round, or in any round, in the order of the plan."""

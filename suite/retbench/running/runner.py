@@ -21,7 +21,7 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate
 from retbench.running import events
-from retbench.running.events import Observer, RunSummary
+from retbench.running.events import Notify, RunSummary
 from retbench.running.gates import gates_on_disk
 from retbench.running.ledger import Ledger
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
@@ -47,7 +47,7 @@ from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload, is_cost
 
 
-def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSummary:
+def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummary:
     """Measure everything in `plan` that is not on disk already.
 
     Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a time
@@ -57,7 +57,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
         plan: The cells to measure.
         out: Root of the results.
         fresh: Measure pairs again that are on disk; nothing is deleted. After an interruption the same call goes on.
-        observer: Receives all events.
+        notify: Receives all events.
 
     Returns:
         Counts of the records; `interrupted` after a stop signal, with all workers ended and every record kept.
@@ -70,17 +70,17 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, observer: Observer) -> RunSu
     inbox: Inbox = SimpleQueue()
     with catch_signals(lambda: inbox.put(Interrupt())):
         try:
-            wait = wait_or_stop(inbox, lambda holder: observer.notify(events.WaitingForLock(holder)))
+            wait = wait_or_stop(inbox, lambda holder: notify(events.WaitingForLock(holder)))
             device, threads = plan.settings.device, plan.settings.threads
             with timing_lock(plan.command, device, wait=wait, threads=threads):
-                return _run_locked(plan, out, fresh, observer, inbox)
+                return _run_locked(plan, out, fresh, notify, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
-            observer.notify(events.RunFinished(result, events.RunProgress(0, plan.num_measurements)))
+            notify(events.RunFinished(result, events.RunProgress(0, plan.num_measurements)))
             return result
 
 
-def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: Inbox) -> RunSummary:
+def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
     """Measure the plan while no other run is measuring."""
     folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
     run = RunInfo(
@@ -95,7 +95,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, observer: Observer, inbox: I
     fresh_runs = FreshRuns(folder, plan)
     identities = identities_here(plan.cells)
     done = finished_pairs(folder, identities, fresh_runs.read() if fresh else None)
-    ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, observer)
+    ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, notify)
     ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id, plan.note))
     interrupted = False
     if ledger.skipped.total() == ledger.total:
