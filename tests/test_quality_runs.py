@@ -15,7 +15,7 @@ from retbench.cli import app
 from retbench.records.documents import read_documents
 from retbench.records.record import Record
 from retbench.records.store import read_records
-from retbench.running import runner
+from retbench.running import process
 from retbench.running.process import Worker
 from retbench.running.protocol import Job
 
@@ -112,7 +112,7 @@ def measured(folder: Path, jobs: list[Job]) -> list[Record]:
         return Worker(job, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Worker", start)
+        patch.setattr(process, "Worker", start)
         done = run_tiny(folder)
     assert done.exit_code == 0, done.output
     records, problems = read_records(folder / "results")

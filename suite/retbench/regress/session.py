@@ -4,7 +4,6 @@ A disturbance of the machine affects both sides alike, and both sides get new pr
 such as memory placement average out. The rounds are pairs, and their consistent difference is that of the code.
 """
 
-import os
 import random
 import shutil
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
-from retbench.measure.environment import worker_environment
 from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate, Record
@@ -26,7 +24,7 @@ from retbench.regress.record_sets import point_of, value_of
 from retbench.regress.report import SIDES, Gap, MissingPoint
 from retbench.regress.revisions import Notify, Revision
 from retbench.running import protocol
-from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit, start_worker
 from retbench.stats.sequential import plan_analyses
 from retbench.units import format_duration
 
@@ -245,27 +243,20 @@ class InterleavedSession:
         )
 
     def _worker(self, side: SessionSide, task: protocol.Task, todo: Sequence[Cell]) -> Worker:
-        job = protocol.Job(
-            task=task,
-            run=protocol.RunInfo(
-                run_id=side.folder.parent.name,
-                experiment=self._plan.experiment.name,
-                profile=self._plan.profile_name,
-                command=self._plan.command,
-                code_revision=side.revision.code,
-            ),
-            cells=tuple(todo),
+        return start_worker(
+            self._plan,
+            task,
+            todo,
+            protocol.RunInfo.of(self._plan, side.folder.parent.name, side.revision.code),
+            side.inbox,
+            records_path=side.records_path,
+            states_dir=side.states,
             gate=side.gates.get(todo[0].under_test.label),
-            records_path=side.records_path.absolute(),
-            states_dir=side.states.absolute(),
-            data_dir=self._plan.data_dir,
             products=self._products,
             read_curve=side.read_curve,
-            parent_pid=os.getpid(),
+            variables=side.revision.variables,
+            python=side.revision.python,
         )
-        settings = self._plan.settings
-        variables = {**worker_environment(settings.threads, settings.device), **side.revision.variables}
-        return Worker(job, side.inbox, variables, side.revision.python)
 
     def _alternate(self, todo: list[Cell], number: int) -> bool:
         """Measure each cell of one subject on both sides in turn, in random order.

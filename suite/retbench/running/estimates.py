@@ -1,19 +1,17 @@
 """Estimates of a plan: time and memory of each cell, from analytical costs and measured ceilings."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 
 from retbench.architectures import costs
 from retbench.errors import RetbenchError, UnsupportedError
-from retbench.measure.environment import code_revision, worker_environment
+from retbench.measure.environment import code_revision
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
 from retbench.running.locks import timing_lock
-from retbench.running.process import Worker, WorkerExit
-from retbench.running.protocol import Failed, Job, Measured, RunInfo
+from retbench.running.process import WorkerExit, start_worker
+from retbench.running.protocol import Failed, Measured, RunInfo
 from retbench.workloads.metrics import estimated_prefill_seconds, training_bytes
 from retbench.workloads.workload import find_workload
 
@@ -106,26 +104,10 @@ def _ask_ceilings(plan: Plan) -> Ceilings:
             f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
         )
 
-    run = RunInfo(
-        run_id="estimate",
-        experiment=plan.experiment.name,
-        profile=plan.profile_name,
-        command=plan.command,
-        code_revision=code_revision(),
-    )
-    job = Job(
-        task="ceilings",
-        run=run,
-        cells=plan.cells[:1],
-        records_path=Path(os.devnull),
-        states_dir=Path(os.devnull),
-        parent_pid=os.getpid(),
-    )
-    settings = plan.settings
-    variables = worker_environment(settings.threads, settings.device)
+    run, settings = RunInfo.of(plan, "estimate", code_revision()), plan.settings
     with (
         timing_lock(plan.command, settings.device, wait=refuse, threads=settings.threads),
-        Worker(job, SimpleQueue(), variables) as worker,
+        start_worker(plan, "ceilings", plan.cells[:1], run, SimpleQueue()) as worker,
     ):
         for message in worker.messages(plan.profile.timeout_s):
             match message:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,24 @@ from queue import Empty, SimpleQueue
 from typing import IO
 
 from retbench.errors import RetbenchError
+from retbench.measure.environment import worker_environment
 from retbench.measure.machine import own_cgroups, read_text
-from retbench.records.record import Status
+from retbench.planning.cells import Cell
+from retbench.planning.plan import Plan
+from retbench.records.record import Gate, ReadRate, Status
 from retbench.running.locks import Interrupted
-from retbench.running.protocol import CELL_MARK, Advanced, Ended, Job, MeasureCell, Message, Started, decode
+from retbench.running.protocol import (
+    CELL_MARK,
+    Advanced,
+    Ended,
+    Job,
+    MeasureCell,
+    Message,
+    RunInfo,
+    Started,
+    Task,
+    decode,
+)
 
 _LOCK_POLL_S = 0.5
 SETUP_TIMEOUT_S = 900.0
@@ -41,6 +55,9 @@ _OUT_OF_MEMORY_PHRASES = (
     "memoryerror",
     "out of memory",
 )
+_NO_PATH = Path(os.devnull)
+_NO_PRODUCTS: Mapping[str, int] = {}
+_NO_VARIABLES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -211,6 +228,57 @@ class Worker:
         self._readers[1].join(timeout=1.0)
         stderr = b"".join(self._stderr_tail).decode("utf-8", errors="replace")
         return explain_exit(returncode, stderr, self._oom_kills, read_oom_kills())
+
+
+def start_worker(
+    plan: Plan,
+    task: Task,
+    cells: Sequence[Cell],
+    run: RunInfo,
+    inbox: Inbox,
+    *,
+    records_path: Path = _NO_PATH,
+    states_dir: Path = _NO_PATH,
+    round_number: int = 0,
+    gate: Gate | None = None,
+    products: Mapping[str, int] = _NO_PRODUCTS,
+    read_curve: tuple[ReadRate, ...] = (),
+    variables: Mapping[str, str] = _NO_VARIABLES,
+    python: Path | None = None,
+) -> Worker:
+    """Start a worker for cells of one model, with the threads and the device of their plan.
+
+    Args:
+        plan: The plan of the cells.
+        task: The worker's task.
+        cells: The cells, in the order in which they are measured.
+        run: Fields that all records of the run share.
+        inbox: Receives its messages.
+        records_path: File that it appends records to; needed by tasks that measure cells.
+        states_dir: Folder of streamed states; needed by the same tasks, and by `prepare`.
+        round_number: Round of the records.
+        gate: Equivalence check that holds; see `Job`.
+        products: Outcomes that earlier workers have found; see `Job`.
+        read_curve: Read bandwidth by size that an earlier worker has measured.
+        variables: Variables of its environment in addition to those of its threads and its device.
+        python: The interpreter; the runner's own when None.
+    """
+    job = Job(
+        task=task,
+        run=run,
+        cells=tuple(cells),
+        round=round_number,
+        gate=gate,
+        records_path=records_path.absolute(),
+        states_dir=states_dir.absolute(),
+        data_dir=plan.data_dir,
+        products=dict(products),
+        read_curve=read_curve,
+        parent_pid=os.getpid(),
+    )
+    settings = plan.settings
+    environment = {**worker_environment(settings.threads, settings.device), **variables}
+    return Worker(job, inbox, environment, python)
 
 
 def _describe_timeout(limit_s: float, *, in_cell: bool) -> str:

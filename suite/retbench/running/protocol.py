@@ -4,7 +4,7 @@ The runner keeps the worker's stdin open for as long as it lives; its end makes 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,6 +14,9 @@ from retbench.measure.source import FoundHashes
 from retbench.planning.cells import Cell
 from retbench.records.record import Ceilings, Gate, ReadRate, Status
 from retbench.strict import Strict
+
+if TYPE_CHECKING:  # a worker needs no plan
+    from retbench.planning.plan import Plan
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
@@ -40,6 +43,17 @@ class RunInfo(Strict):
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
     source: FoundHashes | None = None
     """The hashes that the runner has found, which a worker of the same source need not find again."""
+
+    @classmethod
+    def of(cls, plan: "Plan", run_id: str, code_revision: str) -> "RunInfo":
+        """Return the fields of a run that measures a plan, without hashes."""
+        return cls(
+            run_id=run_id,
+            experiment=plan.experiment.name,
+            profile=plan.profile_name,
+            command=plan.command,
+            code_revision=code_revision,
+        )
 
 
 class Job(Strict):

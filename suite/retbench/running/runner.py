@@ -7,7 +7,6 @@ A worker that crashes, hangs or runs out of memory costs the cell it was measuri
 record on disk are skipped, so that the same command continues where the last one stopped.
 """
 
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,14 +24,13 @@ from retbench.running.events import Notify, RunSummary
 from retbench.running.gates import gates_on_disk
 from retbench.running.ledger import Ledger
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
-from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit, wait_or_stop
+from retbench.running.process import Inbox, Interrupt, Worker, WorkerExit, start_worker, wait_or_stop
 from retbench.running.protocol import (
     Advanced,
     Checked,
     Done,
     Failed,
     Hello,
-    Job,
     Measured,
     Message,
     Refused,
@@ -83,15 +81,10 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
 def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
     """Measure the plan while no other run is measuring."""
     folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
-    run = RunInfo(
-        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
-        experiment=plan.experiment.name,
-        profile=plan.profile_name,
-        command=plan.command,
-        code_revision=environment.code_revision(),
-        codes={cell.cell_id: code_of_cell(cell) for cell in plan.cells},
-    )
-    run = run.model_copy(update={"source": source.found_hashes()})
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    run = RunInfo.of(plan, run_id, environment.code_revision())
+    codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
+    run = run.model_copy(update={"codes": codes, "source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
     identities = identities_here(plan.cells)
     done = finished_pairs(folder, identities, fresh_runs.read() if fresh else None)
@@ -165,22 +158,19 @@ class _Sweep:
 
     def _worker(self, task: Task, todo: list[Cell], name: str, number: int = 0) -> Worker:
         """Start a worker with a job."""
-        job = Job(
-            task=task,
-            run=self._ledger.run,
-            cells=tuple(todo),
-            round=number,
+        return start_worker(
+            self._plan,
+            task,
+            todo,
+            self._ledger.run,
+            self._inbox,
+            records_path=self._ledger.path,
+            states_dir=self._states,
+            round_number=number,
             gate=self._ledger.gates.get(name),
-            records_path=self._ledger.path.absolute(),
-            states_dir=self._states.absolute(),
-            data_dir=self._plan.data_dir,
             products=self._products,
             read_curve=self._read_curve,
-            parent_pid=os.getpid(),
         )
-        settings = self._plan.settings
-        variables = environment.worker_environment(settings.threads, settings.device)
-        return Worker(job, self._inbox, variables)
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
         """Run the equivalence check and stream the states; return False if the worker ended too early.
