@@ -471,7 +471,9 @@ def test_a_failed_equivalence_check_ends_verify_with_1_and_names_the_check(
     code, stdout, stderr = invoke("verify", "transformer", "--size", "300k", "--device", "cpu", "--json")
     assert code == 1
     assert json.loads(stdout)["passed"] is False
-    assert "not equivalent (" in stderr
+    assert "not equivalent: " in stderr
+    assert "tokens: error " in stderr
+    assert ", limit 1e-12" in stderr
 
 
 def test_verify_refuses_a_model_that_memory_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_a_check_that_holds_names_the_run_that_checked() -> None:
 def test_a_failed_equivalence_check_shows_the_difference() -> None:
     assert view_run(GateChecked("retnet", FAILED, HALF)).text == (
         "retnet: NOT EQUIVALENT at float32, so none of its cells is measured: "
-        "a = b at 17 tokens has error 0.5, limit 0.001"
+        "a = b at 17 tokens: error 0.5, limit 0.001"
     )
 
 

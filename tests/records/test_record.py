@@ -201,6 +201,19 @@ def test_an_error_that_is_not_finite_is_kept_and_is_plain_json(error: float) -> 
     assert not (back.gate.checks[0].passed and error != -math.inf)
 
 
+def test_a_failed_equivalence_check_names_each_failure_with_its_error_and_limit() -> None:
+    checks = (
+        GateCheck(name="decode = prefill", length=17, error=0.25, limit=1e-3),
+        GateCheck(name="recurrent = chunkwise", length=127, error=1e-6, limit=1e-3),
+        GateCheck(name="streamed state = whole", length=4096, error=math.nan, limit=1e-3),
+    )
+    assert Gate(passed=False, dtype="float32", checks=checks).failures == (
+        "decode = prefill at 17 tokens: error 0.25, limit 0.001; "
+        "streamed state = whole at 4096 tokens: error nan, limit 0.001"
+    )
+    assert Gate(passed=True, dtype="float32", checks=checks[1:2]).failures == ""
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

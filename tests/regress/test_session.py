@@ -241,7 +241,7 @@ def test_a_base_whose_modes_disagree_is_not_comparable(plan: Plan, tmp_path: Pat
     session = InterleavedSession(
         plan, (working_tree(ROOT), base), tmp_path / "other", SessionLimits(blocks=1), print
     )
-    with pytest.raises(GateError, match="disagree"):
+    with pytest.raises(GateError, match="not equivalent"):
         session.prepare()
 
 

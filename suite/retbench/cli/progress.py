@@ -205,12 +205,7 @@ def _describe_gate(gate: Gate) -> str:
     if gate.passed:
         earlier = f", found by run {gate.run_id}" if gate.run_id else ""
         return f"equivalent in {len(gate.checks)} checks at {gate.dtype}{earlier}"
-    failed = "; ".join(
-        f"{check.name} at {check.length} tokens has error {check.error:.3g}, limit {check.limit:.3g}"
-        for check in gate.checks
-        if not check.passed
-    )
-    return f"NOT EQUIVALENT at {gate.dtype}, so none of its cells is measured: {failed}"
+    return f"NOT EQUIVALENT at {gate.dtype}, so none of its cells is measured: {gate.failures}"
 
 
 def _summarise_run(result: RunSummary) -> str:

@@ -70,10 +70,8 @@ def verify(
     else:
         _print_checks(f"{model} {format_size(size)}", decoder, gate, form)
     if not gate.passed:
-        failed = ", ".join(f"{one.name} at {one.length} tokens" for one in gate.checks if not one.passed)
         raise GateError(
-            f"{named}: its execution modes are not equivalent ({failed}). No run would measure it; see the "
-            "errors above."
+            f"{named}: its execution modes are not equivalent: {gate.failures}. No run would measure it."
         )
 
 

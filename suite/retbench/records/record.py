@@ -209,6 +209,15 @@ class Gate(Part):
     run_id: Name | None = None
     """The run that checked it, where that is another one than the record's."""
 
+    @property
+    def failures(self) -> str:
+        """The failed comparisons in words, each with its error and its limit; empty where all passed."""
+        return "; ".join(
+            f"{check.name} at {check.length} tokens: error {check.error:.3g}, limit {check.limit:.3g}"
+            for check in self.checks
+            if not check.passed
+        )
+
 
 class ReadRate(Part):
     """The read bandwidth of a buffer of one size."""

@@ -207,12 +207,7 @@ class _Sweep:
         ledger.gates[name] = gate
         ledger.notify(events.GateChecked(name, gate, ledger.progress))
         if not gate.passed:
-            failed = [
-                f"{check.name} at {check.length} tokens: error {check.error:.3g}, limit {check.limit:.3g}"
-                for check in gate.checks
-                if not check.passed
-            ]
-            error = f"the execution modes of '{name}' are not equivalent: {'; '.join(failed)}"
+            error = f"the execution modes of '{name}' are not equivalent: {gate.failures}"
             ledger.write_all_rounds(ledger.pending(name), "gate_failed", error)
 
     def _measure(self, name: str, number: int, todo: list[Cell]) -> None:
