@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ from retbench.records.record import (
     Record,
     record_schema,
 )
-from retbench.records.store import append_record, parse_record, read_records
+from retbench.records.store import append_record, new_run_id, parse_record, read_records
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
@@ -370,6 +371,13 @@ def test_no_bytes_make_the_reader_fail(tmp_path_factory: pytest.TempPathFactory,
     read, problems = read_records(path)
     assert read[-1:] == [make_record()]
     assert len(problems) == sum(1 for line in noise.split(b"\n") if line.strip())
+
+
+def test_ids_of_runs_differ_and_sort_by_time() -> None:
+    ids = [new_run_id() for _ in range(50)]
+    assert len(set(ids)) == 50
+    assert all(re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", one) for one in ids)
+    assert ids[0][:16] <= ids[-1][:16]
 
 
 def test_duplicate_lines_are_all_returned(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ Anybody may have written them, or a killed process torn them: a line that cannot
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -23,6 +25,11 @@ from retbench.strict import reason_of
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a record of a long training has some 100 KiB."""
+
+
+def new_run_id() -> str:
+    """Return an id for a run, such as 20260102T030405Z-abcdef: the time in UTC, and six random digits in base 16."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def append_record(path: Path, record: Record) -> None:

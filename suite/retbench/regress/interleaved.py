@@ -1,10 +1,8 @@
 """The interleaved check: measure base and head in turn until every item is decided, then report."""
 
 import math
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +10,7 @@ from retbench.architectures.registry import is_baseline
 from retbench.errors import ConfigError
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan
+from retbench.records.store import new_run_id
 from retbench.regress.decide import is_settled, with_decisions
 from retbench.regress.items import (
     ComparedItem,
@@ -211,7 +210,7 @@ class InterleavedCheck:
 
     def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
         """Measure rounds of base and head until every point is decided or the exit code is settled, and report."""
-        folder = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        folder = self.folder / new_run_id()
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
         models = self.plan.models
         reference = next((one.model_name for one in models if is_baseline(one.model.architecture)), None)

@@ -7,9 +7,7 @@ A worker that crashes, hangs or runs out of memory costs the cell it was measuri
 record on disk are skipped, so that the same command continues where the last one stopped.
 """
 
-import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,6 +17,7 @@ from retbench.measure import environment, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate
+from retbench.records.store import new_run_id
 from retbench.running import events
 from retbench.running.events import Notify, RunSummary
 from retbench.running.gates import gates_on_disk
@@ -81,8 +80,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
 def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
     """Measure the plan while no other run is measuring."""
     folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    run = RunInfo.of(plan, run_id, environment.code_revision())
+    run = RunInfo.of(plan, new_run_id(), environment.code_revision())
     codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
     run = run.model_copy(update={"codes": codes, "source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)

@@ -6,7 +6,6 @@
 """
 
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from pydantic import ValidationError
 from retbench.errors import RetbenchError, UnsupportedError, shown
 from retbench.files import write_atomic
 from retbench.records.record import utc_now
+from retbench.records.store import new_run_id
 from retbench.running.cluster_job import (
     Cluster,
     JobNote,
@@ -76,8 +75,7 @@ def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resou
         UnsupportedError: submitit is not installed, or there is no Slurm here.
         RetbenchError: sbatch refused the jobs.
     """
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    folder = (out / JOBS / name).absolute()
+    folder = (out / JOBS / new_run_id()).absolute()
     with _refusals():
         executor = _executor(cluster, folder, resources)
         folder.mkdir(parents=True, exist_ok=True)

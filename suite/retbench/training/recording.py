@@ -6,8 +6,6 @@ machine. If the process is killed in between, the next one appends it.
 
 import hashlib
 import json
-import secrets
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from retbench.errors import RecordError, StorageError
 from retbench.files import own_path, write_atomic
 from retbench.measure.environment import describe_environment
 from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo
-from retbench.records.store import append_record, parse_record, read_records
+from retbench.records.store import append_record, new_run_id, parse_record, read_records
 from retbench.training.events import CurvePoint, Tuning
 from retbench.training.loop import Trainer, TrainerState
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -40,7 +38,7 @@ class Recorder:
     def __init__(self, plan: TrainingPlan, out: Path) -> None:
         self._plan = plan
         self.environment = describe_environment(plan.device, plan.threads)
-        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.run_id = new_run_id()
         folder = own_path(out, self.environment["machine"], plan.experiment.name)
         self.path = folder / f"{self.run_id}.jsonl"
         known, _ = read_records(folder)
