@@ -131,7 +131,7 @@ def compare(
     from retbench.regress.commands import PairLimits, compare_callables, compare_commands
     from retbench.stats.sequential import DecisionRules
 
-    limits = PairLimits(rounds, pairs, budget_s)
+    limits = PairLimits(max_rounds=rounds, pairs=pairs, budget_s=budget_s)
     if isinstance(first, str) and isinstance(second, str):
         return compare_commands(first, second, limits, DecisionRules(margin=margin), notify)
     if callable(first) and callable(second):

@@ -67,7 +67,7 @@ def test_what_stays_open_fails_under_strict_alone(tmp_path: Path) -> None:
 def test_too_short_a_budget_compares_nothing() -> None:
     done = invoke("true", "true", "--pairs", "1", "--budget", "0.000001")
     assert done.exit_code == 3
-    assert "give a longer --budget" in done.stdout
+    assert "give a longer budget" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_a_time_too_short_for_a_verdict_is_not_passed(plan: Plan, tmp_path: Path
     limits = SessionLimits(max_rounds=5, blocks=1, budget_s=1e-3)
     report = InterleavedCheck(plan, tmp_path, print, limits, DecisionRules()).measure((code, code))
     assert report.exit_code(strict=False) == 3
-    assert any("give a longer --budget" in note for note in report.notes)
+    assert any("give a longer budget" in note for note in report.notes)
 
 
 @pytest.mark.slow

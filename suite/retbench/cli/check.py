@@ -81,7 +81,8 @@ def check(
     if against is None:
         report = _check_quantities(baseline)
     else:
-        limits, rules = SessionLimits(rounds, visits, 60 * budget), DecisionRules(margin=margin)
+        limits = SessionLimits(max_rounds=rounds, blocks=visits, budget_s=60 * budget)
+        rules = DecisionRules(margin=margin)
         plan = make_plan(
             experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
         )

@@ -43,7 +43,8 @@ def compare_commands(
     from retbench.stats.sequential import DecisionRules
 
     form = check_output(form, out, as_json=as_json)
-    limits, rules = PairLimits(rounds, pairs, 60 * budget), DecisionRules(margin=margin)
+    limits = PairLimits(max_rounds=rounds, pairs=pairs, budget_s=60 * budget)
+    rules = DecisionRules(margin=margin)
     try:
         report = compare(first, second, limits, rules, _notify)
     except Interrupted:

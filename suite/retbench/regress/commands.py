@@ -24,9 +24,10 @@ from retbench.regress.interleaved import sample, with_rounds
 from retbench.regress.items import WALL_TIME, MeasurementPoint, Pair, Times, combine_blocks
 from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Notify
+from retbench.regress.session import RoundLimits
 from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
 from retbench.running.process import Inbox, Interrupt, wait_or_stop
-from retbench.stats.sequential import DecisionRules, plan_analyses
+from retbench.stats.sequential import DecisionRules
 from retbench.units import format_duration, format_seconds
 
 _ROUND_S = 2.0
@@ -49,25 +50,20 @@ TimedCode = TypeVar("TimedCode", contravariant=True)
 
 
 @dataclass(frozen=True)
-class PairLimits:
+class PairLimits(RoundLimits):
     """Limits of a comparison.
 
     Attributes:
-        max_rounds: Maximum number of rounds, without repeats of a flagged difference.
         pairs: Pairs of samples per round; None for as many, from 1 to 10, as take about 2 s.
-        budget_s: Seconds after which no round begins.
     """
 
     max_rounds: int = 40
     pairs: int | None = None
-    budget_s: float = 1200.0
 
     def __post_init__(self) -> None:
-        plan_analyses(self.max_rounds)
+        super().__post_init__()
         if self.pairs is not None and self.pairs < 1:
             raise ConfigError(f"{self.pairs} pairs per round: give 1 or more.")
-        if not self.budget_s > 0:
-            raise ConfigError(f"a budget of {self.budget_s:g} s: give a positive time.")
 
 
 class Timer(Protocol[TimedCode]):

@@ -290,7 +290,7 @@ def with_rounds(
     notes: tuple[str, ...] = ()
     if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
-        notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer --budget",)
+        notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
     report = replace(report, method=method, missing=tuple(missing), notes=notes)

@@ -32,28 +32,41 @@ Messages = Iterator[protocol.Message | WorkerExit]
 
 
 @dataclass(frozen=True)
-class SessionLimits:
+class RoundLimits:
+    """Limits of the rounds of two sides.
+
+    Attributes:
+        max_rounds: Maximum number of rounds, without repeats of flagged items.
+        budget_s: Seconds after which no round begins.
+    """
+
+    max_rounds: int
+    budget_s: float = 1200.0
+
+    def __post_init__(self) -> None:
+        plan_analyses(self.max_rounds)
+        if not self.budget_s > 0:
+            raise ConfigError(f"a budget of {self.budget_s:g} s: give a positive time.")
+
+
+@dataclass(frozen=True)
+class SessionLimits(RoundLimits):
     """Limits of a session.
 
     On two idle cores of a shared machine (tests/stats/aa_rounds.jsonl.gz) the log-ratios of the decode curves had
     standard deviations of 0.015 and 0.014 with 10 blocks per round, and 0.028 and 0.037 with the first three alone.
 
     Attributes:
-        max_rounds: Maximum number of rounds, without repeats of flagged items.
         blocks: Sample blocks per cell and side within a round.
-        budget_s: Seconds after which no round begins.
     """
 
     max_rounds: int = 20
     blocks: int = 10
-    budget_s: float = 1200.0
 
     def __post_init__(self) -> None:
-        plan_analyses(self.max_rounds)
+        super().__post_init__()
         if self.blocks < 1:
-            raise ConfigError(f"--visits {self.blocks}: a round needs 1 sample block or more.")
-        if not self.budget_s > 0:
-            raise ConfigError(f"a budget of {self.budget_s:g} s: give a positive time.")
+            raise ConfigError(f"{self.blocks} sample blocks per round: give 1 or more.")
 
 
 class DifferentWork(Exception):  # noqa: N818 - an outcome, not an error
