@@ -60,7 +60,7 @@ def test_the_exit_code_is_that_of_the_result(tmp_path: Path, stream: str) -> Non
         write(tmp_path / "base.jsonl", CPU),
         write(tmp_path / "head.jsonl", HEAD, slower(1.5, "retnet")),
     )
-    done = without_reader("compare", base, head, "--accept-soft", stream=stream, cwd=tmp_path)
+    done = without_reader("compare", base, head, "--accept-confounders", stream=stream, cwd=tmp_path)
     assert done.returncode == 1
     assert not done.stderr
     assert "regressed" in (done.stdout or "regressed")

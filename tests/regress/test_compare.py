@@ -138,7 +138,7 @@ def test_which_model_moved_a_ratio_is_unknown_where_the_session_moved_too(
     assert [line.split()[:4] for line in notes] == [
         ["inconclusive", "decode", "of", "retnet/transformer,"]
     ] * 3
-    assert run(base, head, "--accept-soft").exit_code == 1
+    assert run(base, head, "--accept-confounders").exit_code == 1
 
 
 def test_memory_does_not_depend_on_the_session(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_noise_is_inconclusive_and_says_what_would_have_been_found(base: Path, t
         ({"size": "6m"}, "model.d_model"),
     ],
 )
-def test_hard_facts_that_differ_are_shown_and_never_pass(
+def test_comparability_keys_that_differ_are_shown_and_never_pass(
     base: Path, tmp_path: Path, change: dict[str, Any], fact: str
 ) -> None:
     done = run(base, write(tmp_path / "head.jsonl", replace(HEAD, **change), slower(1.5, "retnet")))
@@ -208,17 +208,21 @@ def test_hard_facts_that_differ_are_shown_and_never_pass(
         ("environment", {"gpu": {"cudnn_attention": True}}),
     ],
 )
-def test_every_hard_fact_counts(base: Path, tmp_path: Path, part: str, changed: dict[str, Any]) -> None:
+def test_every_comparability_key_counts(
+    base: Path, tmp_path: Path, part: str, changed: dict[str, Any]
+) -> None:
     def rewrite(record: Record) -> Record:
         return record.model_copy(update={part: {**getattr(record, part), **changed}})
 
     found = report_of(base, write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite))
-    assert [name for name in changed if any(name in one.fact for one in found.hard)] == list(changed)
+    assert [name for name in changed if any(name in one.fact for one in found.comparability_keys)] == list(
+        changed
+    )
     assert found.exit_code(strict=False) == 3
 
 
 @pytest.mark.parametrize("failed_round", [None, 4])
-def test_a_hard_fact_counts_in_whatever_rounds_it_differs(
+def test_a_comparability_key_counts_in_whatever_rounds_it_differs(
     base: Path, tmp_path: Path, failed_round: int | None
 ) -> None:
     def rewrite(record: Record) -> Record:
@@ -229,8 +233,8 @@ def test_a_hard_fact_counts_in_whatever_rounds_it_differs(
 
     head = write(tmp_path / "head.jsonl", HEAD, rewrite=rewrite)
     words = ["ran.decode: recurrent | other", "ran.decode: sdpa:math | other"]
-    assert sorted(str(one) for one in report_of(base, head).hard) == words
-    backwards = sorted(str(one) for one in report_of(head, base).hard)
+    assert sorted(str(one) for one in report_of(base, head).comparability_keys) == words
+    backwards = sorted(str(one) for one in report_of(head, base).comparability_keys)
     assert backwards == ["ran.decode: other | recurrent", "ran.decode: other | sdpa:math"]
 
 
@@ -243,14 +247,14 @@ def test_what_varies_alike_on_both_sides_is_no_difference(tmp_path: Path) -> Non
         return rewrite
 
     sides = [write(tmp_path / f"{turn}.jsonl", (CPU, HEAD)[turn], rewrite=vary(turn)) for turn in (0, 1)]
-    assert report_of(*sides).hard == ()
+    assert report_of(*sides).comparability_keys == ()
 
 
-def test_another_schema_version_is_a_hard_difference(base: Path, tmp_path: Path) -> None:
+def test_another_schema_version_is_another_comparability_key(base: Path, tmp_path: Path) -> None:
     head = write(
         tmp_path / "head.jsonl", HEAD, rewrite=lambda record: record.model_copy(update={"schema_version": 1})
     )
-    assert [str(one) for one in report_of(base, head).hard] == ["schema: 3 | 1"]
+    assert [str(one) for one in report_of(base, head).comparability_keys] == ["schema: 3 | 1"]
 
 
 def with_load(load: float) -> Rewrite:
@@ -258,14 +262,14 @@ def with_load(load: float) -> Rewrite:
     return lambda record: record.model_copy(update={"environment": {**record.environment, **facts}})
 
 
-def test_a_soft_fact_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> None:
+def test_a_confounder_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> None:
     base = write(tmp_path / "base.jsonl", CPU, rewrite=with_load(0.5))
     head = write(tmp_path / "head.jsonl", HEAD, slower(1.3, "retnet"), rewrite=with_load(9.0))
     done = run(base, head)
     assert done.exit_code == 0
     assert "regressed, unless this explains it: busy when a worker started" in done.stdout
     assert run(base, head, "--strict").exit_code == 4
-    assert run(base, head, "--accept-soft").exit_code == 1
+    assert run(base, head, "--accept-confounders").exit_code == 1
 
 
 def test_a_session_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tmp_path: Path) -> None:
@@ -277,7 +281,7 @@ def test_a_session_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tm
     assert run(base, head).exit_code == 1
     both = write(tmp_path / "both.jsonl", LATER, lambda arguments: steady(arguments, 1.3))
     assert run(base, both).exit_code == 0
-    assert run(base, both, "--accept-soft").exit_code == 1
+    assert run(base, both, "--accept-confounders").exit_code == 1
 
 
 def without(model: str, length: int) -> Rewrite:
@@ -411,7 +415,7 @@ def test_what_a_model_is_called_breaks_no_xml(tmp_path: Path) -> None:
     assert r"decode of \x1b[31mred, batch 1, 1K" in [case.get("name") for case in suite]
 
 
-def test_where_a_scheduler_put_a_process_is_no_hard_fact(base: Path, tmp_path: Path) -> None:
+def test_where_a_scheduler_put_a_process_is_no_comparability_key(base: Path, tmp_path: Path) -> None:
     def elsewhere(record: Record) -> Record:
         variables = {**record.environment.get("variables", {}), "OMP_PLACES": "{4},{5}"}
         environment = {**record.environment, "variables": variables}

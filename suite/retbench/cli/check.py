@@ -46,7 +46,7 @@ def check(
     ] = None,
     overrides: Overrides = None,
     rounds: Annotated[int, _timing("maximum rounds, without repeats of flagged items.")] = 20,
-    visits: Annotated[
+    blocks: Annotated[
         int, _timing("sample blocks per cell and side in a round; they divide its steps.")
     ] = 10,
     budget: Annotated[
@@ -81,7 +81,7 @@ def check(
     if against is None:
         report = _check_quantities(baseline)
     else:
-        limits = SessionLimits(max_rounds=rounds, blocks=visits, budget_s=60 * budget)
+        limits = SessionLimits(max_rounds=rounds, blocks=blocks, budget_s=60 * budget)
         rules = DecisionRules(margin=margin)
         plan = make_plan(
             experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()

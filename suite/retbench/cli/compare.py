@@ -49,10 +49,11 @@ def compare(
     as_json: AsJson = False,
     out: ReportFolder = None,
     margin: Annotated[float, typer.Option(help="Share by which a time must have moved to count.")] = 0.02,
-    accept_soft: Annotated[
+    accept_confounders: Annotated[
         bool,
         typer.Option(
-            "--accept-soft", help="Judge what has moved although load, clocks, driver or session differ."
+            "--accept-confounders",
+            help="Judge what has moved although load, clocks, driver or session differ.",
         ),
     ] = False,
     strict: Strict = False,
@@ -72,10 +73,12 @@ def compare(
     rules = DecisionRules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
     if first.suffix == ".json":
         baseline, run = read_baseline(first), load_record_set(second)
-        report = compare_with_baseline(str(first), baseline, run, rules, accept_confounders=accept_soft)
+        report = compare_with_baseline(
+            str(first), baseline, run, rules, accept_confounders=accept_confounders
+        )
     else:
         sides = load_record_set(first), load_record_set(second)
-        report = compare_record_sets(*sides, rules, accept_confounders=accept_soft)
+        report = compare_record_sets(*sides, rules, accept_confounders=accept_confounders)
     print_report(report, form, out, strict=strict)
 
 

@@ -70,7 +70,7 @@ class StoredRun(Strict):
     run_id: str
     started_at: str
     code_revision: str
-    soft: dict[str, str]
+    confounders: dict[str, str]
     """Confounders; see `comparability.confounders`."""
     sm_clock_hz: FiniteFloat | None = None
     """The GPU's clock, another confounder."""
@@ -153,7 +153,7 @@ def make_run(side: RecordSet) -> StoredRun:
         run_id=max(side.records, key=started).run_id,
         started_at=min(record.started_at for record in side.records),
         code_revision=side.revisions,
-        soft=confounders(side.records),
+        confounders=confounders(side.records),
         sm_clock_hz=sm_clock_hz(side.records),
         points=tuple(StoredPoint(**vars(point), values=values) for point, values in sorted(points.items())),
     )

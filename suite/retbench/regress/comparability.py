@@ -1,7 +1,7 @@
 """Comparability keys and confounders: what two records must share, and what may explain a difference.
 
 Comparability keys must be equal, or nothing is compared: the records would be of different things. Where confounders
-differ, a time that has moved is inconclusive, because they may have moved it. JSON and records call them hard and soft.
+differ, a time that has moved is inconclusive, because they may have moved it.
 """
 
 import json

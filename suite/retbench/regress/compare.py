@@ -68,12 +68,12 @@ def compare_record_sets(
         first=f"{first.name} ({first.revisions})",
         second=f"{second.name} ({second.revisions})",
         method=_PAIRED if interleaved else _UNPAIRED,
-        hard=tuple(comparability.key_differences(first.records, second.records)),
-        soft=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
+        comparability_keys=tuple(comparability.key_differences(first.records, second.records)),
+        confounders=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
         missing=tuple(_find_missing(*tried)),
         notes=(*first.notes, *second.notes, *first.ratio_notes),
     )
-    if report.hard:
+    if report.comparability_keys:
         return report
     by_number = first.values(), second.values()
     sides = list(by_number[0].values()), list(by_number[1].values())
@@ -140,12 +140,12 @@ def compare_with_baseline(
         first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
         second=f"{run.name} ({run.revisions})",
         method=f"one run against {len(baseline.runs)} accepted ones, with the prediction interval of a run",
-        hard=tuple(sorted(differences, key=str)),
-        soft=tuple(_baseline_confounders(baseline, run)),
+        comparability_keys=tuple(sorted(differences, key=str)),
+        confounders=tuple(_baseline_confounders(baseline, run)),
         missing=tuple(_find_missing(accepted, tried)),
         notes=(*run.notes, *run.ratio_notes),
     )
-    if report.hard:
+    if report.comparability_keys:
         return report
     windows, mine = [one.rounds() for one in reversed(baseline.runs)], list(run.values().values())
     sides = [values for rounds in windows for values in rounds], mine
@@ -169,7 +169,7 @@ def compare_with_baseline(
 
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
     """Return the confounders of a run that no accepted run has."""
-    mine, accepted = comparability.confounders(run.records), [one.soft for one in baseline.runs]
+    mine, accepted = comparability.confounders(run.records), [one.confounders for one in baseline.runs]
     latest = comparability.compare_facts(accepted[-1], mine)
     found = [one for one in latest if all(facts.get(one.fact) != mine.get(one.fact) for facts in accepted)]
     clock = comparability.sm_clock_hz(run.records)
@@ -249,8 +249,8 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
     # Confounders may explain why a run has moved, but then it does not predict the next run either.
     report = compare_with_baseline(str(path), baseline, side, accept_confounders=True)
     gaps = [one for one in report.missing if one.kind != "both"]
-    if report.hard or gaps:
-        lines = [str(one) for one in (*report.hard, *gaps)]
+    if report.comparability_keys or gaps:
+        lines = [str(one) for one in (*report.comparability_keys, *gaps)]
         raise NotComparableError(
             f"'{side.name}' did not measure what {path} holds:\n  " + "\n  ".join(lines) + "\n"
             "Measure under the same conditions, or begin anew with `retbench baseline accept`."

@@ -57,7 +57,7 @@ def conclude(
     test.analyse(changes)
     decisions = test.decisions(changes)
     verdicts = {item: decision.verdict for item, decision in decisions.items()}
-    facts = () if accept_confounders else report.soft
+    facts = () if accept_confounders else report.confounders
     for item, decision in tuple(decisions.items()):
         num_runs = decision.change.num_rounds if decision.change else 0
         doubt = None

@@ -233,7 +233,7 @@ class InterleavedCheck:
                     rounds = self.limits.max_rounds
                     sampled = sample(session.points, reference, session, self.rules, rounds, settled)
                 except DifferentWork as outcome:
-                    return replace(report, hard=outcome.differences)
+                    return replace(report, comparability_keys=outcome.differences)
                 finally:
                     session.remove_states()
         self.notify(f"records: {folder}")

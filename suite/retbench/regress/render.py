@@ -56,9 +56,9 @@ def _table(report: CheckReport) -> list[tuple[str, ...]]:
 def _prose(report: CheckReport) -> list[str]:
     """Return everything but the table and the sides, one line each, the outcome first."""
     lines = [report.headline, *report.sentences]
-    lines += [f"differs: {difference}" for difference in report.hard]
+    lines += [f"differs: {difference}" for difference in report.comparability_keys]
     lines += [f"missing: {one}" for one in report.missing]
-    lines += [f"may explain a difference: {difference}" for difference in report.soft]
+    lines += [f"may explain a difference: {difference}" for difference in report.confounders]
     lines += [report.method, *(f"note: {note}" for note in report.notes)]
     return [printable(line) for line in lines]
 
@@ -97,7 +97,7 @@ def _cases(report: CheckReport, strict: bool) -> list[tuple[str, str, Outcome, s
         outcome = "failure" if strict and item.outcome == "skipped" else item.outcome
         cases.append((item.name, item.kind, outcome, f"{item.verdict}: {message}"))
     cases += [(str(one.point), "missing", _GAPS[one.kind], str(one)) for one in report.missing]
-    cases += [(one.fact, "comparable", "error", str(one)) for one in report.hard]
+    cases += [(one.fact, "comparable", "error", str(one)) for one in report.comparability_keys]
     if report.exit_code(strict=strict) == NOT_COMPARABLE and all(
         outcome != "error" for *_, outcome, _ in cases
     ):

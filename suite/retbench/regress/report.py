@@ -80,8 +80,8 @@ class CheckReport:
     Attributes:
         method: How the values were taken.
         values: The value of every point on both sides, in the unit of its workload.
-        hard: Comparability keys that differ.
-        soft: Confounders that differ.
+        comparability_keys: Comparability keys that differ.
+        confounders: Confounders that differ.
         sentences: The curves that moved.
         notes: What was left out, and other remarks.
         same_code: Nothing was measured, because both sides run the same code.
@@ -93,8 +93,8 @@ class CheckReport:
     method: str
     items: tuple[DecidedItem, ...] = ()
     values: Mapping[MeasurementPoint, tuple[float, float]] = field(default_factory=dict)
-    hard: tuple[FactDifference, ...] = ()
-    soft: tuple[FactDifference, ...] = ()
+    comparability_keys: tuple[FactDifference, ...] = ()
+    confounders: tuple[FactDifference, ...] = ()
     missing: tuple[MissingPoint, ...] = ()
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class CheckReport:
 
         A report without items is not comparable, unless the code is the same.
         """
-        if self.hard:
+        if self.comparability_keys:
             return NOT_COMPARABLE
         gaps = {one.kind for one in self.missing}
         outcomes = {item.outcome for item in self.items}
@@ -121,8 +121,8 @@ class CheckReport:
     @property
     def headline(self) -> str:
         """The outcome in one line."""
-        if self.hard:
-            return f"not comparable: {len(self.hard)} facts differ"
+        if self.comparability_keys:
+            return f"not comparable: {len(self.comparability_keys)} facts differ"
         verdicts = [item.verdict for item in self.items]
         nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
         counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS]
@@ -149,7 +149,7 @@ class CheckReport:
                 {**vars(one.point), "side": one.side, "reason": one.reason, "kind": one.kind}
                 for one in self.missing
             ],
-            "hard": [vars(one) for one in self.hard],
-            "soft": [vars(one) for one in self.soft],
+            "comparability_keys": [vars(one) for one in self.comparability_keys],
+            "confounders": [vars(one) for one in self.confounders],
             "notes": list(self.notes),
         }
