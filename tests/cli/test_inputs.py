@@ -3,19 +3,23 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from retbench.checkpoints.reading import FORMATS
 from retbench.cli import COMMANDS, app
 from retbench.cli.options import read_counts
+from retbench.config.experiment import Dtype
 from retbench.errors import ConfigError
+from retbench.running.cluster_job import CLUSTERS
 
 
 def invoke(*words: str) -> tuple[int, str, str]:
@@ -24,6 +28,20 @@ def invoke(*words: str) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+def choices_in_help(command: str, before: str, after: str) -> set[str]:
+    """Return the choices that the help of a command lists between two texts."""
+    text = " ".join(invoke(command, "--help")[1].split())
+    listed = text.partition(before)[2].partition(after)[0]
+    return set(re.split(r", | or |\|", listed))
+
+
+def test_help_lists_every_choice() -> None:
+    assert choices_in_help("generate", "Of the checkpoint: ", ".") == {"auto", *FORMATS}
+    assert choices_in_help("submit", "--cluster [", "]") == set(CLUSTERS)
+    for command in ("run", "verify", "predict", "generate"):
+        assert choices_in_help(command, "--dtype DTYPE [", "]") == set(get_args(Dtype))
 
 
 @pytest.mark.parametrize(

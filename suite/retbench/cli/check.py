@@ -17,9 +17,14 @@ app = new_app()
 DEFAULT_OUT = Path("reports") / "check"
 
 
-def _timing(help: str, *names: str, **settings: Any) -> Any:
-    """Return an option that needs --against."""
-    return typer.Option(*names, help=f"With --against: {help}", **settings)
+_TIMING_OPTIONS: set[str] = set()
+"""Names of the options that need --against."""
+
+
+def _timing(name: str, help: str, **settings: Any) -> Any:
+    """Return an option that needs --against, and keep its name."""
+    _TIMING_OPTIONS.add(name)
+    return typer.Option(name, help=f"With --against: {help}", **settings)
 
 
 Reference = Annotated[
@@ -27,7 +32,7 @@ Reference = Annotated[
     typer.Option(metavar="REF", help="Time the checkout against this commit of it, in one session."),
 ]
 Overrides = Annotated[
-    list[str] | None, _timing("replace a field, as of `retbench run`.", "--set", metavar="KEY=VALUE")
+    list[str] | None, _timing("--set", "replace a field, as of `retbench run`.", metavar="KEY=VALUE")
 ]
 QuantitiesFile = Annotated[
     Path | None,
@@ -39,22 +44,22 @@ QuantitiesFile = Annotated[
 def check(
     call: typer.Context,
     against: Reference = None,
-    experiment: Annotated[str, _timing("what is timed.")] = "latency",
-    profile: Annotated[str, _timing("in which profile.", callback=not_empty)] = "smoke",
+    experiment: Annotated[str, _timing("--experiment", "what is timed.")] = "latency",
+    profile: Annotated[str, _timing("--profile", "in which profile.", callback=not_empty)] = "smoke",
     device: Annotated[
-        str | None, _timing("cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+        str | None, _timing("--device", "cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
     ] = None,
     overrides: Overrides = None,
-    rounds: Annotated[int, _timing("maximum rounds, without repeats of flagged items.")] = 20,
+    rounds: Annotated[int, _timing("--rounds", "maximum rounds, without repeats of flagged items.")] = 20,
     blocks: Annotated[
-        int, _timing("sample blocks per cell and side in a round; they divide its steps.")
+        int, _timing("--blocks", "sample blocks per cell and side in a round; they divide its steps.")
     ] = 10,
     budget: Annotated[
-        float, _timing("minutes after which no round begins but those of flagged items.")
+        float, _timing("--budget", "minutes after which no round begins but those of flagged items.")
     ] = 20.0,
-    margin: Annotated[float, _timing("share by which a time must have moved to count.")] = 0.02,
-    always: Annotated[bool, _timing("time even if the code that measures is the same.", "--always")] = False,
-    all_points: Annotated[bool, _timing("go on though the exit code is settled.", "--all-points")] = False,
+    margin: Annotated[float, _timing("--margin", "share by which a time must have moved to count.")] = 0.02,
+    always: Annotated[bool, _timing("--always", "time even if the code that measures is the same.")] = False,
+    all_points: Annotated[bool, _timing("--all-points", "go on though the exit code is settled.")] = False,
     baseline: QuantitiesFile = None,
     form: ReportFormat = None,
     as_json: AsJson = False,
@@ -98,9 +103,8 @@ def _check_options(call: typer.Context, against: str | None, baseline: Path | No
 
     if against is not None and baseline is not None:
         raise ConfigError("--baseline holds quantities, and --against compares times. Give one of them.")
-    timing = {one.opts[0] for one in call.command.params if "With --against" in getattr(one, "help", "")}
     for option in given_options(call):
-        if against is None and option in timing:
+        if against is None and option in _TIMING_OPTIONS:
             raise ConfigError(
                 f"{option} says what is timed, and without --against REF nothing is. Give --against, or leave it out."
             )

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from retbench.models.generation import Sampling
 
 app = new_app()
+FORMATS = (
+    *("auto", "retbench", "fla", "fla_gla", "fla_rwkv6", "llama", "llama2c", "mamba2", "mistral", "rwkv6"),
+    *("torchscale", "hf"),
+)
+"""`auto` and the names in `checkpoints.reading.FORMATS`, which imports too much for the help."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 Checkpoint = Annotated[
@@ -57,7 +62,7 @@ CheckpointFormat = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="Of the checkpoint: auto, retbench, fla, llama, llama2c, mistral or torchscale.",
+        help=f"Of the checkpoint: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
     ),
 ]
 AllowPickle = Annotated[

@@ -173,14 +173,16 @@ DeviceName = Annotated[
 ]
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
 def dtype_option(help: str) -> Any:
     """Return the option of a dtype."""
-    choices = ("float32", "bfloat16", "float16", "float64")
     return typer.Option(
         "--dtype",
         metavar="DTYPE",
-        help=f"[{'|'.join(choices)}], or fp32, bf16, fp16. {help}",
-        autocompletion=lambda: choices,
+        help=f"[{'|'.join(DTYPES)}], or fp32, bf16, fp16. {help}",
+        autocompletion=lambda: DTYPES,
     )
 
 

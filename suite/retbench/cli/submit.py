@@ -31,7 +31,7 @@ def submit(
     cluster: Annotated[
         str,
         typer.Option(
-            metavar="[slurm|local|debug]",
+            metavar=f"[{'|'.join(CLUSTERS)}]",
             autocompletion=lambda: CLUSTERS,
             help="local: on this machine in the background; debug: in this process, one job after the other.",
         ),
