@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.compare import ReportFolder, ReportFormat, Strict, check_output, print_report
+from retbench.cli.compare import (
+    ReportFolder,
+    ReportFormat,
+    Strict,
+    check_output,
+    ended_by_user,
+    notify,
+    print_report,
+)
 from retbench.cli.options import AsJson, given_options, new_app, not_empty
 
 if TYPE_CHECKING:
@@ -92,7 +100,7 @@ def check(
             experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
         )
         folder = (out or DEFAULT_OUT) / "records"
-        timed = InterleavedCheck(plan, folder, _notify, limits, rules, strict, all_points)
+        timed = InterleavedCheck(plan, folder, notify, limits, rules, strict, all_points)
         report = _check_times(timed, against, always=always)
     print_report(report, form, out, strict=strict)
 
@@ -110,22 +118,13 @@ def _check_options(call: typer.Context, against: str | None, baseline: Path | No
             )
 
 
-def _notify(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
     """Measure both revisions; exit with 130 if the user interrupts it."""
-    from retbench.errors import INTERRUPTED
     from retbench.files import check_writable
-    from retbench.running.locks import Interrupted
 
     check_writable(check.folder, "--out")
-    try:
+    with ended_by_user("the records of both sides are kept"):
         return check.against(ref, always=always)
-    except Interrupted:
-        _notify("retbench: interrupted; the records of both sides are kept")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _check_quantities(baseline: Path | None) -> "CheckReport":

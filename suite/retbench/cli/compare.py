@@ -1,5 +1,7 @@
 """`retbench compare`: two record sets of one machine, or a run and a baseline."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -93,6 +95,24 @@ def _check_order(first: Path, second: Path) -> None:
         if first.suffix == ".json":
             cure = "Give the records of a run in its place."
         raise ConfigError(f"{second}: this is a baseline, and it was given as the run. {cure}")
+
+
+def notify(text: str) -> None:
+    """Print a line about the progress of a comparison to stderr."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def ended_by_user(remains: str) -> Iterator[None]:
+    """Exit with 130 if the user interrupts the block, and say on stderr what remains of it."""
+    from retbench.errors import INTERRUPTED
+    from retbench.running.locks import Interrupted
+
+    try:
+        yield
+    except Interrupted:
+        notify(f"retbench: interrupted; {remains}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def check_output(form: str | None, folder: Path | None, *, as_json: bool) -> str:

@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.compare import ReportFolder, ReportFormat, Strict, check_output, print_report
+from retbench.cli.compare import (
+    ReportFolder,
+    ReportFormat,
+    Strict,
+    check_output,
+    ended_by_user,
+    notify,
+    print_report,
+)
 from retbench.cli.options import AsJson, new_app
 
 app = new_app()
@@ -36,22 +44,13 @@ def compare_commands(
     Exit code 1: B is slower beyond the margin, or fails. 3: A fails, or nothing could be compared. 4, under --strict:
     inconclusive.
     """
-    from retbench.errors import INTERRUPTED
     from retbench.regress.commands import PairLimits
     from retbench.regress.commands import compare_commands as compare
-    from retbench.running.locks import Interrupted
     from retbench.stats.sequential import DecisionRules
 
     form = check_output(form, out, as_json=as_json)
     limits = PairLimits(max_rounds=rounds, pairs=pairs, budget_s=60 * budget)
     rules = DecisionRules(margin=margin)
-    try:
-        report = compare(first, second, limits, rules, _notify)
-    except Interrupted:
-        _notify("retbench: interrupted; nothing was decided")
-        raise typer.Exit(INTERRUPTED) from None
+    with ended_by_user("nothing was decided"):
+        report = compare(first, second, limits, rules, notify)
     print_report(report, form, out, strict=strict)
-
-
-def _notify(text: str) -> None:
-    typer.echo(text, err=True)

@@ -6,16 +6,13 @@ import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table, same_reasons
 from retbench.cli.options import AsJson, DeviceName, OutputFormat, new_app
-from retbench.units import format_bytes, format_percent, format_rate
+from retbench.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
     from retbench.records.record import Ceilings
 
 app = new_app()
 DTYPES = ("float32", "bfloat16")
-BUSY_RATIO = 0.2
-"""Share of the processors that other processes may use without a warning."""
-_BUSY_INTERVAL_S = 0.3
 Backends = dict[str, dict[str, dict[str, str | None]]]
 """Model, then backend, then dtype: None where usable, else the reason why not."""
 
@@ -34,13 +31,13 @@ def env(
 
     A warning on stderr says if other processes keep the machine busy.
     """
-    from retbench.cli.in_process import become_worker, busy_ratio
+    from retbench.cli.in_process import become_worker, busy_ratio, warn_if_busy
     from retbench.measure import environment
     from retbench.measure.devices import find_device
 
     form = output_format(form, as_json=as_json)
     name = find_device(device).name
-    busy = busy_ratio(_BUSY_INTERVAL_S)
+    busy = busy_ratio()
     threads = become_worker(name)
     facts = environment.describe_environment(name, threads)
     ceilings = measure_ceilings_by_dtype(name, "retbench env") if measure else None
@@ -53,12 +50,7 @@ def env(
         print_table(("fact", "value"), [*_facts(name, facts).items(), *_rates(ceilings).items()], form)
         typer.echo()
         _print_backends(backends, form)
-    if busy > BUSY_RATIO:
-        typer.echo(
-            f"retbench: other processes use {format_percent(busy)} of the processors. Times that are measured now "
-            "would be too long; end those processes first.",
-            err=True,
-        )
+    warn_if_busy(busy, "Times that are measured now would be too long")
 
 
 def measure_ceilings_by_dtype(device: str, command: str) -> "dict[str, Ceilings]":

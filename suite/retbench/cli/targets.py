@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import typer
-
 from retbench.architectures.configs import ModelConfig
-from retbench.cli.env import BUSY_RATIO
-from retbench.cli.in_process import alone_on_machine, become_worker, busy_ratio
+from retbench.cli.in_process import alone_on_machine, become_worker, busy_ratio, warn_if_busy
 from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.devices import find_device
@@ -26,9 +23,7 @@ from retbench.planning.prediction import (
     roofline,
 )
 from retbench.records.record import Ceilings, ReadRate
-from retbench.units import format_percent, format_seconds
-
-_BUSY_INTERVAL_S = 0.3
+from retbench.units import format_seconds
 
 Models = Mapping[str, tuple[ModelConfig, str]]
 """Models by name, each with its backend."""
@@ -242,7 +237,10 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):
-        _warn_if_busy()
+        warn_if_busy(
+            busy_ratio(),
+            "The rates that are measured now, and the times predicted from them, would be too slow",
+        )
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
     kind = fused.default_operators(torch.device(found.name), torch_dtype)
     operators = {
@@ -260,14 +258,3 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
         rates=rates,
         operators=operators,
     )
-
-
-def _warn_if_busy() -> None:
-    """Print a warning on stderr if other processes use the machine, as `retbench env` does."""
-    busy = busy_ratio(_BUSY_INTERVAL_S)
-    if busy > BUSY_RATIO:
-        typer.echo(
-            f"retbench: other processes use {format_percent(busy)} of the processors. The rates that are measured now, "
-            "and the times predicted from them, would be too slow; end those processes first.",
-            err=True,
-        )

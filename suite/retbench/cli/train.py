@@ -28,12 +28,12 @@ from retbench.cli.options import (
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.cli.tracking import track_runs
-from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
+from retbench.errors import INTERRUPTED, RetbenchError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.planning.shards import Shard
 from retbench.running.events import WaitingForLock
-from retbench.running.locks import Interrupted, catch_signals, timing_lock
+from retbench.running.locks import Interrupted, catch_signals, refuse_estimate, timing_lock
 from retbench.training import trained
 from retbench.training.events import Packing, RunResult, TrainingResult
 from retbench.training.plan import TextSource, TrainingPlan, TrainingRun
@@ -306,16 +306,11 @@ def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
     """
     from retbench.training.engine import estimate_seconds
 
-    def refuse(holder: str) -> None:
-        raise UnsupportedError(
-            f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
-        )
-
     if not plan.runs:
         _say_empty(plan, form)
         return
     _check_out(plan, out)
-    with _hold_devices(plan, refuse):
+    with _hold_devices(plan, refuse_estimate):
         pin_process(plan.threads)
         seconds = estimate_seconds(plan, plan.runs)
     print_plan(plan, plan.runs, seconds, form)

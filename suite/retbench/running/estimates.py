@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from retbench.architectures import costs
-from retbench.errors import RetbenchError, UnsupportedError
+from retbench.errors import RetbenchError
 from retbench.measure.environment import code_revision
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
-from retbench.running.locks import timing_lock
+from retbench.running.locks import refuse_estimate, timing_lock
 from retbench.running.process import WorkerExit, start_worker
 from retbench.running.protocol import Failed, Measured, RunInfo
 from retbench.workloads.metrics import estimated_prefill_seconds, training_bytes
@@ -98,15 +98,9 @@ def _compilation_seconds(cell: Cell, plan: Plan) -> float:
 
 def _ask_ceilings(plan: Plan) -> Ceilings:
     """Measure the device's ceilings as a run would."""
-
-    def refuse(holder: str) -> None:
-        raise UnsupportedError(
-            f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
-        )
-
     run, settings = RunInfo.of(plan, "estimate", code_revision()), plan.settings
     with (
-        timing_lock(plan.command, settings.device, wait=refuse, threads=settings.threads),
+        timing_lock(plan.command, settings.device, wait=refuse_estimate, threads=settings.threads),
         start_worker(plan, "ceilings", plan.cells[:1], run, SimpleQueue()) as worker,
     ):
         for message in worker.messages(plan.profile.timeout_s):

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from retbench.errors import StorageError
+from retbench.errors import StorageError, UnsupportedError
 from retbench.measure import nvml
 from retbench.measure.devices import device_uuid
 from retbench.measure.machine import allowed_cpus, bind_process, cores_by_name
@@ -116,6 +116,13 @@ def timing_lock(
             held.callback(bind_process, allowed_cpus())
             bind_process(cpu for name in taken for cpu in claim.cores[name])
         yield
+
+
+def refuse_estimate(holder: str) -> NoReturn:
+    """Raise UnsupportedError, as the `wait` of an estimate: measuring the machine would disturb the run of a holder."""
+    raise UnsupportedError(
+        f"an estimate measures the machine, and that would disturb the run of {holder}. Try again when it is done."
+    )
 
 
 def _claim_of(device: str, threads: int, num_gpus: int) -> _Claim:
