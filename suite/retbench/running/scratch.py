@@ -69,23 +69,31 @@ def remove_leftovers(folder: Path, heir: Path | None = None) -> None:
     live: list[str] = []
     for scratch in folder.glob(f"{_PREFIX}*"):
         run_id, _, node = scratch.name.removeprefix(_PREFIX).partition("@")
-        if scratch == heir or node not in ("", node_id()):
-            live.append(run_id)
-            continue
-        try:
-            if not scratch.is_symlink():
-                with FileLock(scratch / _LOCK, timeout=0):
-                    if heir is not None:
-                        for state in scratch.glob(_STATES):
-                            state.replace(heir / state.name)
-                    _remove_unrecorded(folder, run_id)
-                    shutil.rmtree(scratch)
-        except (Timeout, OSError):  # that run is alive, or the folder is another user's
+        if scratch == heir or node not in ("", node_id()) or not _remove_ended(scratch, run_id, heir):
             live.append(run_id)
     for draft in drafts:
         if not draft.name.removeprefix(DRAFT).startswith(tuple(live)):
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+def _remove_ended(scratch: Path, run_id: str, heir: Path | None) -> bool:
+    """Remove the scratch folder of a run, and move its states to `heir`; return False if the run may be alive.
+
+    A link is left as it is.
+    """
+    try:
+        if scratch.is_symlink():
+            return True
+        with FileLock(scratch / _LOCK, timeout=0):
+            if heir is not None:
+                for state in scratch.glob(_STATES):
+                    state.replace(heir / state.name)
+            _remove_unrecorded(scratch.parent, run_id)
+            shutil.rmtree(scratch)
+    except (Timeout, OSError):  # that run is alive, or the folder is another user's
+        return False
+    return True
 
 
 def _remove_unrecorded(folder: Path, run_id: str) -> None:
