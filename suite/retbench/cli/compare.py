@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -68,11 +69,11 @@ def compare(
     from retbench.regress.baseline import read_baseline
     from retbench.regress.compare import compare_record_sets, compare_with_baseline
     from retbench.regress.record_sets import load_record_set
-    from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
+    from retbench.stats.sequential import WITHOUT_REPEAT
 
     form = check_output(form, out, as_json=as_json)
     _check_order(first, second)
-    rules = DecisionRules(margin, WITHOUT_REPEAT.floor_s, WITHOUT_REPEAT.flag_rate, confirm_rate=None)
+    rules = replace(WITHOUT_REPEAT, margin=margin)
     if first.suffix == ".json":
         baseline, run = read_baseline(first), load_record_set(second)
         report = compare_with_baseline(

@@ -121,7 +121,6 @@ def make_plan(
     models = find_models(experiment, profile_name, results, data_dir)
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
-    notes = [note] if note else []
     settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)
     options = {
         "--profile": profile_name,
@@ -139,7 +138,7 @@ def make_plan(
         command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
-        note="; ".join(notes) or None,
+        note=note,
     )
 
 
