@@ -12,6 +12,7 @@ from retbench.records.record import Ceilings
 from retbench.running import estimates
 from retbench.running.estimates import estimate
 from retbench.running.locks import LOCK_DIR_VARIABLE
+from retbench.running.protocol import Failed
 from retbench.workloads.metrics import EFFICIENCY
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
@@ -128,3 +129,24 @@ def test_an_estimate_does_not_disturb_a_run(
         with pytest.raises(UnsupportedError, match="would disturb the run of process"):
             estimate(make(tiny_experiment))
         process.communicate()
+
+
+class Refusing:
+    """A worker that cannot measure the ceilings."""
+
+    def __enter__(self) -> "Refusing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def messages(self, _timeout_s: float) -> list[Failed]:
+        return [Failed(kind="UnsupportedError", message="the device is gone. Give --device cpu.")]
+
+
+def test_an_error_of_the_measurement_is_shown_as_what_it_is(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "start_worker", lambda *_: Refusing())
+    with pytest.raises(UnsupportedError, match=r"^the device is gone\. Give --device cpu\.$"):
+        estimate(make(tiny_experiment))
