@@ -1,7 +1,8 @@
 """Check a new GPU within a time budget, the most valuable steps first: `python -m benchmarks.gpu_check`.
 
 Each step is a process with a time limit. A step that exceeds it is stopped, keeps what it has measured, and the next
-step starts. A step that fails, or that this machine does not support, is reported and is not fatal. Records, logs, a
+step starts. A step that fails, or that this machine does not support, is reported and is not fatal, except that
+without fused operators of decode steps, which the first step tries, nothing else is begun. Records, logs, a
 report and a summary are written in any case. The commands in the logs continue a sweep that was cut short.
 
 Exit codes: 0 all done, 1 a test or another step failed, 2 the request is impossible, 3 no such device, 4 nothing
@@ -9,6 +10,7 @@ failed but something was cut short, 130 interrupted.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from retbench.papers.papers import find_datasheet
 from retbench.planning.plan import Plan, make_plan
 from retbench.running.estimates import estimate_with
 from retbench.units import format_duration
+from retbench.workloads.workload import find_workload
 
 DEFAULT_OUT = Path("reports") / "gpu-check"
 REPORT_S = 60.0
@@ -33,6 +36,8 @@ LEAST_S = 2.0
 """A step with less time is not started."""
 SLACK = 1.5
 """A step may take so many times its expected time, where the budget allows it."""
+SPARE_S = 60.0
+"""A sweep may take so much longer than expected at least: before its models are prepared it has no records to keep."""
 TAIL_LINES = 15
 
 DATASHEET = "a100-80gb"
@@ -58,6 +63,8 @@ GPU_TESTS = (
 )
 """Files with tests that need a GPU; collecting all files takes several times as long."""
 FLA_TESTS = "test_fla_"
+FLA_FIRST = "test_fla_streams or test_the_gate_is_green_with_heads"
+"""Those that compile and tune the kernels that sweeps need; all of them tune some 1,100 variants."""
 GRAPH_TESTS = "replay or graph or nvml or limit or memory"
 
 EPILOG = f"""\
@@ -71,7 +78,7 @@ On a CPU, to try the procedure with the smoke profiles only: python -m benchmark
 def steps_for(device: str, out: Path) -> list[Step]:
     """Return every step except the reports, the most valuable first."""
     facts = [
-        Step("device", ("-m", "benchmarks.gpu.facts"), 30),
+        Step("device", ("-m", "benchmarks.gpu.facts"), 30, is_needed=True),
         Step("environment, ceilings", ("-m", "benchmarks.gpu.ceilings", "--device", device), 60),
     ]
     layout = ("-m", "benchmarks.gpu.weight_layout", "--device", device)
@@ -85,20 +92,33 @@ def steps_for(device: str, out: Path) -> list[Step]:
         *_test_steps(),
         *_smoke_steps(device, out, "cuda_graph=true"),
         *_paper_steps(device, out),
+        *_last_steps(),
     ]
 
 
 def _test_steps() -> list[Step]:
-    """Return the tests that need a GPU, with those of fla's kernels, whose compilation takes minutes, by themselves."""
-    pytest = ("-m", "pytest", *GPU_TESTS, "-m", "gpu", "-q", "--durations=5", "-k")
-    steps = [Step("tests: graphs, memory, driver", (*pytest, f"({GRAPH_TESTS}) and not {FLA_TESTS}"), 200)]
+    """Return the tests that need a GPU; of those of fla's kernels the ones that compile what sweeps need."""
+    others = f"not {FLA_TESTS} and not ({FLA_FIRST})"
+    steps = [
+        Step("tests: graphs, memory, driver", _pytest(f"({GRAPH_TESTS}) and {others}"), 200),
+        Step("tests: equivalence, kernels", _pytest(f"not ({GRAPH_TESTS}) and {others}"), 240),
+    ]
     if find_spec("fla") is not None:
         # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
-        steps.append(Step("fla: compile its kernels, and test them", (*pytest, FLA_TESTS), 300))
-    return [
-        *steps,
-        Step("tests: equivalence, kernels", (*pytest, f"not ({GRAPH_TESTS}) and not {FLA_TESTS}"), 240),
-    ]
+        return [Step("fla: compile its kernels", _pytest(FLA_FIRST), 180), *steps]
+    return steps
+
+
+def _last_steps() -> list[Step]:
+    """Return the tests of fla's kernels, which take longer to compile than a budget of half an hour allows."""
+    if find_spec("fla") is None:
+        return []
+    return [Step("fla: all tests", _pytest(f"{FLA_TESTS} and not ({FLA_FIRST})"), 900)]
+
+
+def _pytest(chosen: str) -> tuple[str, ...]:
+    """Return the words that run some of the tests that need a GPU."""
+    return ("-m", "pytest", *GPU_TESTS, "-m", "gpu", "-q", "--durations=5", "-k", chosen)
 
 
 def _smoke_steps(device: str, out: Path, *overrides: str) -> list[Step]:
@@ -152,7 +172,10 @@ def expected_seconds(
     plan = _plan(experiment, device, overrides, profile)
     ceilings = find_datasheet(DATASHEET).ceilings(plan.settings.dtype)
     cells_s = sum(cell.seconds for cell in estimate_with(plan, ceilings) if cell.seconds is not None)
-    num_workers = len(plan.models) * (plan.rounds + 1)
+    searches = sum(
+        find_workload(cell.workload).finds_batch for cell in plan.cells
+    )  # each by a worker of its own
+    num_workers = len(plan.models) * (plan.rounds + 1) + searches
     return cells_s + num_workers * CUDA_START_S
 
 
@@ -166,7 +189,7 @@ def _sweep(name: str, experiment: str, device: str, out: Path, expected_s: float
     """Return a step that runs an experiment."""
     results = str(out / "results")
     words = ("-m", "retbench", "run", experiment, "--device", device, "--out", results, *more)
-    return Step(name, words, expected_s)
+    return Step(name, words, expected_s, spare_s=SPARE_S)
 
 
 def _only(experiment: str, workload: str, batch_sizes: list[int] | None) -> str:
@@ -203,13 +226,17 @@ def run_steps(steps: Sequence[Step], budget_s: float, logs: Path) -> list[Outcom
             outcomes += [Outcome(later, "not begun", note="interrupted") for later in steps[index + 1 :]]
             break
         _say_outcome(outcomes[-1], log)
+        if step.is_needed and outcomes[-1].ending == "failed":
+            note = f"needs '{step.name}', which failed: see {log}"
+            outcomes += [Outcome(later, "not begun", note=note) for later in steps[index + 1 :]]
+            break
     return outcomes
 
 
 def time_limit(step: Step, left: Sequence[Step], left_s: float) -> float:
     """Return the seconds that a step may take: its expected time and some more, or its share of a large budget."""
     share_s = left_s * step.expected_s / sum(later.expected_s for later in left)
-    return min(left_s, max(LEAST_S, SLACK * step.expected_s, share_s))
+    return min(left_s, max(LEAST_S, SLACK * step.expected_s, step.expected_s + step.spare_s, share_s))
 
 
 def write_reports(out: Path, logs: Path) -> list[Outcome]:
@@ -249,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     out = Path(options.out).absolute()
     try:
-        device = find_device(options.device).name
+        device = _show_one(find_device(options.device).name)
         logs = _make_logs(out)
         steps = steps_for(device, out)
     except RetbenchError as error:
@@ -265,6 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (out / "summary.txt").write_text(summary, encoding="utf-8")
     print(summary, end="")
     return exit_code(outcomes)
+
+
+def _show_one(device: str) -> str:
+    """Let the steps see one GPU alone, so that tests that take the first one take this one; return its name there."""
+    if device in ("cpu", "cuda:0"):
+        return device
+    index, shown = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[index] if shown else str(index)
+    return "cuda:0"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +67,32 @@ def test_an_overrun_is_cut_short_and_kept_a_failure_is_told_and_the_next_go_on(
     assert [exit_code(outcomes), exit_code(outcomes[1:]), exit_code(outcomes[1::2])] == [1, 4, 0]
     (late,) = run_steps(steps[3:], 1.0, tmp_path)
     assert (late.ending, late.note) == ("not begun", "no time was left")
+
+
+def test_nothing_is_begun_without_a_step_that_all_others_need(tmp_path: Path) -> None:
+    steps = [
+        replace(python("device", "raise SystemExit(1)"), is_needed=True),
+        python("later", "print('fine')"),
+    ]
+    first, later = run_steps(steps, 30.0, tmp_path)
+    assert (first.ending, later.ending) == ("failed", "not begun")
+    assert later.note == f"needs 'device', which failed: see {tmp_path / '1-device.txt'}"
+    assert exit_code([first, later]) == 1
+
+
+def test_a_step_with_spare_time_gets_it_where_the_budget_has_it() -> None:
+    step = replace(python("sweep", "pass"), spare_s=60.0)
+    later = python("later", "pass", expected_s=1000.0)
+    assert [gpu_check.time_limit(step, [step, later], left_s) for left_s in (500.0, 40.0)] == [70.0, 40.0]
+
+
+def test_tests_of_the_first_gpu_are_shown_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown, asked, expected in ((None, "cuda:2", "2"), ("5,7", "cuda:1", "7"), ("5,7", "cuda:0", "5,7")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert gpu_check._show_one(asked) == "cuda:0"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
 @pytest.mark.parametrize(
@@ -208,8 +235,8 @@ def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_other
         "environment, ceilings",
         "layout of weights",
         "kernel census",
+        "fla: compile its kernels",
         "tests: graphs, memory, driver",
-        "fla: compile its kernels, and test them",
         "tests: equivalence, kernels",
         "smoke: latency",
         "smoke: memory",
@@ -221,15 +248,19 @@ def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_other
         "paper, 6.7b: decode, batch 8",
         "paper, 6.7b: prefill",
         "paper, 6.7b: throughput",
+        "fla: all tests",
     ]
 
 
 def test_what_triton_compiles_for_has_a_step_before_the_equivalence_checks(on_gpu: OnGpu) -> None:
     names = [step.name for step in on_gpu(True)]
-    assert names.index("fla: compile its kernels, and test them") < names.index("tests: equivalence, kernels")
+    assert names.index("fla: compile its kernels") < min(
+        names.index(name) for name in names if "tests: " in name
+    )
     assert not any("fla" in step.name for step in on_gpu(False))
     test_cuda = (gpu_steps.ROOT / "tests" / "models" / "test_cuda.py").read_text(encoding="utf-8")
     assert f"def {gpu_check.FLA_TESTS}" in test_cuda
+    assert all(f"def {name}" in test_cuda for name in gpu_check.FLA_FIRST.split(" or "))
 
 
 def test_only_files_with_tests_of_a_gpu_are_collected(on_gpu: OnGpu) -> None:
@@ -244,10 +275,11 @@ def test_only_files_with_tests_of_a_gpu_are_collected(on_gpu: OnGpu) -> None:
 def test_each_test_of_a_gpu_is_in_one_step(on_gpu: OnGpu) -> None:
     chosen = [step.words[step.words.index("-k") + 1] for step in on_gpu(True) if "pytest" in step.words]
     steps = {
-        "test_a_replayed_step_equals_an_eager_one": [True, False, False],
-        "test_fla_trains_as_the_chunkwise_form_does": [False, True, False],
-        "test_the_gate_is_green": [False, False, True],
-        "test_flash_equals_sdpa_equals_reference": [False, False, True],
+        "test_fla_streams": [True, False, False, False],
+        "test_a_replayed_step_equals_an_eager_one": [False, True, False, False],
+        "test_the_gate_is_green": [False, False, True, False],
+        "test_flash_equals_sdpa_equals_reference": [False, False, True, False],
+        "test_fla_trains_as_the_chunkwise_form_does": [False, False, False, True],
     }
     for name, expected in steps.items():
         matches = partial(lambda name, word, **_: word in name, name)
@@ -303,7 +335,8 @@ def test_the_time_of_a_sweep_is_the_projects_own_estimate(on_gpu: OnGpu) -> None
             part = plan_of(step)
             ceilings = find_datasheet("a100-80gb").ceilings(part.settings.dtype)
             estimated_s = sum(one.seconds or 0.0 for one in estimate_with(part, ceilings))
-            starts_s = (part.rounds + 1) * len(part.models) * gpu_check.CUDA_START_S
+            searches = sum(cell.workload == "largest_batch" for cell in part.cells)
+            starts_s = ((part.rounds + 1) * len(part.models) + searches) * gpu_check.CUDA_START_S
             assert step.expected_s == pytest.approx(estimated_s + starts_s)
             assert step.expected_s > 30
 

@@ -34,11 +34,15 @@ class Step:
         name: Name in the summary.
         words: Arguments of the interpreter.
         expected_s: Expected seconds.
+        spare_s: Seconds beyond the expected ones that it may take at least, if the budget has them.
+        is_needed: Whether all later steps are pointless if it fails.
     """
 
     name: str
     words: tuple[str, ...]
     expected_s: float
+    spare_s: float = 0.0
+    is_needed: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,17 @@ def test_the_main_thread_of_a_worker_on_a_gpu_may_use_every_cpu(
     assert (len(json.loads(done.stdout)) == 1) == bound
 
 
+def test_the_workspaces_of_a_gpus_products_are_kept_unless_asked_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "TORCH_CUBLAS_WORKSPACE_CACHE"
+    monkeypatch.delenv(name, raising=False)
+    assert environment.worker_environment(1, "cuda:0")[name] == "1"
+    assert name not in environment.worker_environment(1, "cpu")
+    monkeypatch.setenv(name, "0")
+    assert environment.worker_environment(1, "cuda:0")[name] == "0"
+
+
 @needs_two_cpus
 @pytest.mark.usefixtures("every_core")
 def test_pinning_sets_the_threads_by_itself() -> None:

@@ -50,6 +50,7 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(fused, "silu_multiply", uncompiled)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     fused._launch_problem.cache_clear()
     for _ in range(2):
         reason = fused.missing_reason(CUDA, torch.bfloat16)

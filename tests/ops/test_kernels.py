@@ -270,6 +270,7 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     install(monkeypatch, uncompiled)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     kernels._launch_problem.cache_clear()
     for _ in range(2):
         reason = kernels.missing_reason(CUDA, torch.bfloat16)
@@ -277,6 +278,15 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
         assert "use backend 'chunkwise'" in reason
     kernels._launch_problem.cache_clear()
     assert len(launched) == 1
+
+
+def test_an_error_after_which_the_device_cannot_be_used_is_no_fault_of_the_kernels(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        kernels.launch_problem(fail, CUDA, "kernels", "use others")
 
 
 def test_asked_for_and_absent_is_an_error():

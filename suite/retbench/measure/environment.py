@@ -32,11 +32,14 @@ _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linea
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)|PYTORCH_(CUDA_)?ALLOC_CONF"
-    r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
+    r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUBLAS_WORKSPACE_CACHE|CUBLASLT_UNIFIED_WORKSPACE"
+    r"|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
 )
 """Environment variables that set threads, affinity, allocators or modes; none of them names a folder."""
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 """Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
+_CUBLAS_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
+"""Makes torch keep the workspaces of cuBLAS (ATen/cuda/CUDAContextLight.h of torch 2.15)."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
@@ -67,9 +70,13 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     binding = (
         {"OMP_PROC_BIND": "true", "OMP_PLACES": places} if device == "cpu" else {"OMP_PROC_BIND": "false"}
     )
+    # Since torch 2.15 cuBLAS has its workspace, up to 32 MiB, from torch's allocator for the length of each product, so
+    # that it would be part of every step's memory. Kept, it is there before a step, as with every other version.
+    libraries = {} if device == "cpu" else {_CUBLAS_WORKSPACE: os.environ.get(_CUBLAS_WORKSPACE, "1")}
     return {
         "OMP_NUM_THREADS": str(threads),
         **binding,
+        **libraries,
         "OMP_DYNAMIC": "false",
         "MKL_NUM_THREADS": str(threads),
         "MKL_DYNAMIC": "false",
@@ -103,7 +110,7 @@ def pin_process(threads: int) -> None:
 
 
 def use_device(device: "torch.device | str") -> None:
-    """Make a GPU the current device of this process; do nothing for the CPU.
+    """Make a GPU the current device of this process, without TensorFloat-32; do nothing for the CPU.
 
     Kernels that are not torch's own run on the current device, which is the first GPU until it is set. Whatever starts
     CUDA without naming a device does so on that one too: its context would hold memory of a GPU that another run uses.
@@ -117,6 +124,7 @@ def use_device(device: "torch.device | str") -> None:
     if device.type != "cpu":
         _check_cuda(device)
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("highest")  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE may have lowered it
 
 
 def machine_name(device: "torch.device | str") -> str:

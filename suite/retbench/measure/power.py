@@ -95,8 +95,7 @@ def _repeat(
     steps_per_sample = max(1, round(_INTERVAL_S / max(step_s, 1e-6)))
     torch.cuda.synchronize(device)
     last = _CounterSample(0, read_j(), perf_counter())
-    # If samples are further apart than updates, the counter moves between any two of them, and the first one will do.
-    first = last if steps_per_sample * step_s > UPDATE_S else None
+    first: _CounterSample | None = None  # what was read before the first step may be of an idle device
     num_steps = 0
     while True:
         for _ in range(steps_per_sample):

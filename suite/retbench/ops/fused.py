@@ -305,8 +305,8 @@ def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str, decays_
     batch, heads, key_dim, value_dim = state.shape
     block_v = value_block(batch * heads, value_dim)
     block_k = min(_padded(key_dim), TILE // block_v)
-    sizes = {"K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
-    grid = (heads, batch, _blocks(value_dim, block_v))
+    sizes = {"H": heads, "K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
+    grid = (batch * heads, _blocks(value_dim, block_v))  # the second axis of a grid ends at 65,535
     _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, DECAYS_CHANNELS=decays_channels, **sizes)
 
 

@@ -68,6 +68,7 @@ def retention_step_kernel(
     out,
     key_scale,
     strides,
+    H: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -79,9 +80,9 @@ def retention_step_kernel(
 
     `strides` are those of q, k, v and decay from sequence to sequence.
     """
-    head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    index = batch * tl.num_programs(0) + head
-    columns = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    index = tl.program_id(0).to(tl.int64)
+    batch, head = index // H, index % H
+    columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     if not DECAYS_CHANNELS:
         gamma = tl.load(decay + batch * strides[3] + head)
     values = tl.load(v + batch * strides[2] + head * V + columns, mask=columns < V, other=0.0).to(tl.float32)

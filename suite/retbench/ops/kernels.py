@@ -24,7 +24,10 @@ from retbench.ops.linear_operator import LinearForm, check_shapes
 
 _OPS = "fla.ops.simple_gla"
 _CHANNEL_OPS = "fla.ops.gla"
-TRITON_CURE = "Triton needs a C compiler (gcc, or the one that CC names) and a supported GPU"
+TRITON_CURE = (
+    "Triton needs a C compiler (gcc, or the one that CC names), Python's headers (package python3-dev) and a supported "
+    "GPU"
+)
 _FLOAT32_REASON = (
     "flash-linear-attention's kernels multiply float32 in TensorFloat-32, which is less precise than other forms; "
     "use --dtype bfloat16, or backend 'chunkwise'"
@@ -145,8 +148,8 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
         cure: Advice, with what to use instead.
 
     Raises:
-        RuntimeError: the device's memory ran out, which is no fault of the kernels. Only torch's allocator raises a
-            torch.OutOfMemoryError; CUDA and Triton raise others.
+        RuntimeError: the device's memory ran out, which is no fault of the kernels (only torch's allocator raises a
+            torch.OutOfMemoryError; CUDA and Triton raise others), or this process can no longer use the device.
     """
     try:
         launch()
@@ -154,6 +157,12 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
     except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise
+        try:
+            torch.cuda.synchronize(device)
+        except (
+            RuntimeError
+        ):  # such an error, of a wrong address for instance, stays: no kernel can run from here on
+            raise error from None
         what = " ".join(str(error).split())
         return f"{kernels} cannot be launched ({type(error).__name__}: {what}); {cure}"
     return None

@@ -183,7 +183,7 @@ def _lead_of_best(found: _Comparison, last: End) -> str:
 
 
 def _ties(found: _Comparison) -> str:
-    """Return the models from which the best one cannot be told apart at the longest context, in parentheses."""
+    """Return the models that do not differ significantly from the best one at the longest context, in parentheses."""
     rows = found.sweep.metrics
     at_end = rows[(rows["metric"] == found.workload.primary.name) & (rows["context_len"] == found.deepest)]
     sides = {model: at_end[at_end["model"] == model] for model in found.ranking}

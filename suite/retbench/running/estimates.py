@@ -9,6 +9,7 @@ from retbench.measure.environment import code_revision
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings
+from retbench.running.gates import GATE_DEPTH, gate_depth
 from retbench.running.locks import refuse_estimate, timing_lock
 from retbench.running.process import WorkerExit, start_worker
 from retbench.running.protocol import Failed, Measured, RunInfo
@@ -24,6 +25,8 @@ to 11.5 s and 5.3 to 5.6 s on an Intel Xeon."""
 
 GATE_PREFILLS, GATE_TOKENS = 12, 2048
 """Estimated time of the equivalence check, in prefills of so many tokens."""
+DEEP_PREFILLS = 2
+"""Prefills of the check at its depth, in addition where that is deeper than on a CPU, where the others were counted."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
     streamed.sort(key=lambda cell: cell.point.context_len)
     deepest = {cell.under_test.label: cell for cell in streamed}  # the last of a model stays
     num_cells = len(plan.cells) / len(plan.models)
-    start_s = WORKER_START_S * (plan.rounds + 1)
+    start_s, depth = WORKER_START_S * (plan.rounds + 1), gate_depth(plan.cells)
     found = []
     for cell in plan.cells:
         cell_seconds = find_workload(cell.workload).estimate
@@ -70,6 +73,8 @@ def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
             found.append(CellEstimate(cell, None, None))
             continue
         gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
+        if depth > GATE_DEPTH["cpu"]:
+            gate_s += DEEP_PREFILLS * estimated_prefill_seconds(cell, 1, depth, ceilings)
         sized = _sized(cell, plan.device_memory_bytes)
         seconds = (
             (start_s + gate_s) / num_cells

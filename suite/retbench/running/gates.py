@@ -66,6 +66,10 @@ def _key(model: ModelInfo, settings: Mapping[str, Any], identity: Identity) -> s
 
 def _is_deep_enough(gate: Gate, cells: Sequence[Cell]) -> bool:
     """Return whether a check was as deep as one for these cells would be at most."""
+    return max((check.length for check in gate.checks), default=0) >= gate_depth(cells)
+
+
+def gate_depth(cells: Sequence[Cell]) -> int:
+    """Return the depth, in tokens, of a check for cells of one device, if neither model nor memory limits it."""
     deepest = max(cell.point.context_len for cell in cells)
-    limit = GATE_DEPTH[cells[0].settings.device.partition(":")[0]]
-    return max((check.length for check in gate.checks), default=0) >= min(deepest, limit)
+    return min(deepest, GATE_DEPTH[cells[0].settings.device.partition(":")[0]])

@@ -308,6 +308,9 @@ def _set_up(
             import_code(_read_info(weights), runs_code=weights.runs_code)
         limit_memory(settings.memory_limit_bytes, device)
         allocator.keep_small_freed_memory()
+    if device.type == "cuda":
+        # The first product makes cuBLAS's handle. Where a cache has left no memory for it, its error is another one.
+        torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)
     model = _build(job, device)
     if gate is None:
         gate = _check_gate(job, model)

@@ -21,9 +21,13 @@ from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 from retbench.records.record import SHARES, Ceilings, ReadRate
+from retbench.units import MIB
 from retbench.workloads.metrics import ENERGY_METRICS, MIN_CALLS, counted, energy_metrics, more_calls
 from retbench.workloads.states import StateStore
 from retbench.workloads.workload import Measurement, Notes
+
+CAPTURE_BYTES = 256 * MIB
+"""Memory for a graph of reads and the workspaces of its kernels, beside the buffer that they read."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Context:
         if footprint_bytes is None:
             return None
         size = min(footprint_bytes, largest_footprint(self.device))
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < size + CAPTURE_BYTES:
+            return None  # memory that runs out while a graph is captured leaves a process that cannot go on
         rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
         # A tensor of the cell that is put into the freed buffer would keep all of it from being returned.
         free_memory(self.device)
