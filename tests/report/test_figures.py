@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from report.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker
+from report.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker, with_mixer
 from report.words import check_words
 from retbench.errors import RecordError, StorageError
 from retbench.records.record import Metric, Record
@@ -131,6 +131,21 @@ def test_bars_add_up_to_the_analytical_size_and_the_workspace(drawings: list[Dra
     tops = [max(y for path in area.get_paths() for _, y in path.vertices) for area in areas]
     parts = data.loc[("transformer", 32768), ["weight_bytes", "state_bytes", "workspace_bytes"]]
     assert [top * 2**20 for top in tops] == pytest.approx(list(parts.cumsum()))
+
+
+@pytest.mark.parametrize("mixer", ["ring_attention", None])
+def test_a_mixer_that_is_not_installed_here_has_no_analytical_size(mixer: str | None) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        model = arguments["model"]
+        if model.name != "retnet":
+            return arguments
+        config = with_mixer(model.config, mixer=mixer)
+        return arguments | {"model": model.model_copy(update={"config": config})}
+
+    (drawing,) = make_drawings(select(Maker(CPU, change=change).memory()))[:1]
+    sized = drawing.data[drawing.data["metric"] == "expected_weight_and_state_bytes"]
+    assert set(drawing.data["model"]) == {"retnet", "transformer"}
+    assert set(sized["model"]) == {"transformer"}
 
 
 def test_axes_do_not_bend_straight_lines(drawings: list[Drawing]) -> None:

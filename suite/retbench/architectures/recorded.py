@@ -69,12 +69,22 @@ def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> boo
     return model is not None and model.grows
 
 
-def state_bytes(config: Mapping[str, Any], dtype: str, context_len: int) -> int | None:
-    """Return the analytical bytes of state or cache of one sequence of `context_len` tokens; None if not known here."""
+def weight_bytes(config: Mapping[str, Any], dtype: str) -> int | None:
+    """Return the analytical bytes of a model's weights; None if not known here."""
+    model = _read_sized(config, dtype)
+    return None if model is None else costs.weight_bytes(model, dtype)
+
+
+def state_bytes(config: Mapping[str, Any], dtype: str, context_len: int, batch_size: int = 1) -> int | None:
+    """Return the analytical bytes of state or cache of sequences of `context_len` tokens; None if not known here."""
+    model = _read_sized(config, dtype)
+    return None if model is None else costs.state_bytes(model, dtype, batch_size, context_len)
+
+
+def _read_sized(config: Mapping[str, Any], dtype: str) -> ModelConfig | None:
+    """Return the model of a record; None where no formula for its bytes at this dtype is known here."""
     model = read_config(config)
-    if model is None or dtype not in DTYPE_BYTES or costs.missing_reason(model):
-        return None
-    return costs.state_bytes(model, dtype, 1, context_len)
+    return None if model is None or dtype not in DTYPE_BYTES or costs.missing_reason(model) else model
 
 
 def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 
-from retbench.architectures import costs, recorded
-from retbench.architectures.configs import parse_model_config
-from retbench.mixers.mixer import DTYPE_BYTES
+from retbench.architectures import recorded
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import DOTTED, describe_crosses
@@ -47,15 +44,10 @@ def memory_rows(sweep: CostSweep) -> pd.DataFrame:
 
 def _analytical_bytes(record: Record) -> int | None:
     """Return the bytes of weights and of state or cache after one step; None where no formula is known."""
-    dtype, point = str(record.settings.get("dtype")), record.point
-    try:
-        config = parse_model_config(record.model.config)
-    except ValidationError:  # an architecture that this version has no formula for
-        return None
-    if dtype not in DTYPE_BYTES or costs.missing_reason(config):
-        return None
-    state = costs.state_bytes(config, dtype, point.batch_size, point.context_len + 1)
-    return costs.weight_bytes(config, dtype) + state
+    dtype, point, config = str(record.settings.get("dtype")), record.point, record.model.config
+    weights = recorded.weight_bytes(config, dtype)
+    state = recorded.state_bytes(config, dtype, point.context_len + 1, point.batch_size)
+    return None if weights is None or state is None else weights + state
 
 
 def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
