@@ -12,7 +12,6 @@ from retbench.architectures import costs
 from retbench.architectures.architecture import Architecture
 from retbench.architectures.configs import ModelConfig, form_of, parse_model_config
 from retbench.architectures.registry import architectures
-from retbench.architectures.sizes import find_size
 from retbench.errors import ConfigError
 from retbench.mixers.mixer import DTYPE_BYTES, Mixer
 
@@ -53,19 +52,9 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def has_cache(architecture: str, config: Mapping[str, Any] | None = None) -> bool:
-    """Return whether a model's state grows with the context, as a key-value cache does.
-
-    Without a configuration the architecture's own default is asked; an unknown architecture has no cache.
-    """
-    known = architectures().get(architecture)
-    if config is not None:
-        _, model = _find(architecture, config)
-    elif known is not None and known.presets:
-        spec = known.spec.model_validate({"architecture": architecture, **next(iter(known.presets.values()))})
-        model = known.resolve(spec, find_size("1m"))
-    else:
-        model = None
+def has_cache(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a model's state grows with the context, as a key-value cache does; False if not known here."""
+    _, model = _find(architecture, config)
     return model is not None and model.grows
 
 
