@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
-from retbench.records.record import Metric, ReadRate, Record
+from retbench.records.record import Metric, Record
 from retbench.report.formats import FORMATS, render
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
@@ -58,32 +58,6 @@ def test_the_command_names_a_cache_that_is_copied_at_every_token(
 
     assert "unusual: transformer copies its key-value cache at every token" in printed("concat")
     assert "unusual" not in printed("preallocated")
-
-
-def test_shares_by_one_bandwidth_for_every_footprint_are_said(cpu_records: list[Record]) -> None:
-    latency = [record for record in cpu_records if record.experiment == "latency"]
-    timed = [record for record in latency if "roofline_ratio" in record.metrics]
-    curve = (ReadRate(footprint_bytes=2**27, bytes_per_s=4e10, kernel="dot"),)
-
-    def with_curve(record: Record) -> Record:
-        assert record.ceilings is not None
-        ceilings = record.ceilings.model_copy(update={"read_curve": curve})
-        return record.model_copy(update={"ceilings": ceilings})
-
-    newer = [with_curve(record) for record in timed]
-    mixed = contents_of(select([timed[0], *newer[1:]], "latency"))
-    assert mixed.older_ceilings.startswith(f"1 of {len(timed)} records have one read bandwidth")
-    assert contents_of(select(newer, "latency")).older_ceilings == ""
-
-
-def test_the_command_says_which_shares_are_by_one_bandwidth(
-    cpu_records: list[Record], tmp_path: Path
-) -> None:
-    lines = [record.model_dump_json() for record in cpu_records if record.experiment == "latency"]
-    (tmp_path / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    err = CliRunner().invoke(app, ["table", "latency", "--results", str(tmp_path)]).stderr
-    assert "older ceilings: " in err
-    assert "have one read bandwidth for every footprint" in err
 
 
 def test_the_ratio_is_the_challengers_and_of_the_first_metric(cpu_records: list[Record]) -> None:

@@ -73,8 +73,6 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo(f"not compared: {reason}", err=True)
     for unusual in found.unusual_caches:
         typer.echo(f"unusual: {unusual}", err=True)
-    if older := found.older_ceilings:
-        typer.echo(f"older ceilings: {older}", err=True)
     frame = table_of(found, experiment)
     if form != "text":
         typer.echo(render(frame, form), nl=False)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.architectures.recorded import concatenates_cache
-from retbench.records.record import SHARES, Record
+from retbench.records.record import Record
 from retbench.report.comparisons import pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, make_evaluations
@@ -80,25 +80,6 @@ class Contents:
         ]
         quality = self.evaluations.refusals if self.evaluations else []
         return [*dict.fromkeys(costs), *quality]
-
-    @property
-    def older_ceilings(self) -> str:
-        """A sentence on shares whose ceiling is one bandwidth far beyond the caches; empty if there are none.
-
-        Training steps have shares of the products only.
-        """
-        curves = [
-            record.ceilings.read_curve
-            for record in self.selection.records
-            if record.ceilings and {*SHARES} & {*record.metrics} and record.workload != "training"
-        ]
-        older = sum(not curve for curve in curves)
-        if not older:
-            return ""
-        return (
-            f"{older} of {len(curves)} records have one read bandwidth for every footprint, far beyond the caches: "
-            "their shares of the roofline and of the bandwidth are not comparable with those of newer records."
-        )
 
     @property
     def unusual_caches(self) -> list[str]:
