@@ -15,6 +15,7 @@ from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
+from retbench.report import points
 from retbench.report.formats import FORMATS, render
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
@@ -23,6 +24,12 @@ from retbench.report.tables import contents_of, table_of
 def build_table(records: Sequence[Record], experiment: str) -> pd.DataFrame:
     """The table of an experiment's newest comparable records."""
     return table_of(contents_of(select(records, experiment)), experiment)
+
+
+def render_table(records: Sequence[Record], experiment: str, form: str) -> str:
+    """The same table as a command prints it."""
+    contents = contents_of(select(records, experiment))
+    return render(table_of(contents, experiment), form, contents.labels)
 
 
 def test_one_row_a_model_workload_batch_and_length(cpu_records: list[Record]) -> None:
@@ -63,9 +70,22 @@ def test_the_command_names_a_cache_that_is_copied_at_every_token(
 def test_the_ratio_is_the_challengers_and_of_the_first_metric(cpu_records: list[Record]) -> None:
     table = build_table(cpu_records, "memory")
     wide = table.pivot(index="context_len", columns="model", values="peak_bytes")
-    mine = table[table["model"] == "retnet"].set_index("context_len")["ratio_to_transformer"]
+    mine = table[table["model"] == "retnet"].set_index("context_len")["ratio_to_reference"]
     assert mine.to_list() == pytest.approx((wide["retnet"] / wide["transformer"]).to_list())
-    assert table[table["model"] == "transformer"]["ratio_to_transformer"].isna().all()
+    assert table[table["model"] == "transformer"]["ratio_to_reference"].isna().all()
+    assert table["reference"].dropna().to_list() == ["transformer"] * len(mine)
+
+
+def test_the_heading_of_the_ratio_names_another_baseline(
+    cpu_records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "is_baseline", lambda architecture: architecture == "retnet")
+    text = render_table(cpu_records, "memory", "md")
+    assert "memory ratio to RetNet" in text
+    assert "Transformer" not in text
+    table = build_table(cpu_records, "memory").set_index("model")
+    assert set(table.loc["transformer", "reference"]) == {"retnet"}
+    assert (table.loc["transformer", "ratio_to_reference"] > 1).all()
 
 
 def test_an_interval_surrounds_its_value(cpu_records: list[Record]) -> None:
@@ -126,7 +146,7 @@ def test_json_is_a_list_of_rows_with_null_for_what_is_not_defined(cpu_records: l
 
 
 def test_markdown_has_readable_units_and_a_table_a_workload(cpu_records: list[Record]) -> None:
-    text = render(build_table(cpu_records, "latency"), "md")
+    text = render_table(cpu_records, "latency", "md")
     assert text.startswith(
         "### decode\n\n| model | batch | context | time per token | time ratio to Transformer |"
     )
@@ -143,14 +163,14 @@ def test_training_has_a_ratio_of_times_to_fused_attention_at_every_length(
 ) -> None:
     table = build_table(training_records, "training_cost")
     fused = table["model"] == "transformer_fused"
-    assert table[fused]["ratio_to_transformer"].isna().all()
-    for name in ("ratio_to_transformer", "step_s"):
+    assert table[fused]["ratio_to_reference"].isna().all()
+    for name in ("ratio_to_reference", "step_s"):
         rows = table[~fused]
         assert ((rows[f"{name}_low"] < rows[name]) & (rows[name] < rows[f"{name}_high"])).all()
     parts = ["weight_bytes", "gradient_bytes", "optimizer_bytes", "workspace_bytes"]
     assert (table[parts].sum(axis=1) == table["peak_bytes"]).all()
-    text = render(table, "md")
-    assert "| context | time per step | time ratio to Transformer | tokens/s | peak memory |" in text
+    text = render_table(training_records, "training_cost", "md")
+    assert "| context | time per step | time ratio to fused Transformer | tokens/s | peak memory |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| retnet_chunkwise | 1 | 8K |")]
     assert "| 1.24 [1.22, 1.26] s | 0.204 [0.200, 0.208] | 6.61 [6.53, 6.69] k | 564 MiB |" in row
 
@@ -300,7 +320,7 @@ def test_batch_sizes_follow_each_other_where_they_are_what_is_swept(swept_record
 
 
 def test_the_largest_batch_is_shown_with_its_analytical_value(swept_records: list[Record]) -> None:
-    text = render(build_table(swept_records, "throughput"), "md").partition("### largest_batch\n\n")[2]
+    text = render_table(swept_records, "throughput", "md").partition("### largest_batch\n\n")[2]
     assert text.startswith(
         "| model | context | largest batch | ratio to Transformer | resolution | analytical |"
     )

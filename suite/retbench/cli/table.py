@@ -75,9 +75,9 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo(f"unusual: {unusual}", err=True)
     frame = table_of(found, experiment)
     if form != "text":
-        typer.echo(render(frame, form), nl=False)
+        typer.echo(render(frame, form, found.labels), nl=False)
         return
-    for number, (workload, full) in enumerate(readable_tables(frame).items()):
+    for number, (workload, full) in enumerate(readable_tables(frame, found.labels).items()):
         table, shared = _without_constants(full)
         header = [str(column) for column in table.columns]
         keys = next((at for at, name in enumerate(header) if name not in KEYS), len(header))

@@ -134,7 +134,7 @@ def _full_tables(contents: Contents) -> list[Section]:
     costs = [
         Block("table", table, section_title(experiment, workload))
         for experiment, sweeps in groups.items()
-        for workload, table in readable_tables(cost_table(sweeps)).items()
+        for workload, table in readable_tables(cost_table(sweeps), contents.labels).items()
     ]
     found = [Section("all-tables", "Tables of all metrics", costs)] if costs else []
     return [*found, *([_quality_section(contents.evaluations)] if contents.evaluations else [])]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -74,11 +74,11 @@ def code_block(lines: Sequence[str]) -> str:
     return "\n".join([fence, *found, fence])
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
+def to_markdown(frame: pd.DataFrame, labels: Mapping[str, str]) -> str:
     """Return a Markdown table per workload, under its name."""
     blocks = [
         f"### {markdown_text(workload)}\n\n{markdown_table(table)}\n"
-        for workload, table in readable_tables(frame).items()
+        for workload, table in readable_tables(frame, labels).items()
     ]
     return "\n".join(blocks)
 
@@ -95,10 +95,10 @@ _LATEX = str.maketrans(
 )
 
 
-def to_latex(frame: pd.DataFrame) -> str:
+def to_latex(frame: pd.DataFrame, labels: Mapping[str, str]) -> str:
     """Return a tabular per workload, for the package booktabs."""
     blocks = []
-    for workload, table in readable_tables(frame).items():
+    for workload, table in readable_tables(frame, labels).items():
         rows = [list(table.columns), *table.itertuples(index=False)]
         head, *body = (" & ".join(str(cell).translate(_LATEX) for cell in row) + r" \\" for row in rows)
         columns = "l" + "r" * (len(table.columns) - 1)
@@ -113,26 +113,27 @@ def to_latex(frame: pd.DataFrame) -> str:
     return "\n".join(blocks)
 
 
-_WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
+_WRITERS: dict[str, Callable[[pd.DataFrame, Mapping[str, str]], str]] = {
     "md": to_markdown,
-    "csv": csv_text,
-    "json": to_json,
+    "csv": lambda frame, _: csv_text(frame),
+    "json": lambda frame, _: to_json(frame),
     "latex": to_latex,
 }
 FORMATS = tuple(_WRITERS)
 
 
-def render(frame: pd.DataFrame, format: str) -> str:
+def render(frame: pd.DataFrame, format: str, labels: Mapping[str, str] | None = None) -> str:
     """Return a table of `tables.table_of` as text that ends in a newline.
 
     Args:
         frame: The table.
         format: One of `FORMATS`. csv and json keep base units; csv writes NA for an undefined value, json null. md and
             latex write readable units, one table per workload.
+        labels: Readable name of each model, for headings.
 
     Raises:
         ConfigError: the format is unknown.
     """
     if format not in _WRITERS:
         raise unknown_name("table format", format, FORMATS, where="--format")
-    return _WRITERS[format](frame)
+    return _WRITERS[format](frame, labels or {})

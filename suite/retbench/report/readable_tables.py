@@ -9,7 +9,7 @@ import pandas as pd
 
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
-from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, UNPAIRED
+from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, REFERENCE, UNPAIRED
 from retbench.report.wording import POINTS, describe_status, format_p
 from retbench.units import (
     format_bytes,
@@ -49,25 +49,30 @@ _NOT_SCORES = ("num_examples", "num_requests", "num_truncated", "num_tokens", "t
 """Metrics of an evaluation that are not scores."""
 
 
-def readable_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return a table of `tables.table_of` for people: one frame of text per workload, with readable units."""
+def readable_tables(frame: pd.DataFrame, labels: Mapping[str, str] | None = None) -> dict[str, pd.DataFrame]:
+    """Return a table of `tables.table_of` for people: one frame of text per workload, with readable units.
+
+    Args:
+        frame: The table.
+        labels: Readable name of each model, for the heading of the ratio to the reference; its name without them.
+    """
     tables: dict[str, pd.DataFrame] = {}
     for name, part in frame.groupby("workload", sort=False):
         rows: list[Row] = part.to_dict(orient="records")  # type: ignore[assignment]
-        table = pd.DataFrame(list(_lines(str(name), rows))).fillna(NONE)
+        table = pd.DataFrame(list(_lines(str(name), rows, labels or {}))).fillna(NONE)
         may_idle = ("seed", "protocol", "shots", "pairs")
         idle = [column for column in may_idle if column in table and set(table[column]) == {NONE}]
         tables[str(name)] = table.drop(columns=idle)
     return tables
 
 
-def _lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield the readable rows of one workload."""
     known = WORKLOADS.get(workload)
     costs = [row for row in rows if not is_missing(row.get("rounds"))]
     quality = [row for row in rows if is_missing(row.get("rounds"))]
     if costs:  # of a workload that is not installed here, the records of one experiment may hold both
-        yield from _cost_lines(known, costs)
+        yield from _cost_lines(known, costs, labels)
     if quality and known is not None and known.replicate == "seed":
         yield from _training_lines(known, quality)
     elif quality:
@@ -83,7 +88,9 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _cost_lines(known: Workload | None, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _cost_lines(
+    known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]
+) -> Iterator[dict[str, str]]:
     """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
     headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
     lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED}
@@ -97,7 +104,12 @@ def _cost_lines(known: Workload | None, rows: Sequence[Row]) -> Iterator[dict[st
     ratio = [RATIO] if any(not is_missing(row.get(RATIO)) for row in rows) else []
     metrics = [main, *ratio, *(name for name in present if name != main)]
     kind = next((words for ending, words in _RATIO_OF.items() if main.endswith(ending)), "")
-    headings |= {RATIO: f"{kind}ratio to Transformer", "batch_size": "batch", "context_len": "context"}
+    reference = next((str(row[REFERENCE]) for row in rows if not is_missing(row.get(REFERENCE))), "reference")
+    headings |= {
+        RATIO: f"{kind}ratio to {labels.get(reference, reference)}",
+        "batch_size": "batch",
+        "context_len": "context",
+    }
     point = ["model", *(() if known and known.finds_batch else ("batch_size",)), "context_len"]
     for row in rows:
         line = {headings.get(name, name): _cost_cell(row, name, main) for name in (*point, *metrics)}
@@ -169,7 +181,7 @@ def _plain(value: object) -> str:
 def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Return all models, and those that were compared with the reference."""
     models = dict.fromkeys(str(row["model"]) for row in rows)
-    compared = {str(row["model"]) for row in rows if not is_missing(row["reference"])}
+    compared = {str(row["model"]) for row in rows if not is_missing(row[REFERENCE])}
     return list(models), [model for model in models if model in compared]
 
 

@@ -121,7 +121,7 @@ def make_page(results: Results) -> ReportPage:
             *(s for e in evidence for s in e),
         ],
         drawings=[drawing for origin in origins for drawing in origin.drawings],
-        models=_labels(main),
+        models=main.labels,
         others=others,
     )
 
@@ -167,13 +167,6 @@ def _tables(contents: Contents) -> Section:
     """Return the primary metric of every workload."""
     quality = quality_tables(contents.evaluations) if contents.evaluations else []
     return Section("tables", "Tables", [Block("compact", [*cost_tables(contents.sweeps), *quality])])
-
-
-def _labels(contents: Contents) -> dict[str, str]:
-    """Return the label of every model that figures and tables show."""
-    lineups = [sweep.models for sweep in contents.sweeps]
-    lineups += [contents.evaluations.models] if contents.evaluations else []
-    return {name: found.labels[name] for found in reversed(lineups) for name in found.models}
 
 
 def _conditions(contents: Contents) -> str:

@@ -1,4 +1,4 @@
-"""The table of an experiment, in base units: one row per (model, point), with the comparison with the Transformer.
+"""The table of an experiment, in base units: one row per (model, point), with the comparison with the reference.
 
 `table_of` has the unit in each column's name, for csv and json; `formats.render` also writes it for people.
 """
@@ -30,7 +30,9 @@ from retbench.report.selection import Selection
 from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
-RATIO = "ratio_to_transformer"
+RATIO = "ratio_to_reference"
+REFERENCE = "reference"
+"""Column with the name of the model that a row is compared with; in a table of costs there only if some are."""
 UNPAIRED = "ratio_is_unpaired"
 """Column of rows whose ratio compares different measurement sessions; there only if some do."""
 
@@ -49,7 +51,7 @@ QUALITY_LEAD = (
     "learning_rate",
     "role",
     "num_documents",
-    "reference",
+    REFERENCE,
     "not_compared",
 )
 """Columns that are text or whole numbers; None where there is none."""
@@ -68,6 +70,13 @@ class Contents:
     selection: Selection
     sweeps: list[CostSweep]
     evaluations: Evaluations | None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Readable name of every model that is shown, by its name."""
+        lineups = [sweep.models for sweep in self.sweeps]
+        lineups += [self.evaluations.models] if self.evaluations else []
+        return {name: found.labels[name] for found in reversed(lineups) for name in found.models}
 
     @property
     def refusals(self) -> list[str]:
@@ -103,11 +112,11 @@ def table_of(contents: Contents, experiment: str) -> pd.DataFrame:
 
     Returns:
         For costs: columns `COST_LEAD`, then metrics in the unit of their name, with `_low` and `_high` (95 %) where
-        they are measured anew in each round. The ratio to the Transformer is that of the workload's primary metric,
-        paired within rounds: below 1 where the model needs less, above 1 where it fits more sequences. Batch sizes
-        follow each other at one length where there are more of them than lengths.
+        they are measured anew in each round. The ratio to the model in the column `reference` is that of the
+        workload's primary metric, paired within rounds: below 1 where the model needs less, above 1 where it fits
+        more sequences. Batch sizes follow each other at one length where there are more of them than lengths.
         For quality: columns `QUALITY_LEAD`, metrics, the analytical `state_bytes` of one sequence after `context_len`
-        tokens where documents are scored by a loss, and on the row of a model that was compared with the Transformer
+        tokens where documents are scored by a loss, and on the row of a model that was compared with the reference
         `bits_per_byte_ratio` and `bits_per_byte_difference` (per token where the scored text has no whole bytes), or
         per accuracy `<metric>_difference` and `<metric>_mcnemar_p`, with the ends of the 95 % intervals; of slices of
         a text `<metric>_difference`.
@@ -148,7 +157,7 @@ def cost_table(sweeps: Sequence[CostSweep]) -> pd.DataFrame:
     names = dict.fromkeys(name for row in rows for name in row)
     ratio = [name for name in names if name.startswith("ratio_")]
     columns = [*COST_LEAD, *(name for name in names if name not in (*COST_LEAD, *ratio)), *ratio]
-    numbers = dict.fromkeys(set(columns) - {*COST_LEAD, UNPAIRED}, "float64")
+    numbers = dict.fromkeys(set(columns) - {*COST_LEAD, REFERENCE, UNPAIRED}, "float64")
     return pd.DataFrame(rows, columns=columns).astype(numbers)
 
 
@@ -164,6 +173,8 @@ def _cost_rows(sweep: CostSweep) -> Iterator[dict[str, Any]]:
             ends = ("", "_low", "_high") if metric.has_interval else ("",)
             values = found.get((model, length, metric.name), (None, None, None))
             row |= {f"{metric.name}{end}": value for end, value in zip(ends, values, strict=False)}
+        if unpaired:
+            row[REFERENCE] = sweep.models.reference if (model, length) in unpaired else None
         yield row | ({UNPAIRED: unpaired.get((model, length))} if any(unpaired.values()) else {})
 
 
@@ -243,7 +254,7 @@ def _quality_row(evaluations: Evaluations, record: Record) -> dict[str, Any]:
 
 
 def _comparison_columns(comparison: DocumentComparison) -> dict[str, Any]:
-    row: dict[str, Any] = {"reference": comparison.reference, "not_compared": comparison.refusal}
+    row: dict[str, Any] = {REFERENCE: comparison.reference, "not_compared": comparison.refusal}
     bits = f"bits_per_{comparison.unit}"
     estimates = {f"{bits}_ratio": comparison.ratio, f"{bits}_difference": comparison.difference}
     estimates |= {f"{metric}_difference": found for metric, found in comparison.slices.items()}
