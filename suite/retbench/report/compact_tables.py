@@ -18,8 +18,8 @@ from retbench.report.readable_tables import (
     MOST_MODELS,
     NONE,
     format_metric,
-    is_missing,
     models_by_point,
+    number_of,
     readable_tables,
 )
 from retbench.report.sweeps import CostSweep, by_workload
@@ -247,7 +247,8 @@ def _interval_text(
     estimate: Callable[[Sequence[float]], Interval], sides: Sequence[Mapping[str, object]], column: str
 ) -> str:
     """Return the mean of a column over the seeds with its interval; a dash without values."""
-    values = [float(str(side[column])) for side in sides if not is_missing(side.get(column))]
+    found_values = (number_of(side.get(column)) for side in sides)
+    values = [value for value in found_values if value is not None]
     if not values:
         return NONE
     found = estimate(values)

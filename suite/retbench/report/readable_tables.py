@@ -88,6 +88,11 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def number_of(value: object) -> float | None:
+    """Return the number in a cell of a table; None for a text, and where there is no value."""
+    return None if is_missing(value) or not isinstance(value, int | float) else float(value)
+
+
 def _cost_lines(
     known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]
 ) -> Iterator[dict[str, str]]:
@@ -125,9 +130,9 @@ def _cost_cell(row: Row, name: str, main: str) -> str:
         if name != main:
             return NONE
         return "not recorded" if row["status"] == "ok" else describe_status(str(row["status"]))
-    numbers = [value, *(row.get(f"{name}{end}") for end in ("_low", "_high"))]
-    text = _with_unit([format_metric(name, float(number)) for number in numbers if not is_missing(number)])  # type: ignore[arg-type]
-    is_unpaired = name == RATIO and not is_missing(row.get(UNPAIRED)) and bool(row[UNPAIRED])
+    numbers = (number_of(row.get(f"{name}{end}")) for end in ("", "_low", "_high"))
+    text = _with_unit([format_metric(name, number) for number in numbers if number is not None])
+    is_unpaired = name == RATIO and bool(number_of(row.get(UNPAIRED)))
     return f"{text} (unpaired)" if is_unpaired else text
 
 
@@ -225,11 +230,12 @@ def _model_line(
     workload: str, model: str, sides: Mapping[str, Row], compared: Sequence[tuple[str, str]]
 ) -> dict[str, str]:
     """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
-    params, state = (sides.get(model, {}).get(name) for name in ("num_params_nonembedding", "state_bytes"))
+    side = sides.get(model, {})
+    params, state = (number_of(side.get(name)) for name in ("num_params_nonembedding", "state_bytes"))
     line = {
         "model": model,
-        "parameters": NONE if is_missing(params) else format_count(float(params)),  # type: ignore[arg-type]
-        "state or cache": NONE if is_missing(state) else format_bytes(float(state)),  # type: ignore[arg-type]
+        "parameters": NONE if params is None else format_count(params),
+        "state or cache": NONE if state is None else format_bytes(state),
     }
     line |= {metric.heading: _loss(sides, model, metric.name) for metric in WORKLOADS[workload].metrics}
     for column, heading in compared:
@@ -254,18 +260,18 @@ def _score(side: Row | None, metric: str) -> str:
     """Return a score with its standard error; without a value the reason."""
     if side is None:
         return describe_status("missing")
-    value, error = side.get(metric), side.get(f"{metric}_stderr")
-    if value is None or is_missing(value):
+    value, error = number_of(side.get(metric)), number_of(side.get(f"{metric}_stderr"))
+    if value is None:
         return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
     if metric in _SHARES:
-        if error is None or is_missing(error):
+        if error is None:
             return format_percent(value)
         return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
     if "nats" in metric or "bits" in metric:
         return f"{value:.4f}"
     if metric.endswith("_bytes"):
         return format_bytes(value)
-    return f"{value:.4g}" if is_missing(error) else f"{value:.4g} ± {error:.2g}"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _compared(
@@ -279,10 +285,10 @@ def _compared(
     line = {}
     for model in challengers:
         side = sides.get(model, {})
-        value, low, high = (side.get(f"{column}{end}") for end in ("", "_low", "_high"))
-        text = NONE if is_missing(value) else write(value)  # type: ignore[arg-type]
-        if not is_missing(low):
-            text += f" [{write(low)}, {write(high)}]"  # type: ignore[arg-type]
+        value, low, high = (number_of(side.get(f"{column}{end}")) for end in ("", "_low", "_high"))
+        text = NONE if value is None else write(value)
+        if low is not None and high is not None:
+            text += f" [{write(low)}, {write(high)}]"
         own = f"{heading}, {model}" if len(challengers) > 1 else heading
         line[own] = "not compared" if not is_missing(side.get("not_compared")) else text
     return line
@@ -296,8 +302,8 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         words = {name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
         key = (lead["shots"], lead["size"], lead["seed"])
         for model, side in sides.items():
-            if not is_missing(side.get("acc", math.nan)):
-                means.setdefault(key, {}).setdefault(lead["task"], {})[model] = float(side["acc"])
+            if (accuracy := number_of(side.get("acc"))) is not None:
+                means.setdefault(key, {}).setdefault(lead["task"], {})[model] = accuracy
         for metric in _scores_of(sides):
             line = words | {"metric": metric}
             line |= {model: _score(sides.get(model), metric) for model in models}
@@ -342,26 +348,27 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, 
         if not metric.optional or any(not is_missing(row.get("validation_acc")) for row in rows)
     ]
     for row in rows:
-        tokens = row.get("num_tokens") if not is_missing(row.get("num_tokens")) else row["trained_tokens"]
-        rate, speed = row["learning_rate"], row.get("tokens_per_s")
+        found = (number_of(row.get(name)) for name in ("num_tokens", "trained_tokens"))
+        tokens = next((number for number in found if number is not None), None)
+        rate, speed = number_of(row["learning_rate"]), number_of(row.get("tokens_per_s"))
         yield {
             "model": str(row["model"]),
             "size": format_size(str(row["size"])),
             "seed": _plain(row["seed"]),
             "run": str(row["role"]),
-            "learning rate": NONE if is_missing(rate) else f"{rate:.3g}",
+            "learning rate": NONE if rate is None else f"{rate:.3g}",
             "sequence": format_tokens(int(row["context_len"])),
-            "tokens": NONE if is_missing(tokens) else format_count(float(tokens)),  # type: ignore[arg-type]
+            "tokens": NONE if tokens is None else format_count(tokens),
             **{metric.heading: _training_score(row, metric.name) for metric in metrics},
-            "tokens/s": NONE if is_missing(speed) else format_metric("tokens_per_s", float(speed)),  # type: ignore[arg-type]
+            "tokens/s": NONE if speed is None else format_metric("tokens_per_s", speed),
         }
 
 
 def _training_score(row: Row, metric: str) -> str:
     """Return a metric of a training, or that the run has not learnt its task."""
-    value = row.get(metric)
-    if metric == "learnt_step" and is_missing(value) and not is_missing(row.get("validation_acc")):
+    value = number_of(row.get(metric))
+    if metric == "learnt_step" and value is None and number_of(row.get("validation_acc")) is not None:
         return "not learnt"
-    if metric == "validation_acc" and not is_missing(value):
-        return format_percent(float(value))  # type: ignore[arg-type]
+    if metric == "validation_acc" and value is not None:
+        return format_percent(value)
     return _score(row, metric)
