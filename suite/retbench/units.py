@@ -150,48 +150,6 @@ def format_printed(value: float, unit: str) -> str:
     return f"{value:g}{_PRINTED_WORDS.get(unit, f' {unit}')}"
 
 
-_READABLE = re.compile(
-    r"(?:< )?(?P<number>[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)(?P<unit> ?[A-Za-zµ%×]+)?"
-    r"(?: ± [\d.]+| \[[^]]*\])?(?P<last> [A-Za-zµ%]+)?"
-)
-_STEPS = {
-    **{f" {unit}": size for steps in (_TIME_STEPS, _BYTE_STEPS, _ENERGY_STEPS) for size, unit in steps},
-    **{f" {prefix}": size for size, prefix in _RATE_STEPS},
-    **{suffix: size for size, suffix in _COUNT_STEPS},
-    **dict.fromkeys(("", "x", "×", " W", " tokens"), 1),
-    " %": 0.01,
-    "K": KIB,  # in lengths
-    "k": 1e3,  # in names of sizes, as the next two
-    "m": 1e6,
-    "M": 1e6,
-    "b": 1e9,
-    "B": 1e9,
-}
-"""Units after a number in the texts made here, with their size in the base unit."""
-
-
-def read_column(texts: Sequence[str]) -> list[float | None]:
-    """Return the numbers in a column of texts in their base unit, so that the column can be sorted by them.
-
-    Intervals and errors after a number are ignored. A lone 'B' is bytes where any text of the column has KiB, MiB or
-    GiB, else billions; their order is the same in either case.
-
-    Args:
-        texts: Written by the functions above: '8.12 [8.01, 8.23] ms', '6.00 MiB', '32K', '1,840'.
-
-    Returns:
-        One number per text, or None for a text without a number.
-    """
-    steps = _STEPS | {" B": 1 if any(text.endswith("iB") for text in texts) else 1e9}
-    found: list[float | None] = []
-    for text in texts:
-        match = _READABLE.fullmatch(text)
-        unit = "" if match is None else match["unit"] or match["last"] or ""
-        is_number = match is not None and unit in steps and not (match["unit"] and match["last"])
-        found.append(float(match["number"].replace(",", "")) * steps[unit] if match and is_number else None)
-    return found
-
-
 def tokens_per_second(num_tokens: int, seconds: float) -> float:
     """Return the rate of `num_tokens` produced in one call of `seconds` (not of several calls)."""
     return num_tokens / seconds

@@ -78,7 +78,9 @@ def test_models_of_different_sessions_have_an_unpaired_ratio(published: list[Rec
     assert not rows_of(table, "retnet")[UNPAIRED].any()
     assert (mine[f"{RATIO}_low"] < 0.5).all()
     assert (mine[f"{RATIO}_high"] > 0.5).all()
-    readable = readable_tables(table, found.labels)["decode"].set_index("model")["time ratio to Transformer"]
+    readable = readable_tables(table, found.labels)["decode"].frame.set_index("model")[
+        "time ratio to Transformer"
+    ]
     assert all(text.endswith("(unpaired)") for text in readable["linear"])
     assert not any("unpaired" in text for text in readable["retnet"])
     texts = [f.text for f in find_costs(found.sweeps) if "linear_attention is 2.00× faster" in f.text]

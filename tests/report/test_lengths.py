@@ -81,7 +81,7 @@ def test_the_levels_of_guessing_and_of_every_answer_right_are_drawn(drawings: li
 
 
 def test_the_table_has_a_row_per_task_and_length_with_all_scores(evaluations: Evaluations) -> None:
-    table = readable_tables(quality_table(evaluations, "length_recall"))["length_recall"]
+    table = readable_tables(quality_table(evaluations, "length_recall"))["length_recall"].frame
     rows = table[(table["task"] == "copy") & (table["context"] == "512") & (table["size"] == "6M")]
     found = {row["metric"]: (row["retnet"], row["transformer"]) for _, row in rows.iterrows()}
     assert found == {

@@ -49,7 +49,7 @@ def test_the_map_marks_the_trained_length_where_it_is_known(tmp_path: Path) -> N
 
 
 def test_the_table_has_every_share_with_its_difference(evaluations: Evaluations) -> None:
-    table = readable_tables(quality_table(evaluations, "needle"))["needle"]
+    table = readable_tables(quality_table(evaluations, "needle"))["needle"].frame
     row = table[(table["context"] == "512") & (table["metric"] == "acc")].iloc[0]
     assert (row["retnet"], row["transformer"]) == ("25.0 ± 5.0 %", "75.0 ± 5.0 %")
     assert row["difference, points"].startswith("-50.0 [")

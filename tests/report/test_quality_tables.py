@@ -25,7 +25,7 @@ def frame(scores: Evaluations) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return readable_tables(frame)
+    return {name: table.frame for name, table in readable_tables(frame).items()}
 
 
 def scores_of(maker: ScoreMaker) -> Evaluations:
@@ -168,7 +168,7 @@ def test_what_failed_or_was_not_asked_says_so(tmp_path: Path) -> None:
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
     maker.records = [r for r in maker.records if (r.model.name, r.point.context_len) != ("transformer", 2048)]
-    table = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"]
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].frame
     assert list(table["nats/token, retnet"])[1:] == ["out of memory"]
     assert list(table["nats/token, transformer"])[:1] == ["not measured"]
     assert "ratio of bits/byte" not in table
@@ -182,7 +182,9 @@ def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_pa
 
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
     maker.perplexities("litbank/original", "whole", 2048)
-    (line,) = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].to_dict("records")
+    (line,) = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].frame.to_dict(
+        "records"
+    )
     assert line["nats/token, retnet"].endswith(" (gpt2)")
     assert line["nats/token, transformer"].endswith(" (bytes)")
     assert "(" not in line["bits/byte, retnet"]
@@ -193,7 +195,7 @@ def test_many_models_have_a_row_each_with_parameters_and_state(tmp_path: Path) -
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
     frame = quality_table(scores_of(maker), "quality")
-    table = readable_tables(frame)["perplexity"]
+    table = readable_tables(frame)["perplexity"].frame
     assert len(table) == len(KIN) * 2 * 2
     assert not [name for name in table if any(model in str(name) for model in KIN)]
     at_2k = (table["seed"] == "1") & (table["context"] == "2K")
@@ -226,7 +228,7 @@ def test_the_state_is_that_after_the_context(tmp_path: Path) -> None:
 def test_columns_that_tell_nothing_are_left_out(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (None,)})  # public weights, of no seed of ours
     maker.zeroshots(0)
-    table = readable_tables(quality_table(scores_of(maker), "quality"))["zeroshot"]
+    table = readable_tables(quality_table(scores_of(maker), "quality"))["zeroshot"].frame
     assert "seed" not in table
     assert set(table["task"]) >= set(TASKS)
 

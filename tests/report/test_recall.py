@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from typer.testing import CliRunner
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from report.words import check_words
+from retbench.cli import app, layout
 from retbench.records.record import Metric
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
@@ -102,8 +104,22 @@ def test_the_frontier_is_the_best_accuracy_within_so_many_bytes(found: list[tupl
         assert [value for corner, value in corners if corner <= size][-1] == best
 
 
+def test_every_block_of_a_narrow_terminal_repeats_the_columns_that_say_what_a_row_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = ScoreMaker(tmp_path)
+    maker.recalls()
+    monkeypatch.setattr(layout, "terminal_width", lambda: 44)
+    stdout = (
+        CliRunner().invoke(app, ["table", "mqar", "--results", str(maker.write()), "--format", "text"]).stdout
+    )
+    headings = [line.split() for line in stdout.splitlines() if "metric" in line]
+    assert len(headings) > 1
+    assert all(words[:4] == ["pairs", "size", "seed", "metric"] for words in headings)
+
+
 def test_the_table_has_a_row_per_point_with_accuracy_and_state(evaluations: Evaluations) -> None:
-    table = readable_tables(quality_table(evaluations, "mqar"))["mqar"]
+    table = readable_tables(quality_table(evaluations, "mqar"))["mqar"].frame
     assert list(table.columns) == [
         "task",
         "pairs",
@@ -175,6 +191,6 @@ def test_records_without_distances_have_no_such_figure(drawings: list[Drawing]) 
 
 
 def test_the_table_has_the_accuracy_of_far_questions(measured_by_distance: Evaluations) -> None:
-    table = readable_tables(quality_table(measured_by_distance, "mqar"))["mqar"]
+    table = readable_tables(quality_table(measured_by_distance, "mqar"))["mqar"].frame
     row = table[(table["pairs"] == "16") & (table["size"] == "6M") & (table["metric"] == "acc_far")].iloc[0]
     assert (row["retnet"], row["transformer"]) == ("20.0 %", "100.0 %")

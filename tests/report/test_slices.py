@@ -8,6 +8,7 @@ import pytest
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.papers.claims import load_claims
 from retbench.report.claims import judge
+from retbench.report.compact_tables import quality_tables
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import load_results
 from retbench.report.quality_findings import find_quality
@@ -43,12 +44,19 @@ def test_the_figure_has_a_panel_per_size_and_the_intervals_of_the_record(evaluat
 
 
 def test_the_table_has_a_row_per_slice_with_the_paired_difference(evaluations: Evaluations) -> None:
-    table = readable_tables(quality_table(evaluations, "recall_slices"))["recall_slices"]
+    table = readable_tables(quality_table(evaluations, "recall_slices"))["recall_slices"].frame
     rows = table[table["size"] == "6M"].set_index("metric")
     assert rows.loc["loss on repeated pairs, nats/word", "difference"].startswith("+0.100 [+0.100, +0.100]")
     assert rows.loc["loss on new pairs, nats/word", "difference"].startswith("+0.000 [")
     assert rows.loc["second copy, bits/byte", "transformer"] == "1.0000"
     assert set(table["bytes"]) == {"8K"}
+
+
+def test_the_table_of_the_first_page_has_the_primary_metric_of_each_model(evaluations: Evaluations) -> None:
+    (table,) = quality_tables(evaluations)
+    assert list(table.frame.columns) == ["size", "seed", "RetNet", "Transformer", "difference"]
+    assert len(table.frame) == 3
+    assert "bytes 8K" in table.caption
 
 
 def test_a_finding_states_both_differences_per_size_and_seed(evaluations: Evaluations) -> None:

@@ -1,5 +1,6 @@
 """`retbench table`: the results of an experiment from the records on disk, without torch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +11,11 @@ from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_opt
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from retbench.report.frames import Results
+    from retbench.report.readable_tables import ReadableTable
 
 app = new_app()
 FORMATS = ("text", "md", "csv", "json", "latex")
-KEYS = {"model", "corpus", "task", "protocol", "shots", "batch", "context", "size", "seed", "run", "metric"}
-"""Headings of columns that say what a row is about."""
 
 
 @app.command(epilog="Example: retbench table latency --format csv")
@@ -79,18 +77,19 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         return
     for number, (workload, full) in enumerate(readable_tables(frame, found.labels).items()):
         table, shared = _without_constants(full)
-        header = [str(column) for column in table.columns]
-        keys = next((at for at, name in enumerate(header) if name not in KEYS), len(header))
+        keys = next((at for at, one in enumerate(table.columns) if one.kind != "key"), len(table.columns))
         title = WORKLOADS[workload].title if workload in WORKLOADS else workload
         print_prose(("\n" if number else "") + ": ".join(filter(None, (title, shared))))
         typer.echo()
-        print_table(
-            header, [[str(cell) for cell in row] for row in table.itertuples(index=False)], form, keys=keys
-        )
+        header = [column.heading for column in table.columns]
+        print_table(header, [[*row] for row in table.frame.itertuples(index=False)], form, keys=keys)
 
 
-def _without_constants(table: "pd.DataFrame") -> "tuple[pd.DataFrame, str]":
+def _without_constants(table: "ReadableTable") -> "tuple[ReadableTable, str]":
     """Return a table without the columns that have one value in all of several rows, and these in words."""
-    constant = [name for name in table.columns if len(table) > 1 and table[name].nunique() == 1]
-    words = ", ".join(f"{name} {table[name].iloc[0]}" for name in constant)
-    return table.drop(columns=constant), words
+    cells = [table.frame.iloc[:, at] for at in range(len(table.columns))]
+    constant = [at for at, column in enumerate(cells) if len(column) > 1 and column.nunique() == 1]
+    words = ", ".join(f"{table.columns[at].heading} {cells[at].iloc[0]}" for at in constant)
+    kept = [at for at in range(len(cells)) if at not in constant]
+    columns = tuple(table.columns[at] for at in kept)
+    return replace(table, columns=columns, frame=table.frame.iloc[:, kept]), words

@@ -4,7 +4,7 @@ With many models there is a row per model and a column per context. Columns that
 into the caption. `readable_tables` has every metric.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,7 +16,9 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.points import Lineup
 from retbench.report.readable_tables import (
     MOST_MODELS,
-    NONE,
+    Column,
+    ReadableTable,
+    Row,
     format_metric,
     models_by_point,
     number_of,
@@ -24,8 +26,8 @@ from retbench.report.readable_tables import (
 )
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
-from retbench.report.wording import describe_status, section_title
-from retbench.stats.intervals import Interval, geometric_interval, mean_interval
+from retbench.report.wording import NONE, Cell, describe_status, section_title
+from retbench.stats.intervals import geometric_interval, mean_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
@@ -64,7 +66,7 @@ class _Grid:
 
     sweeps: Sequence[CostSweep]
     values: Mapping[tuple[str, Point], str]
-    ratios: Mapping[tuple[str, Point], str]
+    ratios: Mapping[tuple[str, Point], Cell]
 
     @property
     def lineup(self) -> Lineup:
@@ -81,7 +83,7 @@ class _Grid:
 
     def batch_words(self, batch_size: int) -> str:
         known = WORKLOADS.get(self.sweeps[0].workload)
-        return NONE if known and known.finds_batch else str(batch_size)
+        return NONE if known and known.finds_batch else Cell(str(batch_size), batch_size)
 
     @property
     def versus(self) -> str:
@@ -104,13 +106,13 @@ def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
     )
     rows = []
     for point in grid.points:
-        row = {"batch": grid.batch_words(point[0]), "context": format_tokens(point[1])}
+        row = {"batch": grid.batch_words(point[0]), "context": Cell(format_tokens(point[1]), point[1])}
         row |= {labels[model]: grid.values.get((model, point), NONE) for model in grid.models}
         row |= {f"{labels[model]} {grid.versus}": grid.ratios.get((model, point), NONE) for model in compared}
         rows.append(row)
     of_columns = {labels[model]: model for model in grid.models}
     of_columns |= {f"{labels[model]} {grid.versus}": model for model in compared}
-    return _without_constants(caption, pd.DataFrame(rows), ("batch", "context"), of_columns)
+    return _without_constants(caption, pd.DataFrame(rows, dtype=object), ("batch", "context"), of_columns)
 
 
 def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
@@ -121,12 +123,14 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
         row = {"model": grid.lineup.labels[model], "batch": grid.batch_words(batch)}
         row |= {format_tokens(length): grid.values.get((model, (batch, length)), NONE) for length in lengths}
         deepest = next((n for n in reversed(lengths) if (model, (batch, n)) in grid.ratios), None)
-        if grid.versus:
-            found = f"{grid.ratios[model, (batch, deepest)]} at {format_tokens(deepest)}" if deepest else NONE
-            row[grid.versus] = found
+        if grid.versus and deepest is not None:
+            found = grid.ratios[model, (batch, deepest)]
+            row[grid.versus] = Cell(f"{found} at {format_tokens(deepest)}", found.number)
+        elif grid.versus:
+            row[grid.versus] = NONE
         rows.append(row)
         of_rows.append(model)
-    return _without_constants(caption, pd.DataFrame(rows), ("batch",), {}, tuple(of_rows))
+    return _without_constants(caption, pd.DataFrame(rows, dtype=object), ("batch",), {}, tuple(of_rows))
 
 
 def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
@@ -135,17 +139,21 @@ def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
     for model, length, status in zip(failed["model"], failed["context_len"], failed["status"], strict=True):
         yield (str(model), (sweep.batch_size, int(length))), describe_status(str(status))
     for model, length, value in zip(rows["model"], rows["context_len"], rows["value"], strict=True):
-        yield (str(model), (sweep.batch_size, int(length))), format_metric(metric.name, float(value))
+        yield (
+            (str(model), (sweep.batch_size, int(length))),
+            Cell(format_metric(metric.name, float(value)), float(value)),
+        )
 
 
-def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
+def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], Cell]]:
     """Yield how each model compares with the reference at each point: '7.63× faster [6.94, 8.39]'."""
     if sweep.primary is None:
         return
     for _, row in pair_ratios(sweep.metrics, sweep.models).iterrows():
         found = advantage(metric, row)
         text = f"{found.size} {found.interval.removeprefix('95 % CI ')}".strip()
-        yield (str(row["model"]), (sweep.batch_size, int(row["context_len"]))), text
+        cell = Cell(text, float(row["ratio"]))
+        yield (str(row["model"]), (sweep.batch_size, int(row["context_len"]))), cell
 
 
 def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
@@ -155,15 +163,13 @@ def quality_tables(evaluations: Evaluations) -> list[CompactTable]:
         frame = quality_table(evaluations, experiment)
         scored = frame[frame["workload"].map(_scores_documents)]
         for workload, table in readable_tables(scored).items():
-            heading = WORKLOADS[workload].primary.heading
-            caption = f"{section_title(experiment, workload)}, {heading}"
-            if "model" in table:
+            primary = WORKLOADS[workload].primary
+            caption = f"{section_title(experiment, workload)}, {primary.heading}"
+            if any(column.heading == "model" and column.kind == "key" for column in table.columns):
                 numbers = scored[scored["workload"] == workload]
-                made += _tables_per_point(
-                    table, numbers, WORKLOADS[workload].primary, caption, evaluations.models
-                )
+                made += _tables_per_point(table, numbers, primary, caption, evaluations.models)
             else:
-                made.append(_quality_table(table, heading, caption, evaluations.models))
+                made.append(_quality_table(table, primary, caption, evaluations.models))
     return made
 
 
@@ -171,89 +177,89 @@ def _scores_documents(workload: str) -> bool:
     return workload in WORKLOADS and WORKLOADS[workload].replicate == "document"
 
 
-def _quality_table(table: pd.DataFrame, heading: str, caption: str, models: Lineup) -> CompactTable:
+def _quality_table(table: ReadableTable, primary: MetricSpec, caption: str, models: Lineup) -> CompactTable:
     """Return task points, the primary metric per model, and the comparison, of a readable table."""
-    if "metric" in table:  # of questions there is a row per kind of accuracy
-        table = table[table["metric"] == "acc"].drop(columns="metric")
-    names = {f"{heading}, {model}": model for model in models.models} | {
-        model: model for model in models.models
-    }
-    lead = [
-        name
-        for name in ("corpus", "task", "protocol", "context", "shots", "pairs", "size", "seed")
-        if name in table
-    ]
-    own = [name for name in table if name in names]
-    compared = [name for name in table if str(name).startswith(("ratio", "difference"))]
-    frame = table[[*lead, *own, *compared]].rename(columns={name: models.labels[names[name]] for name in own})
-    of_columns = {models.labels[names[name]]: names[name] for name in own}
-    return _without_constants(caption, frame, lead, of_columns)
+    frame, lead, own, compared = table.frame, [], [], []
+    for at, column in enumerate(table.columns):
+        if column == Column("metric", "key"):  # a row per metric
+            frame = frame[frame.iloc[:, at].isin(["acc", primary.heading])]
+        elif column.kind == "key":
+            lead.append(at)
+        elif column.kind == "comparison":
+            compared.append(at)
+        elif column.model is not None and column.metric in (None, primary.name):
+            own.append(at)
+    labels = {at: models.labels[str(table.columns[at].model)] for at in own}
+    chosen = [*lead, *own, *compared]
+    headings = [labels.get(at, table.columns[at].heading) for at in chosen]
+    shown = frame.iloc[:, chosen].set_axis(headings, axis="columns")
+    of_columns = {labels[at]: str(table.columns[at].model) for at in own}
+    return _without_constants(caption, shown, [table.columns[at].heading for at in lead], of_columns)
 
 
 def _tables_per_point(
-    table: pd.DataFrame, scored: pd.DataFrame, primary: MetricSpec, caption: str, models: Lineup
+    table: ReadableTable, scored: pd.DataFrame, primary: MetricSpec, caption: str, models: Lineup
 ) -> Iterator[CompactTable]:
     """Yield a table per corpus, protocol, context and size, of a readable table with a row per model.
 
     One or two seeds have columns of their own. Of more there is the mean with its interval over the seeds.
     """
     row = ["model", "parameters", "state or cache"]
-    point = [name for name in ("corpus", "protocol", "context", "size") if name in table]
-    compared = [str(name) for name in table if str(name).startswith("ratio")]
-    means = _means_over_seeds(scored, primary, compared)
-    for key, part in table.groupby(point, sort=False):
+    point = [
+        one.heading for one in table.columns if one.kind == "key" and one.heading not in ("model", "seed")
+    ]
+    shown = [one for one in table.columns if one.kind == "comparison" or one.metric == primary.name]
+    shown.sort(key=lambda column: column.kind == "comparison")
+    means = _means_over_seeds(scored, shown)
+    for key, part in table.frame.groupby(point, sort=False):
         seeds = list(part["seed"].unique()) if "seed" in part else []
+        lines, own = part.to_dict(orient="records"), dict[str, None]()
         rows: dict[str, dict[str, str]] = {}
-        for line in part.to_dict(orient="records"):
-            of_seed = f", seed {line['seed']}" if len(seeds) > 1 else ""
-            cells = {f"{name}{of_seed}": str(line[name]) for name in (primary.heading, *compared)}
+        for column, line in product(shown, lines):
+            name, model = column.heading, str(line["model"])
+            cell = line[name]
             if len(seeds) > MOST_SEEDS:
-                cells = means.get((*map(str, key), str(line["model"])), {})
-            rows.setdefault(str(line["model"]), {name: str(line[name]) for name in row}).update(cells)
-        found = pd.DataFrame(rows.values()).fillna(NONE)
-        own = [str(name) for name in found if name not in row]
-        own.sort(key=lambda name: name.startswith("ratio"))
-        frame = found[[*row, *own]].assign(model=[models.labels[model] for model in found["model"]])
+                cell = means[(*map(str, key), model)][name]
+            elif len(seeds) > 1:
+                name += f", seed {line['seed']}"
+            own[name] = None
+            rows.setdefault(model, {name: line[name] for name in row})[name] = cell
+        frame = pd.DataFrame(rows.values(), columns=[*row, *own], dtype=object).fillna(NONE)
+        frame["model"] = [models.labels[model] for model in rows]
         notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
         if len(seeds) > MOST_SEEDS:
             notes.append(f"mean of {len(seeds)} seeds [95 % CI over seeds]")
         of_point = ", ".join([caption, *(note for note in notes if note != NONE)])
-        yield CompactTable(of_point, frame, (None,) * len(frame.columns), tuple(found["model"]))
+        yield CompactTable(of_point, frame, (None,) * len(frame.columns), tuple(rows))
 
 
 def _means_over_seeds(
-    scored: pd.DataFrame, primary: MetricSpec, compared: Sequence[str]
+    scored: pd.DataFrame, columns: Sequence[Column]
 ) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return the primary metric and its ratios by (corpus, protocol, context, size, model), as means over seeds.
+    """Return metrics and ratios by (corpus, protocol, context, size, model) and heading, as means over seeds.
 
     The ratio is the geometric mean of the ratios of each seed: models of one seed were trained on the same batches.
     """
-    replicates: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    replicates: dict[tuple[str, ...], list[Row]] = {}
     for lead, sides in models_by_point(scored.to_dict(orient="records")):  # type: ignore[arg-type]
         point = (lead["task"], lead["protocol"], lead["context"], lead["size"])
         for model, side in sides.items():
             replicates.setdefault((*point, model), []).append(side)
-    columns = {name: f"bits_per_{name.rpartition('/')[2]}_ratio" for name in compared}
     return {
-        key: {
-            primary.heading: _interval_text(mean_interval, sides, primary.name),
-            **{name: _interval_text(geometric_interval, sides, column) for name, column in columns.items()},
-        }
-        for key, sides in replicates.items()
+        key: {column.heading: _mean(column, sides) for column in columns} for key, sides in replicates.items()
     }
 
 
-def _interval_text(
-    estimate: Callable[[Sequence[float]], Interval], sides: Sequence[Mapping[str, object]], column: str
-) -> str:
+def _mean(column: Column, sides: Sequence[Row]) -> str:
     """Return the mean of a column over the seeds with its interval; a dash without values."""
-    found_values = (number_of(side.get(column)) for side in sides)
-    values = [value for value in found_values if value is not None]
+    numbers = (number_of(side.get(str(column.metric))) for side in sides)
+    values = [number for number in numbers if number is not None]
     if not values:
         return NONE
+    estimate = geometric_interval if column.kind == "comparison" else mean_interval
     found = estimate(values)
     ends = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
-    return f"{found.value:.3f}{ends}"
+    return Cell(f"{found.value:.3f}{ends}", found.value)
 
 
 def _without_constants(

@@ -25,6 +25,7 @@ from retbench.report.points import (
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
+from retbench.report.wording import NONE, Cell
 from retbench.units import format_count, format_size
 from retbench.workloads.workload import WORKLOADS, Scores
 
@@ -268,25 +269,25 @@ def weights_table(evaluations: Evaluations) -> pd.DataFrame:
     rows = dict.fromkeys(
         (
             evaluations.models.labels[record.model.name],
-            format_size(record.model.size),
-            "–" if instance_of(record).seed is None else str(instance_of(record).seed),
-            f"{record.model.num_params_nonembedding:,}",
+            Cell(format_size(record.model.size), record.model.num_params_nonembedding),
+            NONE if (seed := instance_of(record).seed) is None else Cell(str(seed), seed),
+            Cell(f"{record.model.num_params_nonembedding:,}", record.model.num_params_nonembedding),
             *_origin(record),
         )
         for record in finals
     )
-    return pd.DataFrame(list(rows), columns=columns)
+    return pd.DataFrame(list(rows), columns=columns, dtype=object)
 
 
 def _origin(record: Record) -> tuple[str, ...]:
     """Return corpus, tokens, learning rate, source and fingerprint of a record's weights."""
     weights, tokens, rate = record.model.weights, num_trained_tokens(record), learning_rate(record)
     if weights is None:
-        return "–", "–", "–", "drawn from a seed, untrained", "–"
+        return NONE, NONE, NONE, "drawn from a seed, untrained", NONE
     return (
         weights.corpus or "not recorded",
-        "not recorded" if tokens is None else format_count(tokens),
-        "not recorded" if rate is None else f"{rate:.3g}",
+        "not recorded" if tokens is None else Cell(format_count(tokens), tokens),
+        "not recorded" if rate is None else Cell(f"{rate:.3g}", rate),
         weights.source + (f" at {weights.revision}" if weights.revision else ""),
         weights.fingerprint,
     )

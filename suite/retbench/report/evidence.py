@@ -132,7 +132,7 @@ def _full_tables(contents: Contents) -> list[Section]:
     for sweep in contents.sweeps:
         groups.setdefault(sweep.experiment, []).append(sweep)
     costs = [
-        Block("table", table, section_title(experiment, workload))
+        Block("table", table.frame, section_title(experiment, workload))
         for experiment, sweeps in groups.items()
         for workload, table in readable_tables(cost_table(sweeps), contents.labels).items()
     ]
@@ -148,7 +148,7 @@ def _quality_section(evaluations: Evaluations) -> Section:
         Block("table", weights_table(evaluations), "Evaluated models"),
         Block("sentences", overlap_sentences(evaluations), "Evaluated on training text"),
         *(
-            Block("table", table, section_title(experiment, workload))
+            Block("table", table.frame, section_title(experiment, workload))
             for experiment in experiments
             for workload, table in readable_tables(quality_table(evaluations, experiment)).items()
         ),

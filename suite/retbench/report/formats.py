@@ -77,7 +77,7 @@ def code_block(lines: Sequence[str]) -> str:
 def to_markdown(frame: pd.DataFrame, labels: Mapping[str, str]) -> str:
     """Return a Markdown table per workload, under its name."""
     blocks = [
-        f"### {markdown_text(workload)}\n\n{markdown_table(table)}\n"
+        f"### {markdown_text(workload)}\n\n{markdown_table(table.frame)}\n"
         for workload, table in readable_tables(frame, labels).items()
     ]
     return "\n".join(blocks)
@@ -99,7 +99,7 @@ def to_latex(frame: pd.DataFrame, labels: Mapping[str, str]) -> str:
     """Return a tabular per workload, for the package booktabs."""
     blocks = []
     for workload, table in readable_tables(frame, labels).items():
-        rows = [list(table.columns), *table.itertuples(index=False)]
+        rows = [list(table.frame.columns), *table.frame.itertuples(index=False)]
         head, *body = (" & ".join(str(cell).translate(_LATEX) for cell in row) + r" \\" for row in rows)
         columns = "l" + "r" * (len(table.columns) - 1)
         begin = [

@@ -7,8 +7,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.wording import bind_units
-from retbench.units import read_column
+from retbench.report.wording import Cell, bind_units
 
 
 def prose(text: str) -> Markup:
@@ -27,8 +26,11 @@ def colour_rules() -> dict[str, str]:
 
 
 def cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
-    """Yield the rows of a table of text, each cell with its sort key in base units; None where it has no number."""
-    columns = [[str(cell) for cell in table.iloc[:, position]] for position in range(table.shape[1])]
-    keys = [[None if key is None else f"{key:.6g}" for key in read_column(texts)] for texts in columns]
-    rows = zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True)
-    return (list(zip(*row, strict=True)) for row in rows)
+    """Yield the rows of a table of text, each cell with its sort key in base units; None for one without a number."""
+    for row in table.itertuples(index=False, name=None):
+        yield [(str(cell), _sort_key(cell)) for cell in row]
+
+
+def _sort_key(cell: object) -> str | None:
+    number = cell.number if isinstance(cell, Cell) else None
+    return None if number is None else f"{number:.6g}"

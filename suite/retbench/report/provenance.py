@@ -16,7 +16,7 @@ from retbench.architectures.recorded import config_facts
 from retbench.records.record import GateCheck, ReadRate, Record
 from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
-from retbench.report.wording import bind_units, device_name
+from retbench.report.wording import Cell, bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
 from retbench.workloads.workload import WORKLOADS
 
@@ -177,16 +177,18 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
         [
             models.labels[model],
             name,
-            f"{length:,}",
+            Cell(f"{length:,}", length),
             dtype,
-            f"{error:.1e}",
-            f"{limit:.0e}",
+            Cell(f"{error:.1e}", error),
+            Cell(f"{limit:.0e}", limit),
             "equal" if error <= limit else "NOT EQUAL",
         ]
         for (model, name, length, dtype), (error, limit) in worst.items()
     ]
     columns = ["model", "check", "tokens", "dtype", "error", "limit", "verdict"]
-    return pd.DataFrame(rows, columns=columns).sort_values("model", kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=columns, dtype=object).sort_values(
+        "model", kind="stable", ignore_index=True
+    )
 
 
 def equivalence_sentence(records: Sequence[Record]) -> str:
@@ -292,5 +294,5 @@ def _range(values: Sequence[float], describe: Callable[[float], str]) -> str:
 def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:
     """Return the record files behind the report, with their paths below the results folder."""
     counts = Counter(results.source_of(record).path for record in records)
-    rows = [[path, str(count)] for path, count in sorted(counts.items())]
-    return pd.DataFrame(rows, columns=["file below the results folder", "records used"])
+    rows = [[path, Cell(str(count), count)] for path, count in sorted(counts.items())]
+    return pd.DataFrame(rows, columns=["file below the results folder", "records used"], dtype=object)

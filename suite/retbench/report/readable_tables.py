@@ -1,16 +1,18 @@
-"""Tables for people: frames of text, one per workload, with readable units."""
+"""Tables for people: cells of text, one table per workload, with readable units."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, REFERENCE, UNPAIRED
-from retbench.report.wording import POINTS, describe_status, format_p
+from retbench.report.wording import NONE, POINTS, Cell, describe_status, format_p
 from retbench.units import (
     format_bytes,
     format_count,
@@ -25,8 +27,36 @@ from retbench.units import (
 from retbench.workloads.workload import WORKLOADS, Workload
 
 Row = Mapping[str, Any]
+Kind = Literal["key", "value", "comparison"]
 
-NONE = "–"
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table for people.
+
+    Attributes:
+        heading: Unique in its table.
+        kind: A key says what a row is about, a value is measured, and a comparison is with the reference.
+        model: The model of the numbers; None where the model is that of the row, or there is none.
+        metric: The column in base units that is shown; None where that differs between rows.
+    """
+
+    heading: str
+    kind: Kind = "value"
+    model: str | None = None
+    metric: str | None = None
+
+
+Line = dict[Column, str]
+
+
+@dataclass(frozen=True)
+class ReadableTable:
+    """A table for people: its columns, and its cells as a frame with their headings."""
+
+    columns: tuple[Column, ...]
+    frame: pd.DataFrame
+
 
 _RATIO_OF = {"_s": "time ", "_bytes": "memory "}
 _ENDINGS: dict[str, Callable[[float], str]] = {
@@ -48,25 +78,37 @@ MOST_MODELS = 3
 _NOT_SCORES = ("num_examples", "num_requests", "num_truncated", "num_tokens", "tokens_per_s")
 """Metrics of an evaluation that are not scores."""
 
+_OPTIONAL_KEYS = ("seed", "protocol", "shots", "pairs")
 
-def readable_tables(frame: pd.DataFrame, labels: Mapping[str, str] | None = None) -> dict[str, pd.DataFrame]:
-    """Return a table of `tables.table_of` for people: one frame of text per workload, with readable units.
+
+def readable_tables(frame: pd.DataFrame, labels: Mapping[str, str] | None = None) -> dict[str, ReadableTable]:
+    """Return a table of `tables.table_of` for people: one table of text per workload, with readable units.
 
     Args:
         frame: The table.
         labels: Readable name of each model, for the heading of the ratio to the reference; its name without them.
     """
-    tables: dict[str, pd.DataFrame] = {}
+    tables: dict[str, ReadableTable] = {}
     for name, part in frame.groupby("workload", sort=False):
         rows: list[Row] = part.to_dict(orient="records")  # type: ignore[assignment]
-        table = pd.DataFrame(list(_lines(str(name), rows, labels or {}))).fillna(NONE)
-        may_idle = ("seed", "protocol", "shots", "pairs")
-        idle = [column for column in may_idle if column in table and set(table[column]) == {NONE}]
-        tables[str(name)] = table.drop(columns=idle)
+        tables[str(name)] = _table(list(_lines(str(name), rows, labels or {})))
     return tables
 
 
-def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _table(lines: Sequence[Line]) -> ReadableTable:
+    """Return rows as a table, without the optional keys that no row has."""
+    columns = tuple(
+        column
+        for column in dict.fromkeys(column for line in lines for column in line)
+        if column.heading not in _OPTIONAL_KEYS or any(line.get(column, NONE) != NONE for line in lines)
+    )
+    cells = [[line.get(column, NONE) for column in columns] for line in lines]
+    # As objects, since a column of strings would hold plain ones, without the number of a cell.
+    frame = pd.DataFrame(cells, columns=[column.heading for column in columns], dtype=object)
+    return ReadableTable(columns, frame)
+
+
+def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
     """Yield the readable rows of one workload."""
     known = WORKLOADS.get(workload)
     costs = [row for row in rows if not is_missing(row.get("rounds"))]
@@ -93,9 +135,7 @@ def number_of(value: object) -> float | None:
     return None if is_missing(value) or not isinstance(value, int | float) else float(value)
 
 
-def _cost_lines(
-    known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]
-) -> Iterator[dict[str, str]]:
+def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
     """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
     headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
     lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED}
@@ -106,19 +146,25 @@ def _cost_lines(
         if any(not is_missing(row.get(name)) for row in rows)
     ]
     main = known.primary.name if known else (present or ["status"])[0]
-    ratio = [RATIO] if any(not is_missing(row.get(RATIO)) for row in rows) else []
-    metrics = [main, *ratio, *(name for name in present if name != main)]
-    kind = next((words for ending, words in _RATIO_OF.items() if main.endswith(ending)), "")
-    reference = next((str(row[REFERENCE]) for row in rows if not is_missing(row.get(REFERENCE))), "reference")
-    headings |= {
-        RATIO: f"{kind}ratio to {labels.get(reference, reference)}",
-        "batch_size": "batch",
-        "context_len": "context",
-    }
-    point = ["model", *(() if known and known.finds_batch else ("batch_size",)), "context_len"]
+    has_ratio = any(not is_missing(row.get(RATIO)) for row in rows)
+    keys = {"model": "model", "batch_size": "batch", "context_len": "context"}
+    if known and known.finds_batch:
+        del keys["batch_size"]
+    columns = {name: Column(heading, "key") for name, heading in keys.items()}
+    columns[main] = Column(headings.get(main, main), metric=main)
+    if has_ratio:
+        columns[RATIO] = Column(_ratio_heading(main, rows, labels), "comparison", metric=RATIO)
+    for name in present:
+        columns.setdefault(name, Column(headings.get(name, name), metric=name))
     for row in rows:
-        line = {headings.get(name, name): _cost_cell(row, name, main) for name in (*point, *metrics)}
-        yield line | {"rounds": f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}"}
+        line = {column: _cost_cell(row, name, main) for name, column in columns.items()}
+        yield line | {Column("rounds"): f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}"}
+
+
+def _ratio_heading(metric: str, rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    kind = next((words for ending, words in _RATIO_OF.items() if metric.endswith(ending)), "")
+    reference = next((str(row[REFERENCE]) for row in rows if not is_missing(row.get(REFERENCE))), "reference")
+    return f"{kind}ratio to {labels.get(reference, reference)}"
 
 
 def _cost_cell(row: Row, name: str, main: str) -> str:
@@ -133,7 +179,7 @@ def _cost_cell(row: Row, name: str, main: str) -> str:
     numbers = (number_of(row.get(f"{name}{end}")) for end in ("", "_low", "_high"))
     text = _with_unit([format_metric(name, number) for number in numbers if number is not None])
     is_unpaired = name == RATIO and bool(number_of(row.get(UNPAIRED)))
-    return f"{text} (unpaired)" if is_unpaired else text
+    return Cell(f"{text} (unpaired)" if is_unpaired else text, number_of(value))
 
 
 def format_metric(name: str, number: float) -> str:
@@ -166,21 +212,39 @@ def models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[
     """Yield each task point and instance in words, with the row of each model."""
     names = (*POINT_COLUMNS, "size", "seed")
     for key, found in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
-        values = dict(zip(names, key, strict=True))
+        values, members = dict(zip(names, key, strict=True)), list(found)
         lead = {
             "task": _plain(values["task"]),
             "protocol": _plain(values["protocol"]),
-            "context": format_tokens(int(values["context_len"])),
+            "context": _tokens(values["context_len"]),
             "shots": _plain(values["num_fewshot"]),
             "pairs": _plain(values["num_pairs"]),
-            "size": format_size(str(values["size"])),
+            "size": _size(members[0]),
             "seed": _plain(values["seed"]),
         }
-        yield lead, {str(row["model"]): row for row in found}
+        yield lead, {str(row["model"]): row for row in members}
+
+
+def _keys(**cells: str) -> Line:
+    """Return cells that say what a row is about, by their headings."""
+    return {Column(heading, "key"): cell for heading, cell in cells.items()}
 
 
 def _plain(value: object) -> str:
-    return NONE if is_missing(value) else str(value)
+    return NONE if is_missing(value) else Cell(str(value), number_of(value))
+
+
+def _number(value: float | None, write: Callable[[float], str]) -> str:
+    return NONE if value is None else Cell(write(value), value)
+
+
+def _tokens(context_len: float) -> str:
+    return Cell(format_tokens(int(context_len)), context_len)
+
+
+def _size(row: Row) -> str:
+    """Return the name of a model's size, with its parameters as its number."""
+    return Cell(format_size(str(row["size"])), number_of(row["num_params_nonembedding"]))
 
 
 def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -190,7 +254,7 @@ def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return list(models), [model for model in models if model in compared]
 
 
-def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
     """Yield the losses of the models at each point, and the ratio of their bits per byte or token.
 
     Few models stand side by side in one row; more of them have a row each.
@@ -198,58 +262,62 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     models, challengers = _models(rows)
     ratios = {unit: f"bits_per_{unit}_ratio" for unit in ("byte", "token")}
     units = [u for u, column in ratios.items() if any(not is_missing(row.get(column)) for row in rows)]
+    compared = {
+        ratios[unit]: Column(f"ratio of bits/{unit}", "comparison", metric=ratios[unit])
+        for unit in units or ["byte"]
+    }
     for lead, sides in models_by_point(rows):
-        point = {"corpus": lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}}
-        compared = [(ratios[unit], f"ratio of bits/{unit}") for unit in units or ["byte"]]
+        point = _keys(corpus=lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")})
         if len(models) > MOST_MODELS:
             yield from (point | _model_line(workload, model, sides, compared) for model in models)
             continue
         line = point
         for metric in WORKLOADS[workload].metrics:
-            line |= {f"{metric.heading}, {model}": _loss(sides, model, metric.name) for model in models}
-        for column, heading in compared:
-            line |= _compared(sides, challengers, column, heading, _three_decimals)
+            for model in models:
+                column = Column(f"{metric.heading}, {model}", model=model, metric=metric.name)
+                line[column] = _loss(sides, model, metric.name)
+        for name, column in compared.items():
+            line |= _compared(sides, challengers, name, column, _three_decimals)
         yield line
 
 
-def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
     """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
     models, challengers = _models(rows)
+    column = Column("difference", "comparison")
     for lead, sides in models_by_point(rows):
-        words = {"corpus": lead["task"], "bytes": lead["context"], "size": lead["size"], "seed": lead["seed"]}
+        point = _keys(corpus=lead["task"], bytes=lead["context"], size=lead["size"], seed=lead["seed"])
         for metric in WORKLOADS[workload].metrics:
-            line = words | {"metric": metric.heading}
-            line |= {model: _score(sides.get(model), metric.name) for model in models}
+            line = point | _keys(metric=metric.heading)
+            line |= {Column(model, model=model): _score(sides.get(model), metric.name) for model in models}
             difference = f"{metric.name}_difference"
-            yield line | _compared(
-                sides, challengers, difference, "difference", lambda value: f"{value:+.3f}"
-            )
+            yield line | _compared(sides, challengers, difference, column, lambda value: f"{value:+.3f}")
 
 
-def _model_line(
-    workload: str, model: str, sides: Mapping[str, Row], compared: Sequence[tuple[str, str]]
-) -> dict[str, str]:
+def _model_line(workload: str, model: str, sides: Mapping[str, Row], compared: Mapping[str, Column]) -> Line:
     """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
     side = sides.get(model, {})
-    params, state = (number_of(side.get(name)) for name in ("num_params_nonembedding", "state_bytes"))
-    line = {
-        "model": model,
-        "parameters": NONE if params is None else format_count(params),
-        "state or cache": NONE if state is None else format_bytes(state),
-    }
-    line |= {metric.heading: _loss(sides, model, metric.name) for metric in WORKLOADS[workload].metrics}
-    for column, heading in compared:
-        line |= _compared(sides, [model], column, heading, _three_decimals)
+    line = _keys(model=model)
+    for heading, name, write in (
+        ("parameters", "num_params_nonembedding", format_count),
+        ("state or cache", "state_bytes", format_bytes),
+    ):
+        line[Column(heading, metric=name)] = _number(number_of(side.get(name)), write)
+    for metric in WORKLOADS[workload].metrics:
+        line[Column(metric.heading, metric=metric.name)] = _loss(sides, model, metric.name)
+    for name, column in compared.items():
+        line |= _compared(sides, [model], name, column, _three_decimals)
     return line
 
 
 def _loss(sides: Mapping[str, Row], model: str, metric: str) -> str:
     """Return a loss; per token with the tokenizer's name where the models have several."""
-    text = _score(sides.get(model), metric)
+    cell = _score(sides.get(model), metric)
     tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
     if metric.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
-        text += f" ({_plain(sides[model]['tokenizer'])})"  # another token: not comparable
-    return text
+        # A loss per token of another tokenizer is not comparable.
+        return Cell(f"{cell} ({_plain(sides[model]['tokenizer'])})", number_of(sides[model].get(metric)))
+    return cell
 
 
 def _three_decimals(value: float) -> str:
@@ -263,10 +331,12 @@ def _score(side: Row | None, metric: str) -> str:
     value, error = number_of(side.get(metric)), number_of(side.get(f"{metric}_stderr"))
     if value is None:
         return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
+    return Cell(_write_score(metric, value, error), value)
+
+
+def _write_score(metric: str, value: float, error: float | None) -> str:
     if metric in _SHARES:
-        if error is None:
-            return format_percent(value)
-        return f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
+        return format_percent(value) if error is None else f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
     if "nats" in metric or "bits" in metric:
         return f"{value:.4f}"
     if metric.endswith("_bytes"):
@@ -277,53 +347,52 @@ def _score(side: Row | None, metric: str) -> str:
 def _compared(
     sides: Mapping[str, Row],
     challengers: Sequence[str],
-    column: str,
-    heading: str,
+    metric: str,
+    column: Column,
     write: Callable[[float], str],
-) -> dict[str, str]:
+) -> Line:
     """Return a column per model that is compared with the reference: the value with its interval."""
-    line = {}
+    line: Line = {}
     for model in challengers:
         side = sides.get(model, {})
-        value, low, high = (number_of(side.get(f"{column}{end}")) for end in ("", "_low", "_high"))
+        value, low, high = (number_of(side.get(f"{metric}{end}")) for end in ("", "_low", "_high"))
         text = NONE if value is None else write(value)
         if low is not None and high is not None:
             text += f" [{write(low)}, {write(high)}]"
-        own = f"{heading}, {model}" if len(challengers) > 1 else heading
-        line[own] = "not compared" if not is_missing(side.get("not_compared")) else text
+        own = replace(column, heading=f"{column.heading}, {model}") if len(challengers) > 1 else column
+        is_refused = not is_missing(side.get("not_compared"))
+        line[own] = "not compared" if is_refused else Cell(text, value)
     return line
 
 
-def _answer_lines(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _answer_lines(rows: Sequence[Row]) -> Iterator[Line]:
     """Yield the scores of the models in each task with their differences, then the paper's average."""
     models, challengers = _models(rows)
+    difference = Column("difference, points", "comparison")
     means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for lead, sides in models_by_point(rows):
-        words = {name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
+        point = _keys(**{name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")})
         key = (lead["shots"], lead["size"], lead["seed"])
         for model, side in sides.items():
             if (accuracy := number_of(side.get("acc"))) is not None:
                 means.setdefault(key, {}).setdefault(lead["task"], {})[model] = accuracy
         for metric in _scores_of(sides):
-            line = words | {"metric": metric}
-            line |= {model: _score(sides.get(model), metric) for model in models}
+            line = point | _keys(metric=metric)
+            line |= {Column(model, model=model): _score(sides.get(model), metric) for model in models}
             if metric in _SHARES:
-                difference = f"{metric}_difference"
-                line |= _compared(
-                    sides,
-                    challengers,
-                    difference,
-                    "difference, points",
-                    lambda value: f"{POINTS * value:+.1f}",
-                )
-                line |= _compared(sides, challengers, f"{metric}_mcnemar_p", "McNemar p", format_p)
+                line |= _compared(sides, challengers, f"{metric}_difference", difference, _signed_points)
+                line |= _compared(sides, challengers, f"{metric}_mcnemar_p", Column("McNemar p"), format_p)
             yield line
     for (shots, size, seed), accuracies in means.items():
         found = paper_average(accuracies)
         if found is not None and len(found[1]) == len(models):
             tasks, values = found
-            line = {"task": f"mean of {', '.join(tasks)}", "shots": shots, "size": size, "seed": seed}
-            yield line | {"metric": "acc", **{model: format_percent(values[model]) for model in models}}
+            line = _keys(task=f"mean of {', '.join(tasks)}", shots=shots, size=size, seed=seed, metric="acc")
+            yield line | {Column(m, model=m): _number(values[m], format_percent) for m in models}
+
+
+def _signed_points(value: float) -> str:
+    return f"{POINTS * value:+.1f}"
 
 
 def _scores_of(sides: Mapping[str, Row]) -> list[str]:
@@ -340,7 +409,7 @@ def _scores_of(sides: Mapping[str, Row]) -> list[str]:
     return [*(m for m in ACCURACIES if m in found), *sorted(found - set(ACCURACIES))] or ["acc"]
 
 
-def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[Line]:
     """Yield one row per training: its settings and its final metrics."""
     metrics = [
         metric
@@ -350,18 +419,15 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[dict[str, 
     for row in rows:
         found = (number_of(row.get(name)) for name in ("num_tokens", "trained_tokens"))
         tokens = next((number for number in found if number is not None), None)
-        rate, speed = number_of(row["learning_rate"]), number_of(row.get("tokens_per_s"))
-        yield {
-            "model": str(row["model"]),
-            "size": format_size(str(row["size"])),
-            "seed": _plain(row["seed"]),
-            "run": str(row["role"]),
-            "learning rate": NONE if rate is None else f"{rate:.3g}",
-            "sequence": format_tokens(int(row["context_len"])),
-            "tokens": NONE if tokens is None else format_count(tokens),
-            **{metric.heading: _training_score(row, metric.name) for metric in metrics},
-            "tokens/s": NONE if speed is None else format_metric("tokens_per_s", speed),
+        line = _keys(model=str(row["model"]), size=_size(row), seed=_plain(row["seed"]), run=str(row["role"]))
+        line |= {
+            Column("learning rate", "key"): _number(number_of(row["learning_rate"]), "{:.3g}".format),
+            Column("sequence", "key"): _tokens(row["context_len"]),
+            Column("tokens"): _number(tokens, format_count),
+            **{Column(m.heading, metric=m.name): _training_score(row, m.name) for m in metrics},
         }
+        speed = number_of(row.get("tokens_per_s"))
+        yield line | {Column("tokens/s"): _number(speed, partial(format_metric, "tokens_per_s"))}
 
 
 def _training_score(row: Row, metric: str) -> str:
@@ -370,5 +436,5 @@ def _training_score(row: Row, metric: str) -> str:
     if metric == "learnt_step" and value is None and number_of(row.get("validation_acc")) is not None:
         return "not learnt"
     if metric == "validation_acc" and value is not None:
-        return format_percent(value)
+        return Cell(format_percent(value), value)
     return _score(row, metric)
