@@ -11,8 +11,8 @@ from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_opt
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
+    from retbench.report.cells import ReadableTable
     from retbench.report.frames import Results
-    from retbench.report.readable_tables import ReadableTable
 
 app = new_app()
 FORMATS = ("text", "md", "csv", "json", "latex")

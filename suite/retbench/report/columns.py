@@ -9,7 +9,8 @@ from retbench.errors import printable
 _GAP = 2
 _PROSE = 24
 """Characters beyond which a text with spaces is prose, which may continue on another line."""
-_NONE = "–"
+NONE = "–"
+"""Text of a cell without a value."""
 _NARROWEST = 8
 """Least characters of a column, however narrow the terminal is."""
 
@@ -81,7 +82,7 @@ def _widen(least: Sequence[int], full: Sequence[int], width: int) -> list[int]:
 
 
 def _is_number(text: str) -> bool:
-    return (len(text) <= _PROSE and text.lstrip("+-<~ ")[:1].isdigit()) or text == _NONE
+    return (len(text) <= _PROSE and text.lstrip("+-<~ ")[:1].isdigit()) or text == NONE
 
 
 def _lines(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:

@@ -11,22 +11,21 @@ from itertools import product
 import pandas as pd
 
 from retbench.report.advantages import advantage
+from retbench.report.cells import Cell, Column, ReadableTable, length_cell, number_of
+from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import Lineup
 from retbench.report.readable_tables import (
     MOST_MODELS,
-    Column,
-    ReadableTable,
     Row,
     format_metric,
     models_by_point,
-    number_of,
     readable_tables,
 )
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
-from retbench.report.wording import NONE, Cell, describe_status, section_title
+from retbench.report.wording import describe_status, section_title
 from retbench.stats.intervals import geometric_interval, mean_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
@@ -106,7 +105,7 @@ def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
     )
     rows = []
     for point in grid.points:
-        row = {"batch": grid.batch_words(point[0]), "context": Cell(format_tokens(point[1]), point[1])}
+        row = {"batch": grid.batch_words(point[0]), "context": length_cell(point[1])}
         row |= {labels[model]: grid.values.get((model, point), NONE) for model in grid.models}
         row |= {f"{labels[model]} {grid.versus}": grid.ratios.get((model, point), NONE) for model in compared}
         rows.append(row)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from retbench.records.record import Record
+from retbench.report.cells import Cell, plain_cell
+from retbench.report.columns import NONE
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
 from retbench.report.points import (
     Lineup,
@@ -25,7 +27,6 @@ from retbench.report.points import (
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
-from retbench.report.wording import NONE, Cell
 from retbench.units import format_count, format_size
 from retbench.workloads.workload import WORKLOADS, Scores
 
@@ -270,7 +271,7 @@ def weights_table(evaluations: Evaluations) -> pd.DataFrame:
         (
             evaluations.models.labels[record.model.name],
             Cell(format_size(record.model.size), record.model.num_params_nonembedding),
-            NONE if (seed := instance_of(record).seed) is None else Cell(str(seed), seed),
+            plain_cell(instance_of(record).seed),
             Cell(f"{record.model.num_params_nonembedding:,}", record.model.num_params_nonembedding),
             *_origin(record),
         )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from retbench.errors import unknown_name
-from retbench.report.readable_tables import is_missing, readable_tables
+from retbench.report.cells import is_missing
+from retbench.report.readable_tables import readable_tables
 from retbench.report.wording import csv_text
 
 

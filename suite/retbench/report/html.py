@@ -7,7 +7,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.report import style
-from retbench.report.wording import Cell, bind_units
+from retbench.report.cells import Cell
+from retbench.report.wording import bind_units
 
 
 def prose(text: str) -> Markup:

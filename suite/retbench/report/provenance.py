@@ -14,9 +14,11 @@ import pandas as pd
 
 from retbench.architectures.recorded import config_facts
 from retbench.records.record import GateCheck, ReadRate, Record
+from retbench.report.cells import Cell
+from retbench.report.columns import NONE
 from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
-from retbench.report.wording import Cell, bind_units, device_name
+from retbench.report.wording import bind_units, device_name
 from retbench.units import format_bytes, format_count, format_percent, format_rate
 from retbench.workloads.workload import WORKLOADS
 
@@ -84,7 +86,7 @@ def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
         for name, info in infos.items()
     }
     names = dict.fromkeys(name for of_model in facts.values() for name in of_model)
-    rows = [[name, *(str(facts[model].get(name, "–")) for model in models.models)] for name in names]
+    rows = [[name, *(str(facts[model].get(name, NONE)) for model in models.models)] for name in names]
     counts = {"parameters": "num_params", "parameters without embedding and head": "num_params_nonembedding"}
     for heading, field in counts.items():
         rows.append([heading, *(f"{getattr(infos[model], field):,}" for model in models.models)])
@@ -148,12 +150,12 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
 def _summary(name: str, values: Sequence[object]) -> str:
     """Return the values of one fact over all records of a model, in a few words."""
     if not values:
-        return "–"
+        return NONE
     if name == "rounds":
         return str(len(set(values)))
     distinct = list(dict.fromkeys(values))
     if len(distinct) == 1:
-        return "–" if distinct[0] is None else str(distinct[0])
+        return NONE if distinct[0] is None else str(distinct[0])
     numbers = _numbers(distinct)
     return f"{min(numbers):,} to {max(numbers):,}" if numbers else "; ".join(sorted(map(str, distinct)))
 

@@ -1,18 +1,30 @@
 """Tables for people: cells of text, one table per workload, with readable units."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
+from retbench.report.cells import (
+    Cell,
+    Column,
+    Line,
+    ReadableTable,
+    is_missing,
+    key_cells,
+    length_cell,
+    number_cell,
+    number_of,
+    plain_cell,
+)
+from retbench.report.columns import NONE
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, REFERENCE, UNPAIRED
-from retbench.report.wording import NONE, POINTS, Cell, describe_status, format_p
+from retbench.report.wording import POINTS, describe_status, format_p
 from retbench.units import (
     format_bytes,
     format_count,
@@ -27,36 +39,6 @@ from retbench.units import (
 from retbench.workloads.workload import WORKLOADS, Workload
 
 Row = Mapping[str, Any]
-Kind = Literal["key", "value", "comparison"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table for people.
-
-    Attributes:
-        heading: Unique in its table.
-        kind: A key says what a row is about, a value is measured, and a comparison is with the reference.
-        model: The model of the numbers; None where the model is that of the row, or there is none.
-        metric: The column in base units that is shown; None where that differs between rows.
-    """
-
-    heading: str
-    kind: Kind = "value"
-    model: str | None = None
-    metric: str | None = None
-
-
-Line = dict[Column, str]
-
-
-@dataclass(frozen=True)
-class ReadableTable:
-    """A table for people: its columns, and its cells as a frame with their headings."""
-
-    columns: tuple[Column, ...]
-    frame: pd.DataFrame
-
 
 _RATIO_OF = {"_s": "time ", "_bytes": "memory "}
 _ENDINGS: dict[str, Callable[[float], str]] = {
@@ -123,16 +105,6 @@ def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Ite
             yield from _slice_lines(workload, quality)
         else:
             yield from _loss_lines(workload, quality) if scores == "text" else _answer_lines(quality)
-
-
-def is_missing(value: object) -> bool:
-    """Return whether a table has no value here."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def number_of(value: object) -> float | None:
-    """Return the number in a cell of a table; None for a text, and where there is no value."""
-    return None if is_missing(value) or not isinstance(value, int | float) else float(value)
 
 
 def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
@@ -214,32 +186,15 @@ def models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[
     for key, found in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
         values, members = dict(zip(names, key, strict=True)), list(found)
         lead = {
-            "task": _plain(values["task"]),
-            "protocol": _plain(values["protocol"]),
-            "context": _tokens(values["context_len"]),
-            "shots": _plain(values["num_fewshot"]),
-            "pairs": _plain(values["num_pairs"]),
+            "task": plain_cell(values["task"]),
+            "protocol": plain_cell(values["protocol"]),
+            "context": length_cell(values["context_len"]),
+            "shots": plain_cell(values["num_fewshot"]),
+            "pairs": plain_cell(values["num_pairs"]),
             "size": _size(members[0]),
-            "seed": _plain(values["seed"]),
+            "seed": plain_cell(values["seed"]),
         }
         yield lead, {str(row["model"]): row for row in members}
-
-
-def _keys(**cells: str) -> Line:
-    """Return cells that say what a row is about, by their headings."""
-    return {Column(heading, "key"): cell for heading, cell in cells.items()}
-
-
-def _plain(value: object) -> str:
-    return NONE if is_missing(value) else Cell(str(value), number_of(value))
-
-
-def _number(value: float | None, write: Callable[[float], str]) -> str:
-    return NONE if value is None else Cell(write(value), value)
-
-
-def _tokens(context_len: float) -> str:
-    return Cell(format_tokens(int(context_len)), context_len)
 
 
 def _size(row: Row) -> str:
@@ -267,7 +222,9 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
         for unit in units or ["byte"]
     }
     for lead, sides in models_by_point(rows):
-        point = _keys(corpus=lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")})
+        point = key_cells(
+            corpus=lead["task"], **{n: lead[n] for n in ("protocol", "context", "size", "seed")}
+        )
         if len(models) > MOST_MODELS:
             yield from (point | _model_line(workload, model, sides, compared) for model in models)
             continue
@@ -286,9 +243,9 @@ def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
     models, challengers = _models(rows)
     column = Column("difference", "comparison")
     for lead, sides in models_by_point(rows):
-        point = _keys(corpus=lead["task"], bytes=lead["context"], size=lead["size"], seed=lead["seed"])
+        point = key_cells(corpus=lead["task"], bytes=lead["context"], size=lead["size"], seed=lead["seed"])
         for metric in WORKLOADS[workload].metrics:
-            line = point | _keys(metric=metric.heading)
+            line = point | key_cells(metric=metric.heading)
             line |= {Column(model, model=model): _score(sides.get(model), metric.name) for model in models}
             difference = f"{metric.name}_difference"
             yield line | _compared(sides, challengers, difference, column, lambda value: f"{value:+.3f}")
@@ -297,12 +254,12 @@ def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
 def _model_line(workload: str, model: str, sides: Mapping[str, Row], compared: Mapping[str, Column]) -> Line:
     """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
     side = sides.get(model, {})
-    line = _keys(model=model)
+    line = key_cells(model=model)
     for heading, name, write in (
         ("parameters", "num_params_nonembedding", format_count),
         ("state or cache", "state_bytes", format_bytes),
     ):
-        line[Column(heading, metric=name)] = _number(number_of(side.get(name)), write)
+        line[Column(heading, metric=name)] = number_cell(number_of(side.get(name)), write)
     for metric in WORKLOADS[workload].metrics:
         line[Column(metric.heading, metric=metric.name)] = _loss(sides, model, metric.name)
     for name, column in compared.items():
@@ -313,10 +270,10 @@ def _model_line(workload: str, model: str, sides: Mapping[str, Row], compared: M
 def _loss(sides: Mapping[str, Row], model: str, metric: str) -> str:
     """Return a loss; per token with the tokenizer's name where the models have several."""
     cell = _score(sides.get(model), metric)
-    tokenizers = {_plain(side["tokenizer"]) for side in sides.values()}
+    tokenizers = {plain_cell(side["tokenizer"]) for side in sides.values()}
     if metric.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
         # A loss per token of another tokenizer is not comparable.
-        return Cell(f"{cell} ({_plain(sides[model]['tokenizer'])})", number_of(sides[model].get(metric)))
+        return Cell(f"{cell} ({plain_cell(sides[model]['tokenizer'])})", number_of(sides[model].get(metric)))
     return cell
 
 
@@ -371,13 +328,15 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[Line]:
     difference = Column("difference, points", "comparison")
     means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for lead, sides in models_by_point(rows):
-        point = _keys(**{name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")})
+        point = key_cells(
+            **{name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
+        )
         key = (lead["shots"], lead["size"], lead["seed"])
         for model, side in sides.items():
             if (accuracy := number_of(side.get("acc"))) is not None:
                 means.setdefault(key, {}).setdefault(lead["task"], {})[model] = accuracy
         for metric in _scores_of(sides):
-            line = point | _keys(metric=metric)
+            line = point | key_cells(metric=metric)
             line |= {Column(model, model=model): _score(sides.get(model), metric) for model in models}
             if metric in _SHARES:
                 line |= _compared(sides, challengers, f"{metric}_difference", difference, _signed_points)
@@ -387,8 +346,10 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[Line]:
         found = paper_average(accuracies)
         if found is not None and len(found[1]) == len(models):
             tasks, values = found
-            line = _keys(task=f"mean of {', '.join(tasks)}", shots=shots, size=size, seed=seed, metric="acc")
-            yield line | {Column(m, model=m): _number(values[m], format_percent) for m in models}
+            line = key_cells(
+                task=f"mean of {', '.join(tasks)}", shots=shots, size=size, seed=seed, metric="acc"
+            )
+            yield line | {Column(m, model=m): number_cell(values[m], format_percent) for m in models}
 
 
 def _signed_points(value: float) -> str:
@@ -419,15 +380,17 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[Line]:
     for row in rows:
         found = (number_of(row.get(name)) for name in ("num_tokens", "trained_tokens"))
         tokens = next((number for number in found if number is not None), None)
-        line = _keys(model=str(row["model"]), size=_size(row), seed=_plain(row["seed"]), run=str(row["role"]))
+        line = key_cells(
+            model=str(row["model"]), size=_size(row), seed=plain_cell(row["seed"]), run=str(row["role"])
+        )
         line |= {
-            Column("learning rate", "key"): _number(number_of(row["learning_rate"]), "{:.3g}".format),
-            Column("sequence", "key"): _tokens(row["context_len"]),
-            Column("tokens"): _number(tokens, format_count),
+            Column("learning rate", "key"): number_cell(number_of(row["learning_rate"]), "{:.3g}".format),
+            Column("sequence", "key"): length_cell(row["context_len"]),
+            Column("tokens"): number_cell(tokens, format_count),
             **{Column(m.heading, metric=m.name): _training_score(row, m.name) for m in metrics},
         }
         speed = number_of(row.get("tokens_per_s"))
-        yield line | {Column("tokens/s"): _number(speed, partial(format_metric, "tokens_per_s"))}
+        yield line | {Column("tokens/s"): number_cell(speed, partial(format_metric, "tokens_per_s"))}
 
 
 def _training_score(row: Row, metric: str) -> str:

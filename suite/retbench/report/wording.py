@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -24,24 +23,8 @@ _STATUS_WORDS = {
 
 _NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGTB]|[nµm]?s|[KMG]i?B|tokens|threads?)(?![A-Za-z]))")
 
-NONE = "–"
-"""Text of a cell without a value."""
-
 POINTS = 100
 """Percentage points in a difference of 1 between accuracies."""
-
-
-class Cell(str):
-    """Text of a cell of a table, with the number that it shows: a page sorts the rows by it."""
-
-    number: float | None
-    """In base units; None for a text without a number."""
-
-    def __new__(cls, text: str, number: float | None = None) -> Self:
-        """Return a text that carries a number."""
-        cell = super().__new__(cls, text)
-        cell.number = number
-        return cell
 
 
 def describe_status(status: str) -> str:

@@ -1,0 +1,84 @@
+"""Cells and columns of tables for people: texts that carry the numbers that they show, and what a column is about."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import pandas as pd
+
+from retbench.report.columns import NONE
+from retbench.units import format_tokens
+
+Kind = Literal["key", "value", "comparison"]
+
+
+class Cell(str):
+    """Text of a cell of a table, with the number that it shows: a page sorts the rows by it."""
+
+    number: float | None
+    """In base units; None for a text without a number."""
+
+    def __new__(cls, text: str, number: float | None = None) -> Self:
+        """Return a text that carries a number."""
+        cell = super().__new__(cls, text)
+        cell.number = number
+        return cell
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table for people.
+
+    Attributes:
+        heading: Unique in its table.
+        kind: A key says what a row is about, a value is measured, and a comparison is with the reference.
+        model: The model of the numbers; None where the model is that of the row, or there is none.
+        metric: The column in base units that is shown; None where that differs between rows.
+    """
+
+    heading: str
+    kind: Kind = "value"
+    model: str | None = None
+    metric: str | None = None
+
+
+Line = dict[Column, str]
+
+
+@dataclass(frozen=True)
+class ReadableTable:
+    """A table for people: its columns, and its cells as a frame with their headings."""
+
+    columns: tuple[Column, ...]
+    frame: pd.DataFrame
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a table has no value here."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def number_of(value: object) -> float | None:
+    """Return the number in a cell of a table; None for a text, and where there is no value."""
+    return None if is_missing(value) or not isinstance(value, int | float) else float(value)
+
+
+def number_cell(value: float | None, write: Callable[[float], str]) -> str:
+    """Return a number as a cell; a dash where there is none."""
+    return NONE if value is None else Cell(write(value), value)
+
+
+def plain_cell(value: object) -> str:
+    """Return a text or a whole number as a cell; a dash where there is none."""
+    return NONE if is_missing(value) else Cell(str(value), number_of(value))
+
+
+def length_cell(num_tokens: float) -> str:
+    """Return a context length as a cell: '32K'."""
+    return Cell(format_tokens(int(num_tokens)), num_tokens)
+
+
+def key_cells(**cells: str) -> Line:
+    """Return the cells that say what a row is about, by their headings."""
+    return {Column(heading, "key"): cell for heading, cell in cells.items()}
