@@ -17,7 +17,7 @@ from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.panels import Point
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
-from retbench.report.wording import POINTS, describe_p, file_stem
+from retbench.report.wording import POINTS, describe_p, file_stem, with_interval
 from retbench.stats.paired import proportion_interval
 from retbench.units import format_size
 
@@ -169,8 +169,8 @@ def _draw_task(axes: Axes, rows: TaskRows, models: Lineup, top: int) -> None:
         at, options = ("axes fraction", "data"), {"fontsize": 5.8, "color": look.text, "va": "center"}
         words = add_text(axes, note, (1, y), at, (6, 0), **options)
         style.tag(axes, point.model, [interval, *dot, words])
-        value = f"{x:.1f} [{100 * point.low:.1f}, {100 * point.high:.1f}] %"
-        style.mark(axes, point.model, (x, y), f"{models.labels[point.model]}, {rows.task}: {value}")
+        value = with_interval(*(f"{100 * number:.1f}" for number in point.estimate))
+        style.mark(axes, point.model, (x, y), f"{models.labels[point.model]}, {rows.task}: {value} %")
     if rows.chance is not None:
         x, bottom = 100 * rows.chance, top + len(rows.points) - 1
         axes.plot([x, x], [top - 0.6, bottom + 0.6], color=style.MUTED, linewidth=0.9, zorder=1)

@@ -23,7 +23,7 @@ from retbench.papers.claims import (
 from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
-from retbench.report.wording import describe_status
+from retbench.report.wording import describe_status, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
 
@@ -49,7 +49,7 @@ class ClaimFinding(NamedTuple):
     """Doublings between the claim's point and the measured one; of a range, those that were not measured and those of
     the other coordinate. Empty where there is no value, and for rules without a point."""
     is_wide: bool = False
-    """Whether the interval is too wide for a verdict, which is an answer too: older records do not replace it."""
+    """True where the interval is too wide for a verdict, which is an answer too: older records do not replace it."""
 
     @property
     def text(self) -> str:
@@ -205,7 +205,7 @@ def _ratio_words(interval: Interval) -> str:
     """Format a ratio with its interval: '8.46× [8.10, 8.83]'."""
     if interval.low is None or interval.high is None or interval.low == interval.high:
         return f"{interval.value:.3g}×"
-    return f"{interval.value:.3g}× [{interval.low:.3g}, {interval.high:.3g}]"
+    return with_interval(f"{interval.value:.3g}×", f"{interval.low:.3g}", f"{interval.high:.3g}")
 
 
 def _saving_words(advantage: Interval) -> str:
@@ -215,7 +215,7 @@ def _saving_words(advantage: Interval) -> str:
         shares = [-shares[0], -shares[2], -shares[1]]
     value, low, high = map(format_percent, shares)
     sense = "less" if advantage.value >= 1 else "more"
-    return f"{value} {sense}" if low == high else f"{value} [{low}, {high}] {sense}"
+    return f"{value if low == high else with_interval(value, low, high)} {sense}"
 
 
 def _more_rounds(setup: Setup, num_rounds: int) -> str:

@@ -25,7 +25,7 @@ from retbench.report.readable_tables import (
 )
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
-from retbench.report.wording import describe_status, section_title
+from retbench.report.wording import describe_status, section_title, with_interval
 from retbench.stats.intervals import geometric_interval, mean_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
@@ -257,8 +257,8 @@ def _mean(column: Column, sides: Sequence[Row]) -> str:
         return NONE
     estimate = geometric_interval if column.kind == "comparison" else mean_interval
     found = estimate(values)
-    ends = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
-    return Cell(f"{found.value:.3f}{ends}", found.value)
+    ends = [] if found.low is None else [f"{found.low:.3f}", f"{found.high:.3f}"]
+    return Cell(with_interval(f"{found.value:.3f}", *ends), found.value)
 
 
 def _without_constants(

@@ -12,7 +12,7 @@ from matplotlib.transforms import Transform, offset_copy
 from retbench.report import style
 from retbench.report.labels import Label, add_text, label_ends, label_width_in
 from retbench.report.panels import Panel, Point, lowest
-from retbench.report.wording import describe_status
+from retbench.report.wording import describe_status, span
 from retbench.units import format_tokens
 
 HEIGHT_IN = 2.75
@@ -263,7 +263,7 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
         named = [points for points in curves if points[0].curve == panel.joined] or curves
         last = max(points[-1].x for points in named)
         ends = sorted((points[-1] for points in named if points[-1].x == last), key=lambda point: point.value)
-        words = "–".join(dict.fromkeys(describe(end) for end in (ends[0], ends[-1])))
+        words = span(describe(ends[0]), describe(ends[-1]))
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
         text = f"{panel.name(model)}\n{words}"
         labels.append(Label(ends[-1].x, middle, text, panel.look(model).text, model=model))

@@ -14,6 +14,7 @@ from retbench.report import style
 from retbench.report.curves import draw_intervals
 from retbench.report.panels import frame_points
 from retbench.report.points import Lineup
+from retbench.report.wording import with_interval
 from retbench.units import format_size
 
 _MOST_COLUMNS = 3
@@ -110,9 +111,8 @@ def draw_model_line(line: ModelLine, axis: str, unit: tuple[float, str], more: S
     intervals = draw_intervals(line.axes, points, size, line.look.line)
     style.tag(line.axes, line.model, [*drawn, *intervals, *more])
     for point in points:
-        value, low, high = (f"{number / size:.4g}" for number in (point.value, point.low, point.high))
-        interval = f" [{low}, {high}]" if point.low == point.low else ""
-        words = f"{line.label}, {point.x:g}: {value}{interval} {name}"
+        value = with_interval(*(f"{number / size:.4g}" for number in point.estimate))
+        words = f"{line.label}, {point.x:g}: {value} {name}"
         style.mark(line.axes, line.model, (point.x, point.value / size), words)
 
 

@@ -16,6 +16,7 @@ from retbench.report import style
 from retbench.report.labels import shorten
 from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep
+from retbench.report.wording import with_interval
 from retbench.units import GIB, MIB
 
 _WIDEST = 1.5
@@ -39,6 +40,11 @@ class Point(NamedTuple):
     high: float = nan
     status: str = "ok"
     curve: str = ""
+
+    @property
+    def estimate(self) -> tuple[float, ...]:
+        """Value, and the ends of its interval if it has one."""
+        return (self.value, self.low, self.high) if self.low == self.low else (self.value,)
 
 
 def frame_points(
@@ -172,10 +178,9 @@ class Panel:
 
     def words(self, point: Point, place: str) -> str:
         """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
-        value, low, high = (f"{number / self.size:,.3g}" for number in (point.value, point.low, point.high))
-        interval = f" [{low}, {high}]" if point.low == point.low else ""
+        value = with_interval(*(f"{number / self.size:,.3g}" for number in point.estimate))
         curve = f" {point.curve}" if point.curve else ""
-        return f"{self.models.labels[point.model]}{curve}, {place}: {value}{interval} {self.unit}".rstrip()
+        return f"{self.models.labels[point.model]}{curve}, {place}: {value} {self.unit}".rstrip()
 
 
 def sweep_panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) -> Panel:

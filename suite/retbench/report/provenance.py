@@ -18,7 +18,7 @@ from retbench.report.cells import Cell
 from retbench.report.columns import NONE
 from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
-from retbench.report.wording import bind_units, device_name
+from retbench.report.wording import bind_units, device_name, span
 from retbench.units import format_bytes, format_count, format_percent, format_rate
 from retbench.workloads.workload import WORKLOADS
 
@@ -289,8 +289,7 @@ def _changing(name: str, values: Sequence[object]) -> str:
 
 
 def _range(values: Sequence[float], describe: Callable[[float], str]) -> str:
-    low, high = describe(min(values)), describe(max(values))
-    return low if low == high else f"{low} to {high}"
+    return span(describe(min(values)), describe(max(values)), " to ")
 
 
 def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:

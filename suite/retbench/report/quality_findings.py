@@ -14,7 +14,7 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
-from retbench.report.wording import describe_difference, describe_estimate, join_words
+from retbench.report.wording import describe_difference, describe_estimate, join_words, span
 from retbench.stats.paired import Estimate
 from retbench.units import format_count, format_size, format_tokens
 
@@ -74,7 +74,7 @@ def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
     if low < 1 < high:
         return f"{_percent(low)} fewer to {_percent(high)} more bits per {unit}"
     ends = (high, low) if high <= 1 else (low, high)
-    words = "–".join(dict.fromkeys(_percent(end).removesuffix(" %") for end in ends))
+    words = span(*(_percent(end).removesuffix(" %") for end in ends))
     return f"{words} % {'fewer' if high <= 1 else 'more'} bits per {unit}"
 
 
@@ -92,7 +92,7 @@ def interval_note(made: Sequence[DocumentComparison]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    return "–".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
+    return span(f"{min(values):.3f}", f"{max(values):.3f}")
 
 
 def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> str:

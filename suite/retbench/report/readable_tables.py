@@ -24,7 +24,7 @@ from retbench.report.columns import NONE
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, REFERENCE, UNPAIRED
-from retbench.report.wording import POINTS, describe_status, format_p
+from retbench.report.wording import POINTS, describe_status, format_p, with_interval
 from retbench.units import (
     format_bytes,
     format_count,
@@ -170,14 +170,10 @@ def format_metric(name: str, number: float) -> str:
 
 def _with_unit(texts: Sequence[str]) -> str:
     """Return value and ends as '8.12 [8.01, 8.23] ms', with the unit once where all share it."""
-    if len(texts) == 1:
-        return texts[0]
     numbers, units = zip(*(text.partition(" ")[::2] for text in texts), strict=True)
     if len(set(units)) == 1:
-        value, low, high = numbers
-        return f"{value} [{low}, {high}] {units[0]}".rstrip()
-    value, low, high = texts
-    return f"{value} [{low}, {high}]"
+        return f"{with_interval(*numbers)} {units[0]}".rstrip()
+    return with_interval(*texts)
 
 
 def models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[str, Row]]]:
@@ -313,11 +309,10 @@ def _compared(
     for model in challengers:
         side = sides.get(model, {})
         value, low, high = (number_of(side.get(f"{metric}{end}")) for end in ("", "_low", "_high"))
-        text = NONE if value is None else write(value)
-        if low is not None and high is not None:
-            text += f" [{write(low)}, {write(high)}]"
+        ends = [write(end) for end in (low, high) if end is not None]
         own = replace(column, heading=f"{column.heading}, {model}") if len(challengers) > 1 else column
         is_refused = not is_missing(side.get("not_compared"))
+        text = NONE if value is None else with_interval(write(value), *ends)
         line[own] = "not compared" if is_refused else Cell(text, value)
     return line
 

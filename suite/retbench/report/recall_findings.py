@@ -9,7 +9,7 @@ from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import Key, TaskPoint, group, length_ratio, task_point_of
-from retbench.report.wording import join_words
+from retbench.report.wording import join_words, span
 from retbench.units import format_bytes, format_percent, format_size
 
 SOLVED = 0.99
@@ -102,4 +102,4 @@ def _best(records: Sequence[Record]) -> float:
 def _range(records: Sequence[Record]) -> str:
     """Return the accuracies of the seeds, from the lowest to the highest."""
     values = [record.metrics["acc"].value for record in records]
-    return "–".join(dict.fromkeys(format_percent(value) for value in (min(values), max(values))))
+    return span(format_percent(min(values)), format_percent(max(values)))

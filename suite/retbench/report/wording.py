@@ -77,6 +77,16 @@ def join_words(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
+def with_interval(value: str, *ends: str) -> str:
+    """Return a value with the ends of its interval, if it has one: '0.983 [0.971, 0.995]'."""
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def span(low: str, high: str, join: str = "–") -> str:
+    """Return a range, or the one text where both ends are the same: '1.2–1.4 %'."""
+    return low if low == high else f"{low}{join}{high}"
+
+
 def format_p(p_value: float) -> str:
     """Return a p-value with two digits, or an upper bound of a very small one."""
     return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
@@ -93,7 +103,7 @@ def describe_estimate(estimate: Estimate, sign: str = "") -> str:
     value = f"{estimate.value:{sign}.3f}"
     if estimate.low is None or estimate.high is None:
         return f"{value} (no interval: {estimate.num_documents} documents)"
-    return f"{value} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    return with_interval(value, f"{estimate.low:{sign}.3f}", f"{estimate.high:{sign}.3f}")
 
 
 def describe_difference(difference: Estimate) -> str:
@@ -110,12 +120,9 @@ def describe_crossover(crossing: Crossover) -> str:
     """Return a crossover with its interval: '1,840 [1,620, 2,090] tokens'; three digits each."""
     if crossing.value is None:
         return "no crossover"
-    ends = (
-        f" [{format_length(crossing.low)}, {format_length(crossing.high)}]"
-        if crossing.low is not None and crossing.high is not None
-        else ""
-    )
-    return f"{format_length(crossing.value)}{ends} tokens"
+    ends = [end for end in (crossing.low, crossing.high) if end is not None]
+    numbers = [crossing.value, *(ends if len(ends) == 2 else [])]
+    return f"{with_interval(*map(format_length, numbers))} tokens"
 
 
 def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:
