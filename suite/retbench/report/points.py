@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from retbench.architectures import recorded
+from retbench.architectures.matching import MAX_MISMATCH
 from retbench.architectures.recorded import concatenates_cache
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
@@ -23,9 +24,6 @@ Item = TypeVar("Item")
 
 UNMATCHED = "a model of another library is not matched to a size"
 """Why such a model is shown beside the others and not compared with them."""
-
-MAX_MISMATCH = 0.01
-"""Largest relative difference of non-embedding parameters between two models that are compared."""
 
 
 def replicate_of(record: Record) -> Replicate:

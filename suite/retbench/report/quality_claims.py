@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from retbench.architectures.matching import MAX_MISMATCH
 from retbench.architectures.sizes import find_size
 from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Scale, SlicesRule, Verdict
 from retbench.records.record import Record
@@ -101,7 +102,7 @@ def _crossing_row(
 ) -> ClaimRow:
     """Judge the sizes of the claim where all were measured, else the smallest and the largest size.
 
-    These two show nothing unless they lie on either side of the crossing, within 1 % as matched sizes do.
+    These two show nothing unless they lie on either side of the crossing, within `MAX_MISMATCH`.
     """
     params = {size: leads[size][0].records[0].model.num_params_nonembedding for size in leads}
     sizes = sorted(leads, key=params.__getitem__)
@@ -109,8 +110,11 @@ def _crossing_row(
     small, large = (rule.behind_at, rule.ahead_at) if is_complete else (sizes[:1], sizes[-1:])
     finding = judge_crossing({size: leads[size] for size in small}, {size: leads[size] for size in large})
     before, after = rule.behind_at[-1], rule.ahead_at[0]
-    lowest, highest = 1.01 * find_size(before).budget, 0.99 * find_size(after).budget
-    is_spanned = params[small[0]] <= lowest and params[large[0]] >= highest
+    highest, lowest = (
+        (1 + MAX_MISMATCH) * find_size(before).budget,
+        (1 - MAX_MISMATCH) * find_size(after).budget,
+    )
+    is_spanned = params[small[0]] <= highest and params[large[0]] >= lowest
     if not is_complete and not is_spanned:
         reason = (
             f"these sizes do not span the crossing between {format_size(before)} and {format_size(after)}"
