@@ -14,7 +14,7 @@ from retbench.report.claim_rules import TOLERANCE
 from retbench.report.claim_words import describe_need, describe_needed, describe_number, describe_paper
 from retbench.report.claims import JudgedClaim
 from retbench.report.comparisons import LEVEL_MARGIN
-from retbench.report.formats import escape_markdown
+from retbench.report.formats import markdown_table
 
 if TYPE_CHECKING:
     from retbench.report.drawing import Drawing  # imports matplotlib
@@ -299,9 +299,9 @@ def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
     for group in section.groups:
         lines += ["", f"### {group.title}", ""]
         lines += [group.needed, ""] if group.needed else []
-        lines += _table(claim_table(group))
+        lines.append(markdown_table(claim_table(group), align="left"))
     lines += ["", "### Evidence", ""]
-    lines += _table(_evidence_table(section))
+    lines.append(markdown_table(_evidence_table(section), align="left"))
     if limitations := _limitations(judged):
         lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in limitations)]
     return "\n".join(lines) + "\n"
@@ -323,13 +323,7 @@ def _evidence_table(section: ClaimSection) -> pd.DataFrame:
 def headlines_markdown(judged: Sequence[JudgedClaim]) -> str:
     """Return a table of the headlines: claim, the paper's number, what was measured, verdict."""
     entries = [_entry(each, ()) for each in judged if each.claim.headline]
-    return "\n".join(_table(claim_table(ClaimGroup("", "", entries)))) + "\n"
-
-
-def _table(frame: pd.DataFrame) -> list[str]:
-    """Return a frame of text as the lines of a Markdown table, all columns flush left."""
-    rows = [list(frame.columns), [":--"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
+    return markdown_table(claim_table(ClaimGroup("", "", entries)), align="left") + "\n"
 
 
 def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:

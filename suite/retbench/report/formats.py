@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import pandas as pd
 
@@ -21,10 +22,10 @@ def to_json(frame: pd.DataFrame) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a frame of text as a Markdown table: first column flush left, the others right."""
+def markdown_table(table: pd.DataFrame, align: Literal["left", "right"] = "right") -> str:
+    """Return a frame of text as a Markdown table: first column flush left, the others as `align` says."""
     header = [str(column) for column in table.columns]
-    rule = [":--", *("--:" for _ in header[1:])]
+    rule = [":--", *(":--" if align == "left" else "--:" for _ in header[1:])]
     rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
     return "\n".join(
         "| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in [header, rule, *rows]

@@ -22,8 +22,8 @@ from retbench.report.evidence import Block, Section, evidence_sections, summaris
 from retbench.report.figures import make_drawings
 from retbench.report.formats import code_block, escape_markdown, markdown_table, markdown_text
 from retbench.report.frames import Results, load_results
+from retbench.report.origins import select_by_origin
 from retbench.report.score_figures import draw_scores
-from retbench.report.selection import select_by_origin
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
 

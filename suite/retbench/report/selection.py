@@ -8,14 +8,14 @@ quality every (task point, model instance) has its newest record.
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from retbench.errors import RecordError, unknown_name
 from retbench.records.record import Documents, ModelInfo, Record
-from retbench.report.frames import ComparableSet, Results, by_parts, keep_latest, set_of, started
+from retbench.report.frames import ComparableSet, by_parts, keep_latest, set_of, started
 from retbench.report.points import (
     group,
     instance_of,
@@ -26,7 +26,6 @@ from retbench.report.points import (
     replicate_of,
     task_point_of,
 )
-from retbench.workloads.workload import Replicate
 
 MODEL_SETTINGS = ("backend", "chunk_size")
 """Settings that belong to one model; all others are shared by the models of an experiment."""
@@ -113,80 +112,6 @@ def select(
     return Selection(tuple(chosen), tuple(left_out), tuple(records), folders or {})
 
 
-def select_by_origin(results: Results) -> list[Selection]:
-    """Return the newest comparable records of the reader's own runs, then those of the published ones.
-
-    The two are never pooled. Of the published records those of a workload that the reader's own runs measured in the
-    same experiment are left out, and the others are one selection for each comparable set that is the newest of an
-    experiment, and for each list of models: they come from several machines and times.
-
-    Raises:
-        RecordError: there are no records.
-    """
-    published = [record for record in results.records if results.source_of(record).is_published]
-    own = [record for record in results.records if not results.source_of(record).is_published]
-    if not own or not published:
-        return _select_published(published, results) or [select(own, folders=results.folders)]
-    measured = {(record.experiment, record.workload) for record in own if record.status == "ok"}
-    others = [record for record in published if (record.experiment, record.workload) not in measured]
-    first = replace(select(own, folders=results.folders), everything=results.records)
-    hidden = [record for record in published if (record.experiment, record.workload) in measured]
-    notes = [
-        f"{experiment}: {_describe_count(found)} that are published, since {experiment} was measured on this machine."
-        for experiment, found in group(hidden, lambda record: record.experiment).items()
-    ]
-    return [replace(first, left_out=(*first.left_out, *notes)), *_select_published(others, results)]
-
-
-def _select_published(records: Sequence[Record], results: Results) -> list[Selection]:
-    """Return a selection for each comparable set and models of published records, that of most experiments first.
-
-    With each set of costs is one of evaluations and trainings of its models: that of most models, then of most records.
-    """
-    costs = _newest_sets([record for record in records if measures_cost(record)])
-    others = _newest_sets([record for record in records if not measures_cost(record)])
-    joined = []
-    for part in costs:
-        of_same_models = [one for one in others if _models(one) <= _models(part)]
-        mate = max(of_same_models, key=lambda one: (len(_models(one)), len(one)), default=[])
-        others = [one for one in others if one is not mate]
-        joined.append([*part, *mate])
-    found: list[Selection] = []
-    for part in (*joined, *others):
-        name = ", ".join(sorted({record.experiment for record in part})) if found else ""
-        chosen = select(part, folders=results.folders)
-        found.append(replace(chosen, everything=tuple(results.records), is_published=True, part=name))
-    return found
-
-
-def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
-    """Group records of experiments with the same models and newest comparable sets: those of most experiments first.
-
-    Evaluations and trainings of one experiment have a set each.
-    """
-    parts: list[tuple[dict[Replicate, ComparableSet], list[Record]]] = []
-    for of_one in group(records, lambda record: record.experiment).values():
-        families = group(of_one, replicate_of)
-        sets = {name: set_of(choose_conditions(found)[0][0]) for name, found in families.items()}
-        alike = (one for one in parts if _agree(one[0], sets) and _models(one[1]) == _models(of_one))
-        known, part = next(alike, ({}, []))
-        if not part:
-            parts.append((known, part))
-        known.update(sets)
-        part.extend(of_one)
-    return sorted((part for _, part in parts), key=lambda part: -len({record.experiment for record in part}))
-
-
-def _agree(known: Mapping[Replicate, ComparableSet], sets: Mapping[Replicate, ComparableSet]) -> bool:
-    """Return whether two experiments have a family of records in common, and the same sets in all of these."""
-    shared = known.keys() & sets.keys()
-    return bool(shared) and all(known[name] == sets[name] for name in shared)
-
-
-def _models(records: Sequence[Record]) -> set[str]:
-    return {record.model.name for record in records}
-
-
 def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:
     if not records:
         raise RecordError("there are no records to select from. Measure first: `retbench run latency`.")
@@ -216,7 +141,7 @@ def _newest(
         groups, key=lambda one: (any(r.status == "ok" for r in groups[one]), max(map(started, groups[one])))
     )
     notes = [
-        f"{', '.join(sorted({record.experiment for record in others}))}: {_describe_count(others)} {words} "
+        f"{', '.join(sorted({record.experiment for record in others}))}: {describe_count(others)} {words} "
         f"({_difference(other, newest)})."
         for other, others in groups.items()
         if words and other != newest
@@ -258,7 +183,7 @@ def _newest_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]
 
 
 def _settings_without_size(record: Record) -> str:
-    return json.dumps({**json.loads(shared_settings(record)), "size": None}, sort_keys=True)
+    return _shared_settings(record.settings, None)
 
 
 def shared_settings(record: Record) -> str:
@@ -267,9 +192,9 @@ def shared_settings(record: Record) -> str:
 
 
 @by_parts
-def _shared_settings(settings: Mapping[str, Any], model: ModelInfo) -> str:
+def _shared_settings(settings: Mapping[str, Any], model: ModelInfo | None) -> str:
     shared = {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
-    return json.dumps({**shared, "size": model.size}, sort_keys=True)
+    return json.dumps({**shared, "size": model and model.size}, sort_keys=True)
 
 
 def model_settings(record: Record) -> str:
@@ -294,7 +219,7 @@ def _difference(other: ComparableSet | str, chosen: ComparableSet | str) -> str:
     )
 
 
-def _describe_count(records: Sequence[Record]) -> str:
+def describe_count(records: Sequence[Record]) -> str:
     """Return number, dates and failures of records: '12 records of 2026-01-02 (3 without a value)'."""
     dates = sorted({started(record).date().isoformat() for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
@@ -333,7 +258,7 @@ def newest_evaluations(records: Sequence[Record]) -> tuple[list[Record], list[st
             reason = _why_replaced(record, latest[_place(record)])
             replaced.setdefault((record.experiment, reason), []).append(record)
     notes = [
-        f"{experiment}: {_describe_count(others)} of quality {reason}."
+        f"{experiment}: {describe_count(others)} of quality {reason}."
         for (experiment, reason), others in replaced.items()
     ]
     return [record for record in records if record is latest[_place(record)]], notes
