@@ -85,7 +85,7 @@ def is_standard(architecture: str, config: Mapping[str, Any]) -> bool:
 def unusual_settings(architecture: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Return in words what differs from the architecture's defaults: ['decay gated', 'chunk size 512'].
 
-    A baseline's options are told by `baseline_features` instead.
+    `baseline_features` has the options of a baseline.
     """
     known, model = _find(architecture, config)
     if known is None or model is None or known.is_baseline:

@@ -207,9 +207,11 @@ def describe_setup(records: Sequence[Record]) -> str:
     parts = [format_size(model.size), device_name(record), str(set_of(record).dtype), *unusual]
     features = _features(records)
     if features is not None:
-        told = FEATURE_WORDS.keys() - ({"fused"} if "products" in features else set())
+        stated = FEATURE_WORDS.keys() - ({"fused"} if "products" in features else set())
         words = [
-            has if name in features else lacks for name, (has, lacks) in FEATURE_WORDS.items() if name in told
+            has if name in features else lacks
+            for name, (has, lacks) in FEATURE_WORDS.items()
+            if name in stated
         ]
         parts.append(" + ".join(word for word in words if word not in ("", FEATURE_WORDS["graphs"][1])))
     return ", ".join(parts)

@@ -189,10 +189,10 @@ def find_slice_pairs(
 
 
 def judge_slices(claim: Claim, pairs: Sequence[SlicesPair]) -> ClaimFinding:
-    """Judge whether the challenger loses on repeated pairs, and there more than on new ones, in every evaluation.
+    """Judge whether the challenger is behind on repeated pairs, and there more than on new ones, in every evaluation.
 
-    Losing more on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide, and only
-    where the reference recalls: where neither model does, neither recalls less.
+    Being further behind on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide,
+    and only where the reference recalls: where neither model does, neither recalls less.
     """
     text = "; ".join(pair.text for pair in pairs)
     if all(pair.reference_gain.low is None for pair in pairs):

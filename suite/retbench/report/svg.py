@@ -52,16 +52,16 @@ def _inline_svg(drawing: Drawing, figure: Figure, prefix: str, attributes: dict[
     """
     root = ElementTree.fromstring(_draw(figure))
     width, height = (float(inches) * style.POINTS_PER_IN for inches in figure.get_size_inches())
-    seen = height - style.FOOTER_IN * style.POINTS_PER_IN
+    shown = height - style.FOOTER_IN * style.POINTS_PER_IN
     used = {
         name for node in root.iter() for text in node.attrib.values() for name in _REFERENCE.findall(text)
     }
     numbers = count()
     ids = {name: f"{prefix}{next(numbers)}" for node in root.iter() if (name := node.get("id", "")) in used}
-    size = {"role": "img", "viewBox": f"0 0 {width:g} {seen:g}", "aria-label": describe(drawing)}
+    size = {"role": "img", "viewBox": f"0 0 {width:g} {shown:g}", "aria-label": describe(drawing)}
     picture = Element("svg", size | attributes)
     for node in root:
-        picture.extend(_tidy(node, ids, seen))
+        picture.extend(_tidy(node, ids, shown))
     picture.append(_values(figure, height))
     return Markup(ElementTree.tostring(picture, encoding="unicode"))
 
