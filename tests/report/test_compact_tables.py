@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,27 @@ def test_many_models_have_a_table_per_corpus_and_context(tmp_path: Path, seeds: 
     assert len(short.frame.columns) == 3 + 2 * len(seeds), "a loss and its ratio per seed"
     states = {table.frame["state or cache"].iloc[2] for table in (short, long)}
     assert states == {"8.00 MiB", "32.0 MiB"}, "a cache grows with the context"
+
+
+def test_a_model_without_a_record_has_dashes_beside_the_means_of_the_others(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, num_documents=12, bits=KIN)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    maker.perplexities("wikitext-103", "whole", 8192)
+    maker.records = [r for r in maker.records if (r.model.name, r.point.context_len) != ("retnet_wide", 8192)]
+    _, long = quality_tables(evaluations_of(maker))
+    assert long.row_models == ("retnet", "retnet_wide", "transformer", "transformer_gqa")
+    assert list(long.frame["bits/byte"] == "–") == [False, True, False, False]
+
+
+def test_records_without_a_protocol_have_their_means_too(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments | {"point": arguments["point"].model_copy(update={"protocol": None})}
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, num_documents=12, bits=KIN, change=change)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    (table,) = quality_tables(evaluations_of(maker))
+    assert "mean of 3 seeds" in table.caption
+    assert "–" not in set(table.frame["bits/byte"])
 
 
 def test_three_seeds_are_a_mean_with_an_interval_over_them(tmp_path: Path) -> None:

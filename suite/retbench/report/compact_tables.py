@@ -209,7 +209,7 @@ def _tables_per_point(
     ]
     shown = [one for one in table.columns if one.kind == "comparison" or one.metric == primary.name]
     shown.sort(key=lambda column: column.kind == "comparison")
-    means = _means_over_seeds(scored, shown)
+    means = _means_over_seeds(scored, point, shown)
     for key, part in table.frame.groupby(point, sort=False):
         seeds = list(part["seed"].unique()) if "seed" in part else []
         lines, own = part.to_dict(orient="records"), dict[str, None]()
@@ -218,11 +218,11 @@ def _tables_per_point(
             name, model = column.heading, str(line["model"])
             cell = line[name]
             if len(seeds) > MOST_SEEDS:
-                cell = means[(*map(str, key), model)][name]
+                cell = means.get((*map(str, key), model), {}).get(name, NONE)
             elif len(seeds) > 1:
                 name += f", seed {line['seed']}"
             own[name] = None
-            rows.setdefault(model, {name: line[name] for name in row})[name] = cell
+            rows.setdefault(model, {lead: line[lead] for lead in row})[name] = cell
         frame = pd.DataFrame(rows.values(), columns=[*row, *own], dtype=object).fillna(NONE)
         frame["model"] = [models.labels[model] for model in rows]
         notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
@@ -233,17 +233,17 @@ def _tables_per_point(
 
 
 def _means_over_seeds(
-    scored: pd.DataFrame, columns: Sequence[Column]
+    scored: pd.DataFrame, point: Sequence[str], columns: Sequence[Column]
 ) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return metrics and ratios by (corpus, protocol, context, size, model) and heading, as means over seeds.
+    """Return metrics and ratios by the keys of a point and the model, then by heading, as means over seeds.
 
     The ratio is the geometric mean of the ratios of each seed: models of one seed were trained on the same batches.
     """
     replicates: dict[tuple[str, ...], list[Row]] = {}
     for lead, sides in models_by_point(scored.to_dict(orient="records")):  # type: ignore[arg-type]
-        point = (lead["task"], lead["protocol"], lead["context"], lead["size"])
+        key = [lead["task" if name == "corpus" else name] for name in point]
         for model, side in sides.items():
-            replicates.setdefault((*point, model), []).append(side)
+            replicates.setdefault((*key, model), []).append(side)
     return {
         key: {column.heading: _mean(column, sides) for column in columns} for key, sides in replicates.items()
     }
