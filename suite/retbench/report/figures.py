@@ -5,6 +5,7 @@ stacked bars, and a workload that measures both becomes two rows (`training_figu
 `figure6` the RetNet paper's Figure 6.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,6 +58,8 @@ _POINTS = (
     "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
     "cut where they leave the plot)."
 )
+_NOTE_WIDTH = 26
+"""Characters in a line of a note in a figure."""
 _MOST_CROSSINGS = 2
 """Crossovers that have room in a figure; more of them stand in its data and in the tables only."""
 
@@ -218,7 +221,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str
     """Mark where `model` becomes faster than the reference, its interval shaded; with a note, also if it does not."""
     label = shorten(sweep.models.labels[model])
     if crossing.value is None:
-        text, anchors = f"{label} is\n{describe_absence(crossing, sweep.lengths)}", CORNERS
+        words = f"{label} is {describe_absence(crossing, sweep.lengths)}"
+        text, anchors = textwrap.fill(words, _NOTE_WIDTH), CORNERS
     else:
         if crossing.low is not None and crossing.high is not None:
             axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
