@@ -11,9 +11,11 @@ from retbench.errors import RecordError
 from retbench.records.record import Metric, Record
 from retbench.report.frames import (
     OBSERVATION_COLUMNS,
+    Results,
     keep_latest,
     load_results,
     observations,
+    results_frame,
     set_of,
     started,
 )
@@ -46,6 +48,20 @@ def on_node(node: str, model: str, number: int, run: str, **fields: Any) -> Reco
     environment = {**found.environment, "node_id": node, **fields}
     return found.model_copy(
         update={"run_id": run, "started_at": f"2026-01-0{run}T00:00:00Z", "environment": environment}
+    )
+
+
+def test_a_frame_has_the_costs_of_every_node_and_a_report_says_what_it_leaves_out() -> None:
+    rounds = [on_node("a", "retnet", number, "1") for number in range(3)]
+    others = [on_node("b", "retnet", number, "2") for number in range(2)]
+    again = on_node("a", "retnet", 0, "3")
+    frame = results_frame(Results((*rounds, *others, again), ()))
+    times = frame[frame["metric"] == "tpot_s"]
+    assert sorted(zip(times["session"], times["round"], strict=True)) == [
+        ("1@a", 1), ("1@a", 2), ("2@b", 0), ("2@b", 1), ("3@a", 0)
+    ]  # fmt: skip
+    assert select([*rounds, *others]).left_out == (
+        "2 records are of another node or GPU; the rounds of a cell are those of one.",
     )
 
 

@@ -89,6 +89,25 @@ def test_other_settings_of_the_same_set_are_not_mixed() -> None:
     assert "12 records of 2026-01-02 with other settings (min_steps 20, here 5)" in selection.left_out[0]
 
 
+def test_rounds_under_other_conditions_are_not_mixed(cpu_records: list[Record]) -> None:
+    def under(record: Record, **facts: Any) -> Record:
+        return record.model_copy(update={"environment": {**record.environment, **facts}})
+
+    decoded = [record for record in cpu_records if record.workload == "decode"]
+    last = max(record.round for record in decoded)
+    here, there = {"OMP_PLACES": "{0}"}, {"OMP_PLACES": "{1}", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    mixed = [
+        under(record, variables=there if record.round == last else here, cpu_quota=2.0) for record in decoded
+    ]
+    chosen = select(mixed)
+    assert {record.round for record in chosen.records} == {last}
+    assert any("variables.ONEDNN_MAX_CPU_ISA None, here SSE41" in note for note in chosen.left_out), (
+        chosen.left_out
+    )
+    placed = [under(record, variables={"OMP_PLACES": f"{{{record.round}}}"}) for record in decoded]
+    assert len(select(placed).records) == len(decoded)
+
+
 def test_another_way_to_run_one_model_replaces_that_model_only() -> None:
     older = Maker(CPU).memory()
     newer = Maker(LATER, change=changed("chunk_size", 64, "retnet")).memory()

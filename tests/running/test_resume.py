@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from retbench.measure.environment import describe_environment
+from retbench.measure.environment import describe_environment, worker_environment
 from retbench.measure.machine import memory_limit_bytes
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
@@ -14,7 +14,13 @@ from retbench.records.store import append_record
 from retbench.running import resume
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, code_of_cell, make_record
-from retbench.running.resume import Identity, finished_pairs, identities_here, recorded_status
+from retbench.running.resume import (
+    Identity,
+    finished_pairs,
+    identities_here,
+    products_on_disk,
+    recorded_status,
+)
 
 Identities = dict[str, Identity]
 VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}
@@ -24,6 +30,7 @@ FACTS: dict[str, Any] = {
     "code_revision": "0.1.0+src.aaa",
     "versions": {"python": "3.11.7", "torch": "2.9.0", "numpy": "2", "nvidia-ml-py": "13"},
     "memory_limit_bytes": memory_limit_bytes(),
+    "variables": {"OMP_NUM_THREADS": "1", "OMP_PLACES": "{0}"},
 }
 
 
@@ -38,6 +45,8 @@ def identities_of(plan: Plan) -> Identities:
             "machine": "box",
             "node_id": "one",
             "gpu_uuid": None,
+            "cpu_quota": None,
+            "variables": {"OMP_NUM_THREADS": "1"},
             "code_revision": "0.1.0+src.aaa",
             "versions": VERSIONS,
             **code_of_cell(cell),
@@ -154,11 +163,34 @@ def test_a_record_made_beside_other_models_counts(
 
 
 def test_the_identity_here_is_what_a_record_of_now_states(
-    tmp_path: Path, plan_of: Callable[..., Plan], run_info: RunInfo, cell: Cell
+    tmp_path: Path,
+    plan_of: Callable[..., Plan],
+    run_info: RunInfo,
+    cell: Cell,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in worker_environment(cell.settings.threads, "cpu").items():
+        monkeypatch.setenv(name, value)
     facts = describe_environment("cpu", 1)
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", facts)
     assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {(cell.cell_id, 0): "ok"}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {}
+
+
+def test_later_rounds_multiply_as_the_latest_of_the_same_code_did(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
+) -> None:
+    assert products_on_disk(tmp_path, identities) == {}
+    for number, facts in enumerate(
+        (
+            FACTS | {"products": {"batches": 0}},
+            FACTS | {"products": {"batches": 1}},
+            FACTS | {"products": {"batches": 2}, "node_id": "another"},
+        )
+    ):
+        put(tmp_path / f"{number}.jsonl", run_info, cell, number, "ok", facts)
+    assert products_on_disk(tmp_path, identities) == {"batches": 1}
 
 
 def test_every_run_s_file_counts_and_torn_lines_do_not(
@@ -188,7 +220,8 @@ def test_quality_does_not_depend_on_the_node(
 ) -> None:
     scored = cell.model_copy(update={"workload": "zeroshot"})
     identity = {name: value for name, value in identities[cell.cell_id].items() if "_id" not in name}
-    del identity["gpu_uuid"]
+    for name in ("gpu_uuid", "cpu_quota", "variables"):
+        del identity[name]
     put(tmp_path / "a.jsonl", run_info, scored, 0, "ok", FACTS | {"node_id": "two"})
     known = {scored.cell_id: identity | code_of_cell(scored)}
     assert finished_pairs(tmp_path, known) == {(scored.cell_id, 0): "ok"}

@@ -85,6 +85,11 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     }
 
 
+def computing_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return those variables of an environment that set threads, affinity, allocators or modes."""
+    return {name: value for name, value in sorted(variables.items()) if _VARIABLES.fullmatch(name)}
+
+
 def missing_for_compilation() -> str | None:
     """Return what torch.compile lacks on the CPU of this machine; None where it lacks nothing."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
@@ -217,9 +222,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         "flush_denormal": _flushes_denormals(),
         "keeps_freed_memory": allocator.keeps_freed_memory(),
         "torch_build": _torch_build(),
-        "variables": {
-            name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)
-        },
+        "variables": computing_variables(os.environ),
         "load_average": list(os.getloadavg()),
         **_host_facts(absent),
     }

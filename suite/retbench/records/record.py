@@ -50,6 +50,8 @@ last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a mo
 
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
+_PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
+
 SHARES = ("roofline_ratio", "bandwidth_ratio")
 """Metrics that are shares of a measured ceiling."""
 
@@ -330,6 +332,21 @@ def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:
     stated = environment.get("versions")
     versions = stated if isinstance(stated, dict) else {}
     return {name: str(version) for name, version in sorted(versions.items()) if name not in _NOT_COMPUTING}
+
+
+def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a process measures under beside versions: variables, CPU quota, torch's build, denormal numbers.
+
+    Variables that select one of several equal cores or GPUs, which a scheduler sets anew for each job, do not count.
+    """
+    found = {
+        name: environment[name]
+        for name in ("cpu_quota", "flush_denormal", "torch_build")
+        if name in environment
+    }
+    variables = environment.get("variables")
+    stated = variables if isinstance(variables, dict) else {}
+    return {**found, "variables": {name: value for name, value in stated.items() if name not in _PLACEMENT}}
 
 
 def utc_now() -> str:

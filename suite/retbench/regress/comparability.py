@@ -11,7 +11,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from retbench.records.record import SAME_MEANING_SINCE, Record, computing_versions
+from retbench.records.record import SAME_MEANING_SINCE, Record, computing_versions, conditions
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.diagnostics import excessive_load, has_company, number_at, was_held_down
@@ -28,11 +28,11 @@ _COUNTS = frozenset(
 )
 _STATISTICS = frozenset({"kv_fill_key_std", "kv_fill_value_std"})
 """Entries of `backend` that describe a run, like the counts, and select no backend."""
-_KEYS = ("machine", "cpu_model", "physical_cores", "cpu_quota", "flush_denormal", "text", "torch_build")
-_PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
-"""Variables that select one of several equal cores or GPUs; a scheduler sets them anew for each job."""
+_KEYS = ("machine", "cpu_model", "physical_cores", "text")
 _GPU_KEYS = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
 _CONFOUNDERS = (
+    "node_id",  # equal machines and equal GPUs differ
+    "gpu_uuid",
     "os",
     "governor",
     "transparent_huge_pages",
@@ -58,7 +58,6 @@ class FactDifference:
 def comparability_keys(record: Record) -> dict[str, str]:
     """Return everything that must be equal, by dotted name."""
     environment = record.environment
-    variables = _mapping(environment.get("variables"))
     gpu = _mapping(environment.get("gpu"))
     tree: dict[str, Any] = {
         "schema": min(record.schema_version, SAME_MEANING_SINCE),
@@ -68,7 +67,7 @@ def comparability_keys(record: Record) -> dict[str, str]:
         "weights": record.model.weights.fingerprint if record.model.weights else "drawn from the seed",
         **{name: environment[name] for name in _KEYS if name in environment},
         "versions": computing_versions(environment),
-        "variables": {name: value for name, value in variables.items() if name not in _PLACEMENT},
+        **conditions(environment),
         "gpu": {name: gpu[name] for name in _GPU_KEYS if name in gpu},
     }
     return {name: _text(value) for name, value in flatten(tree)}

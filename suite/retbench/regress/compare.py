@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from filelock import FileLock
+
 from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
 from retbench.files import check_writable
 from retbench.regress import comparability
@@ -223,11 +225,12 @@ def save_runs(runs: Sequence[Path], folder: Path) -> tuple[Path, int]:
         _check_complete(side)
     path = baseline_path(folder, make_baseline(sides[0], FIRST))
     check_writable(path.parent, "--folder")
-    baseline = read_baseline(path) if path.exists() else None
-    for side in sides:
-        baseline = _with_run(path, baseline, side) if baseline else make_baseline(side, FIRST)
-    assert baseline is not None
-    write_hashed(path, baseline.model_dump(mode="json"))
+    with FileLock(path.with_name(f".{path.name}.lock")):  # other processes may save runs too
+        baseline = read_baseline(path) if path.exists() else None
+        for side in sides:
+            baseline = _with_run(path, baseline, side) if baseline else make_baseline(side, FIRST)
+        assert baseline is not None
+        write_hashed(path, baseline.model_dump(mode="json"))
     return path, len(baseline.runs)
 
 

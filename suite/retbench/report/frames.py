@@ -232,7 +232,7 @@ def keep_latest(records: Iterable[Record]) -> list[Record]:
     the run which was started last. The models of a point have the rounds of one node and GPU, of that with the most
     measured rounds and of such ones of the latest; a model that was not measured there has those of another.
     """
-    records = _on_one_node(list(records))
+    records = on_one_node(records)
     begun: dict[str, datetime] = {}
     for record in records:
         begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
@@ -245,11 +245,12 @@ def keep_latest(records: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
-def _on_one_node(records: list[Record]) -> list[Record]:
+def on_one_node(records: Iterable[Record]) -> list[Record]:
     """Return the costs of each cell that are of one node and GPU, which the models of a point share if they can.
 
     Quality does not depend on the node: its records are all returned.
     """
+    records = list(records)
     points = [_compared_at(record) if is_cost(record.workload) else None for record in records]
     places = list(zip(points, map(hardware_of, records), strict=True))
     if len(set(places)) == len(set(points)):
@@ -326,12 +327,16 @@ def _sound_metrics(records: Sequence[Record]) -> Iterator[tuple[Record, list[tup
 def results_frame(results: Results) -> pd.DataFrame:
     """Return one row per measured value, as `docs/results.md` documents the columns.
 
-    Of records of the same cell and round the latest is kept, as in reports. A record without a metric has one row.
+    Of records of the same cell and round the latest is kept, as in reports; of costs that of every node and GPU, which
+    the column `session` tells apart. A record without a metric has one row.
     """
+    places: dict[object, list[Record]] = {}
+    for record in results.records:
+        places.setdefault(hardware_of(record) if is_cost(record.workload) else None, []).append(record)
+    latest = {id(record) for found in places.values() for record in keep_latest(found)}
+    kept = [record for record in results.records if id(record) in latest]
     rows = [
-        (*_facts(results, record), *metric)
-        for record, metrics in _sound_metrics(keep_latest(results.records))
-        for metric in metrics
+        (*_facts(results, record), *metric) for record, metrics in _sound_metrics(kept) for metric in metrics
     ]
     return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype(RESULT_COLUMNS)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.errors import RecordError, unknown_name
-from retbench.records.record import Documents, ModelInfo, Record
-from retbench.report.frames import ComparableSet, by_parts, keep_latest, set_of, started
+from retbench.records.record import Documents, ModelInfo, Record, conditions
+from retbench.report.frames import ComparableSet, by_parts, keep_latest, on_one_node, set_of, started
 from retbench.report.points import (
     group,
     instance_of,
@@ -102,9 +102,12 @@ def select(
     families = group(_of_experiment(records, experiment), replicate_of)
     for replicate in sorted(families, key=["round", "document", "seed"].index):
         found = families[replicate]
-        kept = keep_latest(found)
-        if len(kept) < len(found):
-            left_out.append(_repeated(len(found) - len(kept)))
+        of_nodes = on_one_node(found)
+        if elsewhere := len(found) - len(of_nodes):
+            left_out.append(_of_other_nodes(elsewhere))
+        kept = keep_latest(of_nodes)
+        if len(kept) < len(of_nodes):
+            left_out.append(_repeated(len(of_nodes) - len(kept)))
         comparable, other_sets = choose_conditions(kept)
         newest, older = (_one_protocol if replicate == "round" else newest_evaluations)(comparable)
         chosen += newest
@@ -183,18 +186,24 @@ def _newest_protocol(records: Sequence[Record]) -> tuple[list[Record], list[str]
 
 
 def _settings_without_size(record: Record) -> str:
-    return _shared_settings(record.settings, None)
+    return _shared_settings(record.settings, None, record.environment)
 
 
 def shared_settings(record: Record) -> str:
-    """Return the settings that an experiment's models share, size included, as JSON with sorted keys."""
-    return _shared_settings(record.settings, record.model)
+    """Return the settings and conditions that an experiment's models share, size included, as JSON with sorted keys."""
+    return _shared_settings(record.settings, record.model, record.environment)
 
 
 @by_parts
-def _shared_settings(settings: Mapping[str, Any], model: ModelInfo | None) -> str:
+def _shared_settings(
+    settings: Mapping[str, Any], model: ModelInfo | None, environment: Mapping[str, Any]
+) -> str:
     shared = {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
-    return json.dumps({**shared, "size": model and model.size}, sort_keys=True)
+    for name, value in conditions(environment).items():
+        shared |= (
+            {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return json.dumps({**shared, "size": model and model.size}, sort_keys=True, default=str)
 
 
 def model_settings(record: Record) -> str:
@@ -226,6 +235,11 @@ def describe_count(records: Sequence[Record]) -> str:
     failed = sum(record.status != "ok" for record in records)
     note = f" ({failed} without a value)" if failed else ""
     return f"{len(records)} record{'s' if len(records) > 1 else ''} of {when}{note}"
+
+
+def _of_other_nodes(count: int) -> str:
+    noun = "1 record is" if count == 1 else f"{count} records are"
+    return f"{noun} of another node or GPU; the rounds of a cell are those of one."
 
 
 def _repeated(count: int) -> str:

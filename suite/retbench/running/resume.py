@@ -1,14 +1,15 @@
 """Identity of measurements, and what is on disk already and need not be measured again."""
 
+import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retbench.measure import environment, nvml
 from retbench.measure.devices import device_uuid
-from retbench.measure.machine import memory_limit_bytes, node_id
+from retbench.measure.machine import cpu_quota, memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
-from retbench.records.record import Record, Status, computing_versions
+from retbench.records.record import Record, Status, computing_versions, conditions
 from retbench.records.store import read_records
 from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost
@@ -19,7 +20,8 @@ _FREE_SHARE = 0.9
 Identity = dict[str, object]
 """Everything that must agree before an old record is taken for a new measurement of its cell: the machine, the code
 that all cells, the model and the workload run, and the versions of all libraries that could change a number. For a cost
-also the node and the GPU, because equal ones differ: the rounds of a cell are those of one."""
+also the node and the GPU, because equal ones differ: the rounds of a cell are those of one, and of one set of variables
+and one CPU quota."""
 
 
 def identity_of(record: Record) -> Identity:
@@ -29,22 +31,27 @@ def identity_of(record: Record) -> Identity:
 
 def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
     """Return the identity that a record of each cell would have if it were measured here and now, by cell_id."""
-    device = cells[0].settings.device
+    device, threads = cells[0].settings.device, cells[0].settings.threads
+    variables = os.environ | environment.worker_environment(threads, device)
     facts = {
         "machine": environment.machine_name(device),
         "node_id": node_id(),
         "gpu_uuid": None if device == "cpu" else nvml.board_uuid(device_uuid(device)),
         "code_revision": environment.code_revision(),
         "versions": environment.library_versions(),
+        "variables": environment.computing_variables(variables),
+        **({"cpu_quota": quota} if (quota := cpu_quota()) is not None else {}),
     }
     return {cell.cell_id: _identity(facts | code_of_cell(cell), cell.workload) for cell in cells}
 
 
 def _identity(facts: Mapping[str, Any], workload: str) -> Identity:
     names: tuple[str, ...] = ("machine", "code_revision", "model_code", "workload_code")
+    found: Identity = {"versions": computing_versions(facts)}
     if is_cost(workload):
-        names += ("node_id", "gpu_uuid")
-    return {name: facts.get(name) for name in names} | {"versions": computing_versions(facts)}
+        names += ("node_id", "gpu_uuid", "cpu_quota")
+        found["variables"] = conditions(facts)["variables"]
+    return found | {name: facts.get(name) for name in names}
 
 
 def finished_pairs(
@@ -68,6 +75,16 @@ def finished_pairs(
         and (runs is None or record.run_id in runs)
         and _is_final(record)
     }
+
+
+def products_on_disk(folder: Path, identities: Mapping[str, Identity]) -> dict[str, int]:
+    """Return what the latest record of these cells says of `measure.products`, so that later rounds multiply alike."""
+    records, _ = read_records(folder)
+    same = [
+        one for one in records if identity_of(one) == identities.get(one.cell_id) and is_cost(one.workload)
+    ]
+    found = same[-1].environment.get("products") if same else None
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _is_final(record: Record) -> bool:

@@ -39,7 +39,7 @@ from retbench.running.protocol import (
     Task,
 )
 from retbench.running.recording import code_of_cell, without_trial
-from retbench.running.resume import finished_pairs, identities_here
+from retbench.running.resume import finished_pairs, identities_here, products_on_disk
 from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload, is_cost
 
@@ -98,7 +98,8 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
         try:
             with scratch_folder(folder, run.run_id) as states:
                 gates = {} if fresh else gates_on_disk(folder.parent, plan.cells, identities)
-                _Sweep(plan, ledger, states, inbox).run(gates)
+                products = {} if fresh else products_on_disk(folder, identities)
+                _Sweep(plan, ledger, states, inbox, products).run(gates)
         except Interrupted:
             interrupted = True
     if not interrupted:
@@ -111,13 +112,15 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
 class _Sweep:
     """Starts the workers of a run, one after the other, and records their messages."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, states: Path, inbox: Inbox) -> None:
+    def __init__(
+        self, plan: Plan, ledger: Ledger, states: Path, inbox: Inbox, products: Mapping[str, int]
+    ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._states = states
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
-        self._products: dict[str, int] = {}
+        self._products = dict(products)
         self._read_curve: tuple[ReadRate, ...] = ()
 
     def run(self, gates: Mapping[str, Gate]) -> None:

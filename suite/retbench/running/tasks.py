@@ -317,7 +317,9 @@ def _set_up(
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
     if job.gate is None or products.found() != job.products:
         send(Checked(gate=gate, products=products.found()))
-    return (model, replace(surroundings, gate=gate, ceilings=ceilings)) if gate.passed else None
+    # A run that continues this one multiplies as it did.
+    facts = surroundings.environment | {"products": products.found()}
+    return (model, Surroundings(facts, gate, ceilings)) if gate.passed else None
 
 
 def _measure_ceilings(job: Job, device: torch.device, send: Send) -> Ceilings | None:
