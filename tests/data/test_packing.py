@@ -11,7 +11,7 @@ import pytest
 
 from retbench.data.corpora import Corpus, Document, load_corpus
 from retbench.data.packing import PackedTokens, pack
-from retbench.data.tokenizers import load_tokenizer
+from retbench.data.tokenizers import load_tokenizer, prefix_token
 from retbench.errors import ConfigError, RetbenchError, StorageError
 
 Write = Callable[[dict[str, str]], Path]
@@ -59,6 +59,24 @@ def test_many_tokens_take_four_bytes_and_nothing_is_added_without_an_end(corpus:
     assert packed.tokens.dtype == np.uint32
     assert Words().decode(packed.tokens.tolist()) == "".join(item.text for item in corpus.documents("all"))
     assert packed.header.eos_token_id is None
+
+
+def test_a_text_has_the_begin_that_evaluation_gives_it(corpus: Corpus) -> None:
+    class Begun(Words):
+        fingerprint = "begun"
+        bos_token_id = 1
+        eos_token_id = 2
+
+    class Ended(Words):
+        fingerprint = "ended"
+        bos_token_id = eos_token_id = 2
+
+    texts = [Words().encode(item.text) for item in corpus.documents("all")]
+    assert prefix_token(Begun()) == 1
+    assert pack(corpus, "all", Begun()).tokens.tolist() == [
+        token for text in texts for token in [1, *text, 2]
+    ]
+    assert pack(corpus, "all", Ended()).tokens.tolist() == [token for text in texts for token in [*text, 2]]
 
 
 def test_text_is_packed_once(corpus: Corpus, cache: Path) -> None:

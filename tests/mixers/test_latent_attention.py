@@ -233,6 +233,22 @@ def test_prefill_and_training_flops_count_the_causal_half(form: str, variant: Va
     assert costs.training_flops(config, 2, length, form, None) == counted
 
 
+@pytest.mark.parametrize("length", [1024, 1500, 2060])
+def test_latents_of_earlier_segments_are_expanded_again_and_counted(length: int) -> None:
+    config, mixer = model_of("direct"), model_of("direct").mixer
+    assert isinstance(mixer, LatentAttention)
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="sdpa")
+    expanded: list[int] = []
+    product = model.mixers[0].key_up_proj
+    product.register_forward_hook(lambda _module, inputs, _output: expanded.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        model.prefill(torch.zeros(1, length, dtype=torch.int64), model.init_state(1, length))
+    again = sum(expanded) - length
+    assert again == {1024: 0, 1500: 1024, 2060: 1024 + 2048}[length]
+    counted = mixer.prefill_flops(length, "sdpa", None, last_only=False)
+    assert counted - mixer.training_flops(length, "sdpa", None) == 2 * mixer.up_params * again
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()

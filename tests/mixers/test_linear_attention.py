@@ -81,7 +81,7 @@ def plain(module: LinearAttentionModule, x: Tensor) -> Tensor:
                 (weight,) = module.head_norm.parameters()
                 out = F.rms_norm(out, (config.value_head_dim,), weight, config.norm_eps)
             else:
-                out = out / (weights.sum() + config.norm_eps)
+                out = out / (weights.sum() + (0 if config.feature_map == "performer" else config.norm_eps))
             heads.append(out)
         rows.append(torch.cat(heads))
     return F.linear(torch.stack(rows)[None], module.out_proj.weight)
@@ -145,6 +145,15 @@ def test_random_rows_are_orthogonal_and_the_same_everywhere() -> None:
     for products in (first, second):
         torch.testing.assert_close(products, products.diag().diag())
     assert rows[0, 0].item() == pytest.approx(1.5904607554924992, rel=1e-12)
+
+
+def test_performers_weights_of_long_keys_sum_to_one_too() -> None:
+    """They are exp of minus half the square of a key: of the first token alone the output is its value."""
+    module = make_mixer("performer", "parallel")
+    x = 2 * torch.randn(1, 1, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    keys, value = module.qkv_proj(x).split([2 * module.config.key_dim, D_MODEL], dim=-1)
+    assert 2 < keys.std() < 5
+    torch.testing.assert_close(module(x, None, nowhere()), module.out_proj(value), rtol=1e-6, atol=1e-6)
 
 
 def test_the_taylor_map_has_the_width_that_is_published() -> None:

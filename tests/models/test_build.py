@@ -75,6 +75,18 @@ def test_published_projections_of_mamba2_are_uniform_and_the_last_falls_with_the
         assert projection.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["retnet", "gated_retnet"])
+def test_published_projections_of_retention_are_xavier_uniform(name):
+    mixer = started(name).mixers[1]
+    parts = [(weight, 2**-2.5) for weight in mixer.qkvg_proj.weight.split(mixer._widths)]
+    parts += [(mixer.decay_proj.weight, 2**-2.5)] if name == "gated_retnet" else []
+    for weight, gain in [*parts, (mixer.out_proj.weight, 2**-1)]:
+        drawn = torch.empty(weight.shape)
+        torch.nn.init.xavier_uniform_(drawn, gain, generator=torch.Generator().manual_seed(0))
+        assert weight.abs().max().item() == pytest.approx(drawn.abs().max().item(), rel=0.02)
+        assert weight.std().item() == pytest.approx(drawn.std().item(), rel=0.05)
+
+
 def test_published_projections_of_rwkv_are_orthogonal_or_zero():
     model = started("rwkv6")
     block = model.blocks[1]
@@ -108,7 +120,12 @@ def test_a_model_of_zero_projections_learns():
 
 @pytest.mark.parametrize(
     ("name", "redrawn"),
-    [("retnet", ()), ("gla", ()), ("mamba2", ("_proj.",)), ("rwkv6", ("_proj.", "_down", "_up"))],
+    [
+        ("retnet", ("qkvg_proj.", "out_proj.")),
+        ("gla", ()),
+        ("mamba2", ("_proj.",)),
+        ("rwkv6", ("_proj.", "_down", "_up")),
+    ],
 )
 def test_vectors_and_all_other_models_start_alike_either_way(name, redrawn):
     plain, own = (dict(started(name, how).named_parameters()) for how in ("plain", "published"))

@@ -177,4 +177,4 @@ def test_published_weights_are_another_run_only_for_models_that_have_such() -> N
         for one, other in zip(plain.final_runs, published.final_runs, strict=True)
         if plain.fingerprint(one) != published.fingerprint(other)
     }
-    assert changed == {"mamba2", "rwkv6"}
+    assert changed == {"mamba2", "rwkv6", "retnet", "gated_retnet", "hybrid", "yoco"}

@@ -237,7 +237,7 @@ def prefill_flops(
     Args:
         config: The model.
         batch_size: Sequences.
-        context_len: Tokens of each prompt, taken in one segment.
+        context_len: Tokens of each prompt, taken in segments of `PREFILL_SEGMENT`.
         backend: The form that runs.
         chunk_size: Chunk of a chunkwise form; the mixer's default when None.
     """

@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, Pattern] = {
     "based": (
         "gated_convolution",
         {"mixer": "linear_attention", "feature_map": "taylor"},
-        {"mixer": "window_attention", "window": 128, "sinks": 0},
+        {"mixer": "window_attention", "window": 129, "sinks": 0},
         "gated_convolution",
         "gated_convolution",
     ),

@@ -33,7 +33,9 @@ def _resolve(spec: MlaSpec, size: Size) -> ModelConfig:
     """Return the model of an entry at a size."""
     mixer = LatentAttention.at_size(size, **({} if spec.kv_rank is None else {"kv_rank": spec.kv_rank}))
     if spec.variant == "compressed":
-        mixer = mixer.model_copy(update={"query_rank": QUERY_RANK_FACTOR * mixer.kv_rank})
+        # A latent as wide as the token would save nothing; DeepSeek-V2's has 0.3 of its width.
+        rank = min(QUERY_RANK_FACTOR * mixer.kv_rank, 3 * size.d_model // 4)
+        mixer = mixer.model_copy(update={"query_rank": rank})
     make = partial(llama_config, "mla", spec.variant, size, [mixer] * size.num_layers)
     no_width = "the published models with latent attention have experts in place of one feed-forward"
     return choose_width(make, spec.ffn_dim, size, no_width)

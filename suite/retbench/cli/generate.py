@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from retbench.models.generation import Sampling
 
 app = new_app()
-FORMATS = (
-    *("auto", "retbench", "fla", "fla_gla", "fla_rwkv6", "llama", "llama2c", "mamba2", "mistral", "rwkv6"),
-    *("torchscale", "hf"),
-)
+FORMATS = "auto, retbench, fla, fla_gla, fla_rwkv6, llama, llama2c, mamba2, mistral, rwkv6, torchscale or hf"
 """`auto` and the names in `checkpoints.reading.FORMATS`, which imports too much for the help."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -62,7 +59,7 @@ CheckpointFormat = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help=f"Of the checkpoint: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+        help=f"Of the checkpoint: {FORMATS}.",
     ),
 ]
 AllowPickle = Annotated[

@@ -123,7 +123,7 @@ class TrainingSpec(Strict):
     )
     initialisation: Initialisation = "plain"
     """plain: every projection from one normal distribution, in all models alike. published: as the published code of a
-    mixer starts its own, where that differs (Mamba-2, RWKV)."""
+    mixer starts its own, where that differs (retention, Mamba-2, RWKV)."""
     autocast: Literal["none", "bfloat16"] = "none"
     """bfloat16: products of forward and backward in bfloat16, weights and optimiser in float32."""
     compile: bool = False

@@ -1,8 +1,8 @@
 """Packed tokens: the text of a corpus split, tokenized once and read from disk without loading it.
 
-Documents follow one another in the order of the corpus, each with the tokenizer's end-of-text token after it. They are
-read, tokenized and written one by one. A folder of packed tokens is complete or absent. If several processes need the
-same folder, one builds it and the others wait.
+Documents follow one another in the order of the corpus, each with the tokenizer's end-of-text token after it and, if
+that is another one, its begin-of-text token before it. They are read, tokenized and written one by one. A folder of
+packed tokens is complete or absent. If several processes need the same folder, one builds it and the others wait.
 
 A folder holds `tokens.bin` (unsigned 16 or 32 bits, little-endian), and `header.json` with its SHA-256, which is
 checked on opening.
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from retbench.data.corpora import Corpus, check_split
-from retbench.data.tokenizers import Tokenizer
+from retbench.data.tokenizers import Tokenizer, has_own_begin
 from retbench.errors import ConfigError, RetbenchError, StorageError
 from retbench.files import DRAFT, atomic_folder, cache_dir, checksum, storing
 from retbench.strict import Strict
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 HEADER = "header.json"
 TOKENS = "tokens.bin"
 
@@ -40,7 +40,7 @@ PackingProgress = Callable[[int, int], None]
 class PackedHeader(Strict):
     """Content of `header.json`: everything that the tokens depend on, and their hash."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     corpus: str
     """Name of the corpus when it was packed; `corpus_fingerprint` identifies its content."""
     corpus_fingerprint: str
@@ -201,8 +201,14 @@ def _build(
 
 
 def _encode(tokenizer: Tokenizer, name: str, text: str) -> npt.NDArray[np.int64]:
-    """Return a document's tokens and its end-of-text token; ConfigError if one is beyond the vocabulary."""
+    """Return a document's tokens with the text's begin and end; ConfigError if one is beyond the vocabulary.
+
+    Evaluation puts the begin-of-text token before a text (`tokenizers.prefix_token`), so a model has to learn it. Where
+    the end-of-text token is the same, that of the document before begins the next.
+    """
     tokens = np.array(tokenizer.encode(text), dtype=np.int64)
+    if has_own_begin(tokenizer):
+        tokens = np.insert(tokens, 0, cast(int, tokenizer.bos_token_id))
     if tokenizer.eos_token_id is not None:
         tokens = np.append(tokens, tokenizer.eos_token_id)
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.vocab_size:

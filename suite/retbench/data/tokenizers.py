@@ -133,6 +133,11 @@ def prefix_token(tokenizer: Tokenizer) -> int:
     )
 
 
+def has_own_begin(tokenizer: Tokenizer) -> bool:
+    """Return whether a text begins with another token than the one that ends it."""
+    return tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
+
+
 def check_bos_token(tokenizer: Tokenizer) -> None:
     """Raise a ConfigError if a tokenizer has no begin-of-text token, which `add_bos` needs."""
     if tokenizer.bos_token_id is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,11 @@ class Block(FusedSteps):
     def _feed(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """Apply the channel mixer to its normed input."""
         assert self.ffn is not None
-        reads_back = isinstance(self.ffn, ChannelMixerModule)
-        out: Tensor = self.ffn(x, state, last_only=last_only) if reads_back else self.ffn(x)
+        if not isinstance(self.ffn, ChannelMixerModule):
+            return cast(Tensor, self.ffn(x))
+        # The state of one pass, which other layers read a cache of, holds nothing for the next.
+        kept = state if state is None or all(one.name in state.tensors for one in self._layout) else None
+        out: Tensor = self.ffn(x, kept, last_only=last_only)
         return out
 
     def _step(self, x: Tensor, state: LayerState | None, positions: Positions) -> Tensor:

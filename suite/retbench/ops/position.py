@@ -133,7 +133,9 @@ class Rotary(nn.Module):
         self.normed_decay = None if normed_decay is None else Float64Constant(normed_decay)
         self.scale = None
         if key_scale is not None:
-            self.scale = Float64Constant(lambda: torch.tensor([1.0, key_scale]).double().view(2, 1, 1))
+            self.scale = Float64Constant(
+                lambda: torch.tensor([1.0, key_scale], dtype=torch.float64).view(2, 1, 1)
+            )
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Positions:
         """Return positions start .. start + length - 1 for a model of `dtype`."""

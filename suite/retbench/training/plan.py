@@ -18,7 +18,7 @@ from retbench.config.experiment import Experiment, Profile
 from retbench.config.synthetic import TaskSpec
 from retbench.config.training import RECIPES, Recipe, TrainingSpec
 from retbench.data.corpora import Corpus
-from retbench.data.tokenizers import Tokenizer
+from retbench.data.tokenizers import Tokenizer, has_own_begin
 from retbench.errors import ConfigError
 from retbench.planning import cells
 from retbench.planning.shards import Shard
@@ -247,7 +247,8 @@ class TrainingPlan:
     def _determined_by_source(self) -> dict[str, Any]:
         if isinstance(self.source, TaskSpec):
             return {"task": {**self.source.model_dump(mode="json"), "fingerprint": self.source.fingerprint}}
-        return {"corpus": self.source.fingerprint, "tokenizer": self.source.tokenizer.fingerprint}
+        begins = {"begins_with_bos": True} if has_own_begin(self.source.tokenizer) else {}
+        return {"corpus": self.source.fingerprint, "tokenizer": self.source.tokenizer.fingerprint, **begins}
 
     def fingerprint(self, run: TrainingRun) -> str:
         """Return a short hash of everything that determines a run."""

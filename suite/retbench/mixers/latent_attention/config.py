@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from retbench.mixers.linear_operator import SEGMENT
 from retbench.mixers.mixer import (
     DTYPE_BYTES,
     WIDE_BYTES,
@@ -133,10 +134,16 @@ class LatentAttention(Mixer):
         return self._pair_flops(form) * causal_pairs(context_len) // 2
 
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
-        """Return the products of causal attention; the last token alone is a step, and so absorbed."""
+        """Return the products of causal attention; the last token alone is a step, and so absorbed.
+
+        A form that is not absorbed computes keys and values of all earlier latents again for each segment of a prompt.
+        """
         if last_only:
             return self.decode_flops(context_len - 1)
-        return self.training_flops(context_len, form, chunk_size)
+        flops = self.training_flops(context_len, form, chunk_size)
+        whole, rest = divmod(context_len, SEGMENT)
+        again = SEGMENT * (whole * (whole - 1) // 2 + (whole if rest > 1 else 0))
+        return flops + (0 if form == "absorbed" else 2 * self.up_params * again)
 
     @property
     def projected_width(self) -> int:

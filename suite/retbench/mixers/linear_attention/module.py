@@ -14,6 +14,9 @@ from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
 
+UNSCALED_EPS = 1e-30
+"""Added to a sum of weights of any size: of Performer's, exp of minus half the square of a key, which has no scale."""
+
 
 class Normaliser(nn.Module):
     """Divides a read-out (B, T, H, V + 1) by its last column, the sum of the weights, plus eps: (B, T, H, V)."""
@@ -42,7 +45,7 @@ class LinearAttentionModule(LinearOperatorModule):
         self.qkv_proj = Linear(config.d_model, 2 * config.key_dim + config.d_model)
         self.feature_map = make_feature_map(config)
         self.head_norm = (
-            Normaliser(config.norm_eps)
+            Normaliser(UNSCALED_EPS if config.feature_map == "performer" else config.norm_eps)
             if config.is_normalised
             else make_head_norm("rms_affine", config.value_head_dim, config.norm_eps)
         )

@@ -33,6 +33,7 @@ class Retention(LinearOperator):
     rotary_base: float = Field(default=ROTARY_BASE, gt=1)
     norm_eps: float = 1e-6
 
+    published_init: ClassVar[bool] = True
     title: ClassVar[str] = "retention"
     forms: ClassVar = {**LinearOperator.forms, "fla": Form("kernel")}
     implementation: ClassVar[str] = "retbench.mixers.retention.module:RetentionModule"

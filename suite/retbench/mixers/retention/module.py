@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.mixers.module import LinearOperatorModule
+from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.retention.config import Retention
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
@@ -16,6 +16,9 @@ from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions, Rotary, rotate
+
+_INPUT_GAIN, _OUTPUT_GAIN = 2**-2.5, 2**-1
+"""Gains of the published Xavier-uniform draws of q, k, v and gates, and of the output."""
 
 
 class RetentionModule(LinearOperatorModule):
@@ -57,6 +60,16 @@ class RetentionModule(LinearOperatorModule):
     def key_scale(self) -> float:
         """Factor of the keys, one over the square root of their width; the tables of `encoding` have it."""
         return float(self.config.head_dim**-0.5)
+
+    @torch.no_grad()
+    def init_published(self, generator: torch.Generator, depth: Depth) -> None:
+        """Draw the projections as torchscale's `multiscale_retention.py` and YOCO's code do: Xavier-uniform, scaled."""
+        inputs = [(weight, _INPUT_GAIN) for weight in self.qkvg_proj.weight.split(self._widths)]
+        if self.config.decay == "gated":
+            inputs.append((self.decay_proj.weight, _INPUT_GAIN))
+        for weight, gain in (*inputs, (self.out_proj.weight, _OUTPUT_GAIN)):
+            bound = gain * (6 / sum(weight.shape)) ** 0.5
+            weight.uniform_(-bound, bound, generator=generator)
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
