@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu import ceilings, facts, kernel_census
 from benchmarks.gpu.weight_layout import LAYOUTS, Product, compare, measure, shapes_at
 from retbench.cli.env import DTYPES
-from retbench.measure import products
+from retbench.measure import product_trials
 from retbench.models.build import build_model
 from retbench.ops import fused
 from retbench.ops.linear import Linear
@@ -33,8 +33,8 @@ def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
 
 
 def test_a_layout_is_measured_by_the_bytes_of_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_cache_bytes", lambda device: 10_000)
-    monkeypatch.setattr(products, "_LAYOUT_WARMUP_S", 0.0)
+    monkeypatch.setattr(product_trials, "_cache_bytes", lambda device: 10_000)
+    monkeypatch.setattr(product_trials, "_LAYOUT_WARMUP_S", 0.0)
     for layout in LAYOUTS:
         found = measure("1m", (48, 32), 2, layout, device=CPU, num_steps=2)
         assert (found.layout, found.weight_bytes) == (layout, 48 * 32 * 4)

@@ -15,7 +15,7 @@ import torch
 
 from retbench.architectures.configs import ModelConfig
 from retbench.config.experiment import load_experiment
-from retbench.measure.products import product_seconds
+from retbench.measure.product_trials import product_seconds
 from retbench.planning.cells import resolve_models
 
 LAYOUTS = ("out,in", "in,out")

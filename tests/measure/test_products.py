@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
-from retbench.measure import products
+from retbench.measure import product_trials, products
 from retbench.models import build
 from retbench.ops.linear import Linear, RowProducts, multiply_in_batches, stored_weight, stream
 from tests.measure.outcomes import ROW_OUTCOMES
@@ -36,7 +36,7 @@ class MadeUpSeconds:
         if calls[0].args[1] == 1:
             self.shapes = [{(one.shape[1], one.shape[0]) for one in call.args[2]} for call in calls]
             return self.one_row_s
-        shares = {products.multiply_onednn: (0.97, 0.8), F.linear: (1.0, 1.0)}
+        shares = {product_trials.multiply_onednn: (0.97, 0.8), F.linear: (1.0, 1.0)}
         return [call.args[1] * shares[call.args[0]][call.args[1] in self.gains] for call in calls]
 
 
@@ -60,9 +60,9 @@ def test_streams_must_be_clearly_faster_and_batches_beat_the_better_of_them_and_
     batches: bool,
 ) -> None:
     seconds = MadeUpSeconds([1.0, sliced_s, partly_s, batched_s])
-    monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_rows() == {"slice_width": width, "batches": batches, "onednn_rows": 0}
-    assert seconds.shapes == [set(products._SHAPES)] * 4
+    monkeypatch.setattr(product_trials, "_least_seconds", seconds)
+    assert product_trials.measure_rows() == {"slice_width": width, "batches": batches, "onednn_rows": 0}
+    assert seconds.shapes == [set(product_trials._SHAPES)] * 4
 
 
 @pytest.mark.parametrize("slice_width", [1, 4096])
@@ -84,8 +84,8 @@ def test_a_product_in_batches_is_the_product(inputs: int, outputs: int) -> None:
 def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], most: int
 ) -> None:
-    monkeypatch.setattr(products, "_least_seconds", MadeUpSeconds([1.0] * 4, gains))
-    assert products.measure_rows()["onednn_rows"] == most
+    monkeypatch.setattr(product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, gains))
+    assert product_trials.measure_rows()["onednn_rows"] == most
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
             call()
         return [next(remaining), 1.0]
 
-    monkeypatch.setattr(products, "_least_seconds", seconds)
-    assert products.measure_attention(dtype) == fewest
+    monkeypatch.setattr(product_trials, "_least_seconds", seconds)
+    assert product_trials.measure_attention(dtype) == fewest
 
 
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert products.measure_rows()["onednn_rows"] == 0
+    assert product_trials.measure_rows()["onednn_rows"] == 0
 
 
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
@@ -145,22 +145,22 @@ def test_weights_are_stored_by_output_where_that_is_clearly_faster(
         asked.append((rows, rest["dtype"]))
         return by_output_s if by_output else by_input_s
 
-    monkeypatch.setattr(products, "product_seconds", seconds)
-    assert products.measure_layouts(torch.device("cpu"), torch.bfloat16) is by_output
+    monkeypatch.setattr(product_trials, "product_seconds", seconds)
+    assert product_trials.measure_layouts(torch.device("cpu"), torch.bfloat16) is by_output
     assert set(asked) == {(1, torch.bfloat16)}
 
 
 def test_copies_of_a_weight_exceed_the_cache_and_lie_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[torch.Tensor]] = []
-    multiply = products.multiply_all
-    monkeypatch.setattr(products, "_cache_bytes", lambda device: 10_000)
-    monkeypatch.setattr(products, "_LAYOUT_WARMUP_S", 0.0)
+    multiply = product_trials.multiply_all
+    monkeypatch.setattr(product_trials, "_cache_bytes", lambda device: 10_000)
+    monkeypatch.setattr(product_trials, "_LAYOUT_WARMUP_S", 0.0)
     monkeypatch.setattr(
-        products, "multiply_all", lambda x, weights: (seen.append(weights), multiply(x, weights))
+        product_trials, "multiply_all", lambda x, weights: (seen.append(weights), multiply(x, weights))
     )
     made = {"device": torch.device("cpu"), "dtype": torch.float32, "num_steps": 2}
     for by_output in (True, False):
-        assert products.product_seconds((48, 32), 2, by_output=by_output, **made) > 0
+        assert product_trials.product_seconds((48, 32), 2, by_output=by_output, **made) > 0
         weights = seen[-1]
         assert {weight.shape for weight in weights} == {(32, 48)}
         assert all(weight.is_contiguous() is by_output for weight in weights)
@@ -188,8 +188,8 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
     rows = dict.fromkeys((*ROW_OUTCOMES, "packed_rows, float32"), 0)
     monkeypatch.setattr(products, "_found", rows)
     made: list[dict[str, bool]] = []
-    monkeypatch.setattr(products, "_compiled_products", lambda dtype, **how: made.append(how))
-    monkeypatch.setattr(products, "_least_seconds", lambda *calls: (looped_s, usual_s))
+    monkeypatch.setattr(product_trials, "_compiled_products", lambda dtype, **how: made.append(how))
+    monkeypatch.setattr(product_trials, "_least_seconds", lambda *calls: (looped_s, usual_s))
     cpu = torch.device("cpu")
     assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False)
     assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True) is by_output
@@ -202,13 +202,12 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_loops_and_the_products_that_they_replace_are_timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 1})
-    monkeypatch.setattr(products, "_READ_BYTES", 2**14)
-    monkeypatch.setattr(products, "_LOOP_WIDTH", 32)
+    monkeypatch.setattr(product_trials, "_READ_BYTES", 2**14)
+    monkeypatch.setattr(product_trials, "_LOOP_WIDTH", 32)
     calls: list[Callable[[], torch.Tensor]] = []
-    least = products._least_seconds
-    monkeypatch.setattr(products, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
-    products.measure_loops(torch.float32)
+    least = product_trials._least_seconds
+    monkeypatch.setattr(product_trials, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
+    product_trials.measure_loops(torch.float32, packs_weights=True)
     assert len(calls) == 2
     with torch.inference_mode():
         for call in calls:
@@ -219,11 +218,10 @@ def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: 
     def refuse(*args: object, **options: object) -> None:
         raise UnsupportedError("no compiler")
 
-    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 0})
-    monkeypatch.setattr(products, "compile_step", refuse)
-    monkeypatch.setattr(products, "_READ_BYTES", 2**14)
-    monkeypatch.setattr(products, "_LOOP_WIDTH", 32)
-    assert products.measure_loops(torch.float32) is False
+    monkeypatch.setattr(product_trials, "compile_step", refuse)
+    monkeypatch.setattr(product_trials, "_READ_BYTES", 2**14)
+    monkeypatch.setattr(product_trials, "_LOOP_WIDTH", 32)
+    assert product_trials.measure_loops(torch.float32, packs_weights=False) is False
 
 
 @pytest.mark.parametrize(
@@ -238,9 +236,9 @@ def test_weights_are_packed_from_the_rows_on_at_which_that_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float], packing: dict[int, bool]
 ) -> None:
     monkeypatch.setattr(products, "_found", {})
-    monkeypatch.setattr(products, "_seconds_of_packed", lambda rows, *rest: (ratios[rows], 1.0))
+    monkeypatch.setattr(product_trials, "_seconds_of_packed", lambda rows, *rest: (ratios[rows], 1.0))
     assert {rows: products.packing_is_faster(rows, torch.float32) for rows in packing} == packing
-    monkeypatch.setattr(products, "_seconds_of_packed", lambda rows, *rest: (1.0, 1.0))
+    monkeypatch.setattr(product_trials, "_seconds_of_packed", lambda rows, *rest: (1.0, 1.0))
     assert {rows: products.packing_is_faster(rows, torch.float32) for rows in packing} == packing
     assert not products.packing_is_faster(64, torch.bfloat16)
 
@@ -248,8 +246,8 @@ def test_weights_are_packed_from_the_rows_on_at_which_that_is_clearly_faster(
 def test_weights_that_compiled_code_does_not_pack_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert all(products.measure_packing(dtype) == 0 for dtype in (torch.float32, torch.bfloat16))
-    assert products._packed_product(torch.ones(4, 4, dtype=torch.float64), 1) is None
+    assert all(product_trials.measure_packing(dtype) == 0 for dtype in (torch.float32, torch.bfloat16))
+    assert product_trials._packed_product(torch.ones(4, 4, dtype=torch.float64), 1) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -258,12 +256,12 @@ def test_a_packed_product_is_the_product_and_is_timed_here(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     weight, x = stored_weight(torch.randn(40, 24).to(dtype), by_output=False), torch.randn(3, 24).to(dtype)
-    product = products._packed_product(weight, 3)
+    product = product_trials._packed_product(weight, 3)
     if product is None:
         pytest.skip(f"torch does not pack weights in {dtype} here")
     torch.testing.assert_close(product(x), F.linear(x, weight))
-    monkeypatch.setattr(products, "_READ_BYTES", 2**20)
-    seconds = products._seconds_of_packed(3, dtype, 24, 40)
+    monkeypatch.setattr(product_trials, "_READ_BYTES", 2**20)
+    seconds = product_trials._seconds_of_packed(3, dtype, 24, 40)
     assert seconds is not None
     assert min(seconds) > 0
 
