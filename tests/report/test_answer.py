@@ -96,8 +96,9 @@ def test_models_that_cannot_be_told_from_the_best_are_named_with_it(cpu_records:
         return record.model_copy(update={"metrics": metrics})
 
     records = [shaken(record) for record in with_copies(cpu_records, {"same": 1.0, "slow": 2.0})]
-    lead = line(answer(records), "Decode").lead
-    assert lead.startswith("fastest: RetNet (not significantly different: RetNet (same)), 4.49× faster")
+    found = line(answer(records), "Decode")
+    assert found.lead.startswith("fastest: RetNet (1 other not significantly different), 4.49× faster")
+    assert "; not significantly different from RetNet: RetNet (same); " in found.text
 
 
 def test_an_advantage_of_one_round_says_that_it_has_no_interval(cpu_records: list[Record]) -> None:

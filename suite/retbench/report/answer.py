@@ -159,11 +159,13 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
     best, sweep = found.ranking[0], found.sweep
     ends = found.ends(best)
     last, several = ends[-1], len(sweep.models.challengers) > 1
-    lead = _lead_of_best(found, last) if several else lead_of_ends([end[:2] for end in ends])
+    ties = _ties(found)
+    lead = _lead_of_best(found, last, len(ties)) if several else lead_of_ends([end[:2] for end in ends])
     parts = [
         f"{found.workload.quantity} {_values(last)}{_notes(last)}",
         *(_other_end(ends[0], lead) if len(ends) > 1 else []),
         *_crossing(found, best, ends),
+        *([f"not significantly different from {found.label(best)}: {join_words(ties)}"] if ties else []),
         *([_range_of_others(found)] if len(found.ranking) > 1 else []),
         *filter(None, [sweep.reason_beyond((best, str(sweep.models.reference)), last.length)]),
         *_other_setting(found, main),
@@ -171,19 +173,20 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
     return AnswerLine(topic, lead, "; ".join(parts))
 
 
-def _lead_of_best(found: _Comparison, last: End) -> str:
+def _lead_of_best(found: _Comparison, last: End, num_ties: int) -> str:
     """Return the lead of several models: the best one, and its advantage over the reference."""
     best, reference = found.label(found.ranking[0]), found.label(found.sweep.models.reference)
     first, at = superlative(found.workload.primary), f"at {format_tokens(last.length)}"
-    best += _ties(found)
+    if num_ties:
+        best += f" ({num_ties} other{'s' if num_ties > 1 else ''} not significantly different)"
     if last.advantage.outcome == "worse":
         return f"{first}: {reference}; next {best}, {last.advantage.lead} {at}"
     than = "from" if last.advantage.outcome == "equal" else "than"
     return f"{first}: {best}, {last.advantage.lead} {than} {reference} {at}"
 
 
-def _ties(found: _Comparison) -> str:
-    """Return the models that do not differ significantly from the best one at the longest context, in parentheses."""
+def _ties(found: _Comparison) -> list[str]:
+    """Return the models that do not differ significantly from the best one at the longest context."""
     rows = found.sweep.metrics
     at_end = rows[(rows["metric"] == found.workload.primary.name) & (rows["context_len"] == found.deepest)]
     sides = {model: at_end[at_end["model"] == model] for model in found.ranking}
@@ -192,7 +195,7 @@ def _ties(found: _Comparison) -> str:
         ratio = cost_ratio(sides[found.ranking[0]], sides[model])
         if ratio and ratio.low <= 1 <= ratio.high:
             tied.append(found.label(model))
-    return f" (not significantly different: {join_words(tied)})" if tied else ""
+    return tied
 
 
 def _values(end: End) -> str:
