@@ -1,6 +1,7 @@
 """Submissions: the script, refusals, states, and a job that reaches its time limit, through submitit's executors."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -13,7 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from retbench.cli import app, submit
-from retbench.measure.environment import describe_environment, machine_name
+from retbench.measure.environment import (
+    computing_variables,
+    describe_environment,
+    machine_name,
+    worker_environment,
+)
 from retbench.planning.plan import Plan
 from retbench.records.record import utc_now
 from retbench.records.store import append_record
@@ -207,7 +213,9 @@ def process(*words: str) -> None:
 
 def measured_already(plan: Plan, run_info: RunInfo, out: Path) -> None:
     """Write a record of every cell of a plan, as a run on this machine would."""
-    facts = describe_environment("cpu", plan.settings.threads)
+    threads = plan.settings.threads
+    variables = computing_variables(os.environ | worker_environment(threads, "cpu"))
+    facts = describe_environment("cpu", threads) | {"variables": variables}
     for cell in plan.cells:
         record = make_record(run_info, cell, 0, Outcome("ok", utc_now()), Surroundings(facts))
         append_record(out / machine_name("cpu") / run_info.experiment / "run-1.jsonl", record)

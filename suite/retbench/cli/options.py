@@ -66,6 +66,11 @@ def read_counts(given: Sequence[str], option: str) -> list[int]:
             )
         for part in text.split(","):
             ends = [_count(end, text, option) for end in part.split("-", 1)]
+            if ends[0] > ends[-1]:
+                first, last = part.split("-", 1)
+                raise ConfigError(
+                    f"{option} {shown(text)}: a range begins with its least number. Give {last}-{first}."
+                )
             while ends[0] < ends[-1]:
                 found.append(ends[0])
                 ends[0] *= 2

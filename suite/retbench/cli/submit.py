@@ -112,7 +112,8 @@ def submit(
         typer.echo(script(place, commands, out, resources))
         return
     folder = submit_jobs(place, commands, out, resources)
-    typer.echo(f"submitted {len(commands)} jobs, with their logs in {folder}", err=True)
+    jobs = "1 job" if len(commands) == 1 else f"{len(commands)} jobs"
+    typer.echo(f"submitted {jobs}, with the logs in {folder}", err=True)
     rows = wait_for(folder) if wait else jobs_of(folder)
     print_jobs(rows, form)
     raise typer.Exit(_exit_code(rows))

@@ -244,7 +244,7 @@ def find_crossover(
     low, high = within
 
     def is_ahead(context_len: int) -> bool:
-        return step_time(first, batch_size, context_len) <= step_time(second, batch_size, context_len)
+        return step_time(first, batch_size, context_len) < step_time(second, batch_size, context_len)
 
     ahead = low + bisect_left(range(low, high), True, key=is_ahead) if is_ahead(high) else None
     return Crossover(batch_size, ahead, low, high)

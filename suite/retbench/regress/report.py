@@ -122,7 +122,8 @@ class CheckReport:
     def headline(self) -> str:
         """The outcome in one line."""
         if self.comparability_keys:
-            return f"not comparable: {len(self.comparability_keys)} facts differ"
+            count = len(self.comparability_keys)
+            return f"not comparable: {'1 fact differs' if count == 1 else f'{count} facts differ'}"
         verdicts = [item.verdict for item in self.items]
         nothing = "the code that measures is the same" if self.same_code else "nothing could be compared"
         counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS]

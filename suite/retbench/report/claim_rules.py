@@ -204,8 +204,14 @@ def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) 
 def _ratio_words(interval: Interval) -> str:
     """Format a ratio with its interval: '8.46× [8.10, 8.83]'."""
     if interval.low is None or interval.high is None or interval.low == interval.high:
-        return f"{interval.value:.3g}×"
-    return with_interval(f"{interval.value:.3g}×", f"{interval.low:.3g}", f"{interval.high:.3g}")
+        return f"{_three_digits(interval.value)}×"
+    return with_interval(
+        f"{_three_digits(interval.value)}×", _three_digits(interval.low), _three_digits(interval.high)
+    )
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _saving_words(advantage: Interval) -> str:

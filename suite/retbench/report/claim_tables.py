@@ -244,7 +244,8 @@ def _count_verdicts(judged: Sequence[JudgedClaim]) -> str:
     elsewhere = Counter(results[0].verdict for each in undecided if (results := _results(each)))
     line = f"{len(judged)} claims under the papers' own conditions: {_list_counts(decided)}."
     if elsewhere:
-        line += f" {sum(elsewhere.values())} of the others under other conditions: {_list_counts(elsewhere)}."
+        some = f"{sum(elsewhere.values())} of the {len(undecided)} that these do not decide"
+        line += f" {some} have results under other conditions: {_list_counts(elsewhere)}."
     return line
 
 
