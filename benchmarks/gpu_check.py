@@ -98,12 +98,13 @@ def steps_for(device: str, out: Path) -> list[Step]:
 
 def _test_steps() -> list[Step]:
     """Return the tests that need a GPU; of those of fla's kernels the ones that compile what sweeps need."""
-    others = f"not {FLA_TESTS} and not ({FLA_FIRST})"
+    has_fla = find_spec("fla") is not None
+    others = f"not {FLA_TESTS}" + (f" and not ({FLA_FIRST})" if has_fla else "")
     steps = [
         Step("tests: graphs, memory, driver", _pytest(f"({GRAPH_TESTS}) and {others}"), 200),
         Step("tests: equivalence, kernels", _pytest(f"not ({GRAPH_TESTS}) and {others}"), 240),
     ]
-    if find_spec("fla") is not None:
+    if has_fla:
         # Before the equivalence checks, which run these kernels too: Triton stores what it has compiled.
         return [Step("fla: compile its kernels", _pytest(FLA_FIRST), 180), *steps]
     return steps
@@ -172,10 +173,9 @@ def expected_seconds(
     plan = _plan(experiment, device, overrides, profile)
     ceilings = find_datasheet(DATASHEET).ceilings(plan.settings.dtype)
     cells_s = sum(cell.seconds for cell in estimate_with(plan, ceilings) if cell.seconds is not None)
-    searches = sum(
-        find_workload(cell.workload).finds_batch for cell in plan.cells
-    )  # each by a worker of its own
-    num_workers = len(plan.models) * (plan.rounds + 1) + searches
+    # Each search for the largest batch has a worker of its own.
+    num_searches = sum(find_workload(cell.workload).finds_batch for cell in plan.cells)
+    num_workers = len(plan.models) * (plan.rounds + 1) + num_searches
     return cells_s + num_workers * CUDA_START_S
 
 

@@ -286,6 +286,16 @@ def test_each_test_of_a_gpu_is_in_one_step(on_gpu: OnGpu) -> None:
         assert [Expression.compile(one).evaluate(matches) for one in chosen] == expected
 
 
+def test_without_fla_only_its_own_tests_are_in_no_step(on_gpu: OnGpu) -> None:
+    chosen = [step.words[step.words.index("-k") + 1] for step in on_gpu(False) if "pytest" in step.words]
+    for name, expected in (
+        ("test_the_gate_is_green_with_heads_as_wide_as_the_papers", 1),
+        ("test_fla_streams", 0),
+    ):
+        matches = partial(lambda name, word, **_: word in name, name)
+        assert sum(Expression.compile(one).evaluate(matches) for one in chosen) == expected
+
+
 def plan_of(step: Step) -> Plan:
     """Return what a sweep's command measures."""
     words = step.words[step.words.index("run") + 1 :]

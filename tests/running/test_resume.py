@@ -190,6 +190,7 @@ def test_later_rounds_multiply_as_the_latest_of_the_same_code_did(
         )
     ):
         put(tmp_path / f"{number}.jsonl", run_info, cell, number, "ok", facts)
+    put(tmp_path / "3.jsonl", run_info, cell, 3, "failed")
     assert products_on_disk(tmp_path, identities) == {"batches": 1}
 
 

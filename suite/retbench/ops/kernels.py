@@ -157,11 +157,10 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
     except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
         if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
             raise
+        # An error such as that of a wrong address stays: no kernel can run from here on.
         try:
             torch.cuda.synchronize(device)
-        except (
-            RuntimeError
-        ):  # such an error, of a wrong address for instance, stays: no kernel can run from here on
+        except RuntimeError:
             raise error from None
         what = " ".join(str(error).split())
         return f"{kernels} cannot be launched ({type(error).__name__}: {what}); {cure}"

@@ -51,6 +51,7 @@ last: chunks of `CHUNK_LEN` tokens, the last `SCORED_LEN` of each scored by a mo
 Status = Literal["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]
 
 _PLACEMENT = frozenset({"OMP_PLACES", "CUDA_VISIBLE_DEVICES"})
+"""Variables that select one of several equal cores or GPUs."""
 
 SHARES = ("roofline_ratio", "bandwidth_ratio")
 """Metrics that are shares of a measured ceiling."""

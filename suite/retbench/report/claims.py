@@ -134,7 +134,7 @@ def _cost_rows(claim: Claim, records: Iterable[Record]) -> list[ClaimRow]:
         words = describe_setup(setup.records)
         key = setup.latest.experiment, words, setup.challenger[0].model.name
         if scope and finding and (key not in rows or finding.answers > rows[key].finding.answers):
-            rows.pop(key, None)  # the row has the place of its own records
+            rows.pop(key, None)  # rows are ordered by their own records, not by those that they replace
             short = ", ".join(
                 [format_size(setup.latest.model.size), device_name(setup.latest), *_step_words(claim, setup)]
             )

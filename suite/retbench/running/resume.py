@@ -78,13 +78,19 @@ def finished_pairs(
 
 
 def products_on_disk(folder: Path, identities: Mapping[str, Identity]) -> dict[str, int]:
-    """Return what the latest record of these cells says of `measure.products`, so that later rounds multiply alike."""
+    """Return what the latest of these cells' records with outcomes of `measure.products` says of them.
+
+    Later rounds then multiply alike. A record that the runner writes for a worker that ended has no outcomes.
+    """
     records, _ = read_records(folder)
-    same = [
-        one for one in records if identity_of(one) == identities.get(one.cell_id) and is_cost(one.workload)
-    ]
-    found = same[-1].environment.get("products") if same else None
-    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+    for record in reversed(records):
+        found, is_same = (
+            record.environment.get("products"),
+            identity_of(record) == identities.get(record.cell_id),
+        )
+        if is_same and is_cost(record.workload) and isinstance(found, dict):
+            return {name: value for name, value in found.items() if isinstance(value, int)}
+    return {}
 
 
 def _is_final(record: Record) -> bool:
