@@ -231,7 +231,7 @@ def test_a_measured_device_states_its_facts_and_a_busy_machine(
     busy: float, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "become_worker", lambda device: 1)
-    monkeypatch.setattr(targets, "busy_ratio", lambda: busy)
+    monkeypatch.setattr("retbench.measure.machine.busy_ratio", lambda: busy)
     monkeypatch.setattr(step_rates, "measure_step_rates", lambda *given, **options: RATES)
     words = ("retnet", "--device", "cpu", "--size", "25m", "--context", "1K")
     _, out, err = run(*words)

@@ -23,6 +23,7 @@ from retbench.running.events import (
     CellDone,
     CellStarted,
     GateChecked,
+    MachineBusy,
     Preparing,
     RoundStarted,
     RunEvent,
@@ -95,6 +96,7 @@ def events_of_a_run(cell: Cell) -> list[RunEvent]:
     return [
         WaitingForLock("process 7, `retbench run memory`, since 2026-01-02 03:04:05 UTC"),
         RunPlanned(HALF, skipped=2, run_id="20260102T030405Z-abcdef"),
+        MachineBusy(0.45, HALF),
         Preparing("retnet", 11, HALF),
         GateChecked("retnet", PASSED, HALF),
         Streaming("retnet", 2048, 32768, HALF),
@@ -113,6 +115,7 @@ def test_a_log_has_one_plain_line_for_each_thing_that_ended(cell: Cell) -> None:
         "waiting: another run is timing on this machine (process 7, `retbench run memory`, "
         "since 2026-01-02 03:04:05 UTC)",
         "run 20260102T030405Z-abcdef: 2 measurements to take; 2 are on disk already",
+        "WARNING: other processes use 45.0 % of the processors, so times will be too long and vary; end those first",
         "retnet: checking that its execution modes are equivalent",
         "retnet: equivalent in 2 checks at float32",
         "round 1 of 3: retnet, transformer",

@@ -178,20 +178,53 @@ def test_the_identity_here_is_what_a_record_of_now_states(
     assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {}
 
 
-def test_later_rounds_multiply_as_the_latest_of_the_same_code_did(
-    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
+BUSY = {"load_average": [9.0, 1.0, 1.0], "physical_cores": 2}
+QUIET = {"load_average": [1.0, 9.0, 9.0], "physical_cores": 2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "holds"),
+    [
+        ({}, True),
+        (QUIET, True),
+        ({"code_revision": "0.1.0+src.bbb"}, True),
+        ({"trials_code": "another"}, False),
+        ({"node_id": "another"}, False),
+        ({"versions": {**VERSIONS, "torch": "2.10.0"}}, False),
+        ({"variables": {"OMP_NUM_THREADS": "2"}}, False),
+        ({"cpu_quota": 1.5}, False),
+        (BUSY, False),
+    ],
+)
+def test_other_runs_multiply_as_the_latest_on_a_quiet_machine_did(
+    tmp_path: Path,
+    run_info: RunInfo,
+    cell: Cell,
+    identities: Identities,
+    changed: dict[str, Any],
+    holds: bool,
 ) -> None:
-    assert products_on_disk(tmp_path, identities) == {}
-    for number, facts in enumerate(
-        (
-            FACTS | {"products": {"batches": 0}},
-            FACTS | {"products": {"batches": 1}},
-            FACTS | {"products": {"batches": 2}, "node_id": "another"},
-        )
-    ):
-        put(tmp_path / f"{number}.jsonl", run_info, cell, number, "ok", facts)
-    put(tmp_path / "3.jsonl", run_info, cell, 3, "failed")
-    assert products_on_disk(tmp_path, identities) == {"batches": 1}
+    assert products_on_disk(tmp_path, identities, "trials") == {}
+    del identities[cell.cell_id]
+    first = FACTS | {"trials_code": "trials", "products": {"batches": 0, "slice_width": 1}}
+    put(tmp_path / "a" / "z.jsonl", run_info, cell, 0, "ok", first)
+    latest = FACTS | {"trials_code": "trials", "products": {"batches": 1}} | changed
+    put(tmp_path / "b" / "a.jsonl", run_info, cell, 0, "ok", latest)
+    put(tmp_path / "b" / "b.jsonl", run_info, cell, 1, "failed")  # of a worker that ended: no outcomes
+    assert products_on_disk(tmp_path, identities, "trials") == {"batches": int(holds), "slice_width": 1}
+
+
+def test_later_rounds_multiply_as_earlier_ones_of_their_cells_did(
+    tmp_path: Path, run_info: RunInfo, plan_of: Callable[..., Plan], identities: Identities
+) -> None:
+    own, other = plan_of().cells[:2]
+    del identities[other.cell_id]
+    facts = FACTS | {"trials_code": "trials"}
+    put(tmp_path / "a.jsonl", run_info, own, 0, "ok", facts | BUSY | {"products": {"batches": 1}})
+    latest = facts | {"products": {"batches": 0, "slice_width": 1}}
+    put(tmp_path / "b.jsonl", run_info, other, 0, "ok", latest)
+    assert products_on_disk(tmp_path, identities, "trials") == {"batches": 1, "slice_width": 1}
+    assert products_on_disk(tmp_path, identities, "another") == {"batches": 1}
 
 
 def test_every_run_s_file_counts_and_torn_lines_do_not(

@@ -626,6 +626,19 @@ def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_ha
     assert len(records_in(out)) == 2
 
 
+@pytest.mark.parametrize(("busy", "noted"), [(0.6, 1), (0.1, 0)])
+def test_a_busy_machine_is_noted_before_costs_are_measured(
+    tmp_path: Path, checked_out: Path, monkeypatch: pytest.MonkeyPatch, busy: float, noted: int
+) -> None:
+    monkeypatch.setattr(machine, "busy_ratio", lambda: busy)
+    plan = plan_for(write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)))
+    for expected in (noted, 0):  # the second time nothing is left to measure
+        observer = Observer()
+        run_plan(plan, checked_out, fresh=False, notify=observer)
+        found = [event.ratio for event in observer.of(events.MachineBusy)]
+        assert found == [busy] * expected
+
+
 def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path, checked_out: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     done: list[int] = []

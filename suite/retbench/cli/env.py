@@ -31,13 +31,13 @@ def env(
 
     A warning on stderr says if other processes keep the machine busy.
     """
-    from retbench.cli.in_process import become_worker, busy_ratio, warn_if_busy
-    from retbench.measure import environment
+    from retbench.cli.in_process import become_worker, warn_if_busy
+    from retbench.measure import environment, machine
     from retbench.measure.devices import find_device
 
     form = output_format(form, as_json=as_json)
     name = find_device(device).name
-    busy = busy_ratio()
+    busy = machine.busy_ratio()
     threads = become_worker(name)
     facts = environment.describe_environment(name, threads)
     ceilings = measure_ceilings_by_dtype(name, "retbench env") if measure else None

@@ -17,13 +17,11 @@ from retbench.errors import UnsupportedError, unknown_name
 from retbench.measure import environment
 from retbench.measure.devices import default_threads
 from retbench.measure.limits import is_out_of_memory
+from retbench.measure.machine import BUSY_RATIO
 from retbench.running.locks import timing_lock
 from retbench.units import format_bytes, format_percent
 
 LOCK_POLL_S = 1.0
-_BUSY_RATIO = 0.2
-"""Share of the processors that other processes may use without a warning."""
-_BUSY_INTERVAL_S = 0.3
 
 
 def find_named_model(name: str) -> ModelSpec:
@@ -39,11 +37,6 @@ def backends_of(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(resolve_model(spec, "1m").forms)
 
 
-def busy_ratio() -> float:
-    """Return the share of the processors that is in use during 0.3 s, in which this process waits."""
-    return psutil.cpu_percent(_BUSY_INTERVAL_S) / 100
-
-
 def warn_if_busy(busy: float, consequence: str) -> None:
     """Print a warning on stderr if other processes keep the machine busy.
 
@@ -51,12 +44,13 @@ def warn_if_busy(busy: float, consequence: str) -> None:
         busy: The share of the processors that they use.
         consequence: What is wrong with what is measured now, as a clause.
     """
-    if busy > _BUSY_RATIO:
-        typer.echo(
-            f"retbench: other processes use {format_percent(busy)} of the processors. {consequence}; end those "
-            "processes first.",
-            err=True,
-        )
+    if busy > BUSY_RATIO:
+        typer.echo(f"retbench: {describe_busy(busy)}. {consequence}; end those processes first.", err=True)
+
+
+def describe_busy(busy: float) -> str:
+    """Return which share of the processors other processes use, as a clause."""
+    return f"other processes use {format_percent(busy)} of the processors"
 
 
 def become_worker(device: str) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from retbench.cli.in_process import describe_busy
 from retbench.planning.cells import Cell
 from retbench.records.record import Gate
 from retbench.running import events
@@ -136,6 +137,10 @@ def _view_run(event: RunEvent) -> ShownEvent:
             found += f"; {note}" if note else ""
             text = f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
             return ShownEvent(text, activity="running")
+        case events.MachineBusy(ratio=ratio):
+            return ShownEvent(
+                f"WARNING: {describe_busy(ratio)}, so times will be too long and vary; end those first"
+            )
         case events.Preparing(model_name=name, checks=True):
             text = f"{name}: checking that its execution modes are equivalent"
             return ShownEvent(text, above_bar=False, activity=f"{name}: equivalence check")

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from retbench.architectures.configs import ModelConfig
-from retbench.cli.in_process import alone_on_machine, become_worker, busy_ratio, warn_if_busy
+from retbench.cli.in_process import alone_on_machine, become_worker, warn_if_busy
 from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.devices import find_device
@@ -238,7 +238,7 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):
         warn_if_busy(
-            busy_ratio(),
+            machine.busy_ratio(),
             "The rates that are measured now, and the times predicted from them, would be too slow",
         )
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)

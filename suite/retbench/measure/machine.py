@@ -26,6 +26,10 @@ _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 NODE_VARIABLE = "RETBENCH_NODE"
 """Environment variable that names this host where its id does not: containers of one image may share an id."""
 
+BUSY_RATIO = 0.2
+"""Share of the processors that other processes may use without a warning."""
+_BUSY_INTERVAL_S = 0.3
+
 
 def read_text(path: Path) -> str | None:
     """Return the stripped content of a small file of the kernel; None if it cannot be read."""
@@ -109,6 +113,11 @@ def bind_process(cpus: Iterable[int]) -> None:
     for thread in os.listdir("/proc/self/task") if hasattr(os, "sched_setaffinity") else ():
         with suppress(ProcessLookupError):  # it has ended since it was listed
             os.sched_setaffinity(int(thread), chosen)
+
+
+def busy_ratio() -> float:
+    """Return the share of the processors that is in use during 0.3 s, in which this process waits."""
+    return psutil.cpu_percent(_BUSY_INTERVAL_S) / 100
 
 
 def usable_cores() -> int:

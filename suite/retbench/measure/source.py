@@ -61,6 +61,11 @@ def part_hash(modules: tuple[str, ...]) -> str:
     return _found[modules]
 
 
+def closure_hash(module: str) -> str:
+    """Return the hash of a module, by its full name, and of all of `retbench` that it imports."""
+    return _hash(import_closure((module,), skip_parts=False))
+
+
 def found_hashes() -> FoundHashes:
     """Return every hash that this process has found, for another process that runs the same source."""
     return FoundHashes(content=_content_hash(_packages(_found)), hashes=tuple(_found.items()))

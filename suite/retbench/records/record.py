@@ -328,6 +328,10 @@ _NOT_COMPUTING = frozenset({"retbench", "nvidia-ml-py"})
 """Versions that change no number: retbench has a code revision, and nvidia-ml-py only reads counters of the GPU."""
 
 
+_BUSY_LOAD = 1.5
+"""A machine is busy where its load average per physical core exceeds this; the run itself keeps it near 1."""
+
+
 def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:
     """Return the versions of Python and of every library that could change a number; empty where none is recorded."""
     stated = environment.get("versions")
@@ -348,6 +352,14 @@ def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
     variables = environment.get("variables")
     stated = variables if isinstance(variables, dict) else {}
     return {**found, "variables": {name: value for name, value in stated.items() if name not in _PLACEMENT}}
+
+
+def excessive_load(environment: Mapping[str, Any]) -> float | None:
+    """Return the load average of the minute before a worker started, where it is too high for the machine's cores."""
+    match environment:
+        case {"load_average": [int() | float() as load, *_], "physical_cores": int(cores)}:
+            return float(load) if load > _BUSY_LOAD * cores else None
+    return None
 
 
 def utc_now() -> str:

@@ -11,10 +11,16 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from retbench.records.record import SAME_MEANING_SINCE, Record, computing_versions, conditions
+from retbench.records.record import (
+    SAME_MEANING_SINCE,
+    Record,
+    computing_versions,
+    conditions,
+    excessive_load,
+)
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
-from retbench.report.diagnostics import excessive_load, has_company, number_at, was_held_down
+from retbench.report.diagnostics import has_company, number_at, was_held_down
 from retbench.report.frames import started
 from retbench.report.provenance import flatten
 

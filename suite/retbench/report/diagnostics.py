@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.config.experiment import list_experiments, load_experiment
-from retbench.records.record import FAULTY_CEILING, Record
+from retbench.records.record import FAULTY_CEILING, Record, excessive_load
 from retbench.report.cells import Cell, length_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
@@ -17,9 +17,6 @@ from retbench.units import format_tokens
 
 NOISY_RATIO = 0.10
 """A point is noisy where the half-width of its interval exceeds this share of its value."""
-
-BUSY_LOAD = 1.5
-"""A machine is busy where its load average per physical core exceeds this; the run itself keeps it near 1."""
 
 
 def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) -> list[str]:
@@ -146,14 +143,6 @@ def was_held_down(facts: Mapping[str, Any]) -> bool:
     reasons = during.get("clocks_event_reasons") if isinstance(during, Mapping) else None
     sampled = {one for one in reasons if isinstance(one, str)} if isinstance(reasons, list) else set()
     return any((seconds or 0) > 0 for seconds in causes) or bool(sampled & _REDUCED_CLOCKS)
-
-
-def excessive_load(facts: Mapping[str, Any]) -> float | None:
-    """Return the load average of the last minute where it is too high for the machine's cores."""
-    loads = facts.get("load_average")
-    load = number_at({"latest": loads[0]}, "latest") if isinstance(loads, list) and loads else None
-    cores = number_at(facts, "physical_cores")
-    return load if load is not None and cores is not None and load > BUSY_LOAD * cores else None
 
 
 def number_at(facts: object, *names: str) -> float | None:

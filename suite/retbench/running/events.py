@@ -64,6 +64,15 @@ class RunPlanned:
 
 
 @dataclass(frozen=True)
+class MachineBusy:
+    """Other processes keep the machine busy on which costs are about to be measured."""
+
+    ratio: float
+    """Share of the processors that they use."""
+    progress: RunProgress
+
+
+@dataclass(frozen=True)
 class Preparing:
     """A model's first worker was started, which runs the equivalence check, and streams states that need a prefill."""
 
@@ -155,6 +164,7 @@ class RunFinished:
 RunEvent = (
     WaitingForLock
     | RunPlanned
+    | MachineBusy
     | Preparing
     | Streaming
     | GateChecked

@@ -41,6 +41,8 @@ class RunInfo(Strict):
     """Code revision of the runner; a worker that finds another one does not measure the same thing."""
     codes: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
+    trials_code: str | None = None
+    """The hash of the code that tries products, by which other runs know whether its outcomes hold for them."""
     source: FoundHashes | None = None
     """The hashes that the runner has found, which a worker of the same source need not find again."""
 

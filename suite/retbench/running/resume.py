@@ -5,11 +5,11 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retbench.measure import environment, nvml
+from retbench.measure import environment, nvml, source
 from retbench.measure.devices import device_uuid
 from retbench.measure.machine import cpu_quota, memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
-from retbench.records.record import Record, Status, computing_versions, conditions
+from retbench.records.record import Record, Status, computing_versions, conditions, excessive_load
 from retbench.records.store import read_records
 from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost
@@ -22,6 +22,9 @@ Identity = dict[str, object]
 that all cells, the model and the workload run, and the versions of all libraries that could change a number. For a cost
 also the node and the GPU, because equal ones differ: the rounds of a cell are those of one, and of one set of variables
 and one CPU quota."""
+
+_TRIALS = ("machine", "node_id", "gpu_uuid", "versions", "variables", "cpu_quota")
+"""Parts of the identity of a cost that trials of products depend on, beside the code that tries."""
 
 
 def identity_of(record: Record) -> Identity:
@@ -77,20 +80,42 @@ def finished_pairs(
     }
 
 
-def products_on_disk(folder: Path, identities: Mapping[str, Identity]) -> dict[str, int]:
-    """Return what the latest of these cells' records with outcomes of `measure.products` says of them.
+def trials_code_here() -> str:
+    """Return the hash of the code that tries products."""
+    return source.closure_hash("retbench.measure.products")
 
-    Later rounds then multiply alike. A record that the runner writes for a worker that ended has no outcomes.
+
+def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_code: str) -> dict[str, int]:
+    """Return the outcomes of `measure.products` that hold for a plan, by name: the latest of each.
+
+    Trials of methods that are about equally fast come out now one way, now the other, and times by different methods
+    are not comparable. So an outcome holds for every experiment on a node, with the same libraries, variables and CPU
+    quota, until the code that tries is another. On a busy machine a trial says less: its outcome holds for the rounds
+    of its own cells, which must multiply alike.
+
+    Args:
+        folder: Where the records of this machine are, of all experiments.
+        identities: The identity that a new record of each cell would have, by cell_id.
+        trials_code: What `trials_code_here` returns.
     """
-    records, _ = read_records(folder)
-    for record in reversed(records):
-        found, is_same = (
-            record.environment.get("products"),
-            identity_of(record) == identities.get(record.cell_id),
-        )
-        if is_same and is_cost(record.workload) and isinstance(found, dict):
-            return {name: value for name, value in found.items() if isinstance(value, int)}
-    return {}
+    costs = [identity for identity in identities.values() if "node_id" in identity]
+    here = [{name: identity[name] for name in _TRIALS} for identity in costs[:1]]
+    found: dict[str, int] = {}
+    own: dict[str, int] = {}
+    for record in sorted(read_records(folder)[0], key=lambda one: one.started_at):
+        stated, identity = record.environment.get("products"), identity_of(record)
+        if not isinstance(stated, dict):  # of a worker that ended, for which the runner wrote the record
+            continue
+        outcomes = {name: value for name, value in stated.items() if isinstance(value, int)}
+        if is_cost(record.workload) and identity == identities.get(record.cell_id):
+            own |= outcomes
+        elif (
+            {name: identity.get(name) for name in _TRIALS} in here
+            and record.environment.get("trials_code") == trials_code
+            and excessive_load(record.environment) is None
+        ):
+            found |= outcomes
+    return found | own
 
 
 def _is_final(record: Record) -> bool:

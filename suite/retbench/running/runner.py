@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 from retbench.errors import RetbenchError
 from retbench.files import check_writable, own_path
-from retbench.measure import environment, source
+from retbench.measure import environment, machine, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate
@@ -39,7 +39,7 @@ from retbench.running.protocol import (
     Task,
 )
 from retbench.running.recording import code_of_cell, without_trial
-from retbench.running.resume import finished_pairs, identities_here, products_on_disk
+from retbench.running.resume import finished_pairs, identities_here, products_on_disk, trials_code_here
 from retbench.running.scratch import FreshRuns, remove_leftovers, scratch_folder
 from retbench.workloads.workload import find_workload, is_cost
 
@@ -82,7 +82,8 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
     folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
     run = RunInfo.of(plan, new_run_id(), environment.code_revision())
     codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
-    run = run.model_copy(update={"codes": codes, "source": source.found_hashes()})
+    trials_code = trials_code_here()
+    run = run.model_copy(update={"codes": codes, "trials_code": trials_code, "source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
     identities = identities_here(plan.cells)
     done = finished_pairs(folder, identities, fresh_runs.read() if fresh else None)
@@ -95,10 +96,13 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
         check_writable(folder, "--out")
         if fresh:
             fresh_runs.add(run.run_id)
+        costs = any(is_cost(cell.workload) for model in plan.models for cell in ledger.pending(model.label))
+        if costs and (busy := machine.busy_ratio()) > machine.BUSY_RATIO:
+            ledger.notify(events.MachineBusy(busy, ledger.progress))
         try:
             with scratch_folder(folder, run.run_id) as states:
                 gates = {} if fresh else gates_on_disk(folder.parent, plan.cells, identities)
-                products = {} if fresh else products_on_disk(folder, identities)
+                products = products_on_disk(folder.parent, identities, trials_code)
                 _Sweep(plan, ledger, states, inbox, products).run(gates)
         except Interrupted:
             interrupted = True

@@ -317,8 +317,8 @@ def _set_up(
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
     if job.gate is None or products.found() != job.products:
         send(Checked(gate=gate, products=products.found()))
-    # A run that continues this one multiplies as it did.
-    facts = surroundings.environment | {"products": products.found()}
+    # Later runs multiply as this one does.
+    facts = surroundings.environment | {"products": products.found(), "trials_code": job.run.trials_code}
     return (model, Surroundings(facts, gate, ceilings)) if gate.passed else None
 
 
