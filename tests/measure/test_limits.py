@@ -17,7 +17,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the
 PRELUDE = """
 import torch
 from retbench.measure.allocator import return_freed_memory
-from retbench.measure.limits import headroom_bytes, is_out_of_memory, limit_memory
+from retbench.measure.limits import headroom_bytes, is_out_of_memory, lift_limit, limit_memory
 cpu = torch.device("cpu")
 torch.rand(500, 500) @ torch.rand(500, 500)
 
@@ -50,6 +50,21 @@ limit_memory(100_000_000, cpu)
 print(can_take(90_000_000))
 """
     assert run(code) == "True"
+
+
+@LINUX
+def test_a_block_takes_more_and_leaves_as_much_as_it_found() -> None:
+    code = """
+limit_memory(100_000_000, cpu)
+with lift_limit():
+    kept = torch.zeros(300_000_000, dtype=torch.int8)
+print([can_take(n * 10**6) for n in (90, 110)])
+kept = None
+with lift_limit():
+    kept = torch.zeros(10, dtype=torch.int8)
+print(can_take(390_000_000), can_take(410_000_000))
+"""
+    assert run(code).splitlines() == ["[True, False]", "True False"]
 
 
 @LINUX

@@ -188,7 +188,7 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
     rows = dict.fromkeys((*ROW_OUTCOMES, "packed_rows, float32"), 0)
     monkeypatch.setattr(products, "_found", rows)
     made: list[dict[str, bool]] = []
-    monkeypatch.setattr(product_trials, "_compiled_products", lambda dtype, **how: made.append(how))
+    monkeypatch.setattr(product_trials, "_compiled_products", lambda dtype, rows, **how: made.append(how))
     monkeypatch.setattr(product_trials, "_least_seconds", lambda *calls: (looped_s, usual_s))
     cpu = torch.device("cpu")
     assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False)
@@ -198,20 +198,30 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
         {"by_output": True, "packs_weights": False},
         {"by_output": False, "packs_weights": False},
     ]
+    # Each number of rows has its own trial, up to the most that are looped; more are not tried.
+    assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False, rows=4)
+    assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True, rows=4) is by_output
+    assert products.found()["by_output, float32, 4 rows"] == by_output
+    assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=True, rows=9)
+    assert not products.storing_by_output_is_faster(cpu, torch.bfloat16, compiled=True, rows=2)
+    assert len(made) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_loops_and_the_products_that_they_replace_are_timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_loops_and_the_products_that_they_replace_are_timed_here(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
     monkeypatch.setattr(product_trials, "_READ_BYTES", 2**14)
     monkeypatch.setattr(product_trials, "_LOOP_WIDTH", 32)
     calls: list[Callable[[], torch.Tensor]] = []
     least = product_trials._least_seconds
     monkeypatch.setattr(product_trials, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
-    product_trials.measure_loops(torch.float32, packs_weights=True)
+    product_trials.measure_loops(torch.float32, rows, packs_weights=True)
     assert len(calls) == 2
     with torch.inference_mode():
         for call in calls:
-            torch.testing.assert_close(call(), torch.ones(1, 32))
+            torch.testing.assert_close(call(), torch.ones(rows, 32))
 
 
 def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +231,7 @@ def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: 
     monkeypatch.setattr(product_trials, "compile_step", refuse)
     monkeypatch.setattr(product_trials, "_READ_BYTES", 2**14)
     monkeypatch.setattr(product_trials, "_LOOP_WIDTH", 32)
-    assert product_trials.measure_loops(torch.float32, packs_weights=False) is False
+    assert product_trials.measure_loops(torch.float32, 1, packs_weights=False) is False
 
 
 @pytest.mark.parametrize(

@@ -93,16 +93,19 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
     assert len(compilations) == {"sliding_window": 3, "hybrid-based": 2}.get(name, 1)
 
 
-@pytest.mark.parametrize("name", ["retnet", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [("retnet", 1), ("retnet", 3), pytest.param("transformer", 1, marks=pytest.mark.slow)],
+)
 @torch.inference_mode()
-def test_single_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str) -> None:
+def test_few_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str, batch_size: int) -> None:
     model = one_layer(name)
     assert not model.loops
     model.store_weights(by_output=True)
     assert model.loops
     compiler = StepCompiler(model)
-    assert max(errors_by_depth(model, compiler, [100, 5], batch_size=1)) < 1e-4
-    state, token = model.init_state(1, 10), torch.zeros(1, 1, dtype=torch.int64)
+    assert max(errors_by_depth(model, compiler, [100, 5], batch_size)) < 1e-4
+    state, token = model.init_state(batch_size, 10), torch.zeros(batch_size, 1, dtype=torch.int64)
     state.position = 7
     step = compiler.prepare(token, state)
     assert not step.packs_weights

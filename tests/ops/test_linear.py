@@ -26,18 +26,27 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
         torch.testing.assert_close(compiled(x, weight), x @ weight, atol=limit, rtol=limit)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
-def test_a_compiled_row_is_multiplied_in_a_loop_where_the_weight_is_stored_by_output(
-    dtype: torch.dtype, limit: float
+@pytest.mark.parametrize(
+    ("dtype", "rows", "limit"),
+    [
+        (torch.float32, 1, 1e-5),
+        (torch.float32, 3, 1e-5),
+        (torch.bfloat16, 1, 0.01),
+        (torch.bfloat16, 8, 0.01),
+    ],
+)
+def test_few_compiled_rows_are_multiplied_in_a_loop_where_the_weight_is_stored_by_output(
+    dtype: torch.dtype, rows: int, limit: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = Linear(64, 48).requires_grad_(False)
     linear.weight.normal_(generator=generator)
-    linear, x = linear.to(dtype), torch.randn(1, 1, 64, generator=generator).to(dtype)
+    linear, x = linear.to(dtype), torch.randn(rows, 1, 64, generator=generator).to(dtype)
     expected = linear(x)
     linear.store(by_output=True)
     with torch.inference_mode(), torch.compiler.set_stance("default"):
-        compiled = torch.compile(linear, fullgraph=True)
+        compiled = torch.compile(linear, fullgraph=True, dynamic=False)
+        assert compiled(x).shape == expected.shape
         assert relative_error(compiled(x), expected) < limit
         with torch.profiler.profile() as profiler:
             compiled(x)

@@ -344,7 +344,7 @@ def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds
     rows = dict.fromkeys(ROW_OUTCOMES, 0)
     monkeypatch.setattr(tasks.products, "_found", dict(rows))
     monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: 4)
-    monkeypatch.setattr(tasks.products, "measure_loops", lambda dtype, packs_weights: True)
+    monkeypatch.setattr(tasks.products, "measure_loops", lambda dtype, rows, packs_weights: True)
     monkeypatch.setattr(
         tasks, "_build_as_stored", lambda *args: known.append(tasks.products.found()) or build(*args)
     )

@@ -4,7 +4,8 @@ import errno
 import gc
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
@@ -37,6 +38,9 @@ _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
 }
 """The same of threading, oneDNN and the dynamic loader, where the memory of this process is limited. Elsewhere another
 limit may be at fault, on the number of processes or on what may be executed, or the inputs of a primitive."""
+
+_lifted: list[int] = []
+"""The limit that the process had before each of this package's."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -101,8 +105,24 @@ def limit_memory(limit_bytes: int, device: "torch.device") -> None:
         )
     else:
         _require(limit_bytes, psutil.virtual_memory().available, "are free here")
-        limit = _written_bytes() + limit_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        _lifted.append(before)
+        resource.setrlimit(resource.RLIMIT_DATA, (_written_bytes() + limit_bytes, hard))
+
+
+@contextmanager
+def lift_limit() -> Iterator[None]:
+    """Let the block take more memory than the limit on a CPU; what it keeps does not count towards the limit."""
+    if not _lifted:
+        yield
+        return
+    limit, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    before = _written_bytes()
+    resource.setrlimit(resource.RLIMIT_DATA, (_lifted[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit + _written_bytes() - before, hard))
 
 
 def _limit_cuda(limit_bytes: int, device: "torch.device") -> None:

@@ -206,33 +206,37 @@ def _multiply_rows(multiply: _Product, rows: int, weights: Sequence[Tensor]) -> 
 
 
 @torch.inference_mode()
-def measure_loops(dtype: torch.dtype, *, packs_weights: bool) -> bool:
+def measure_loops(dtype: torch.dtype, rows: int, *, packs_weights: bool) -> bool:
     """Measure whether loops over weights stored by output clearly beat the products that compiled steps have else.
 
     They do not where torch cannot compile, which each step that is to be compiled reports.
 
     Args:
         dtype: Dtype of the weights.
+        rows: Rows of the products.
         packs_weights: Whether the other products pack their weights.
     """
     try:
-        looped = _compiled_products(dtype, by_output=True, packs_weights=False)
-        usual = _compiled_products(dtype, by_output=False, packs_weights=packs_weights)
+        looped = _compiled_products(dtype, rows, by_output=True, packs_weights=False)
+        usual = _compiled_products(dtype, rows, by_output=False, packs_weights=packs_weights)
     except UnsupportedError:
         return False
     looped_s, usual_s = _least_seconds(looped, usual)
     return looped_s < _CLEARLY * usual_s
 
 
-def _compiled_products(dtype: torch.dtype, *, by_output: bool, packs_weights: bool) -> Callable[[], object]:
-    """Return compiled products of one row with many weights, each of which multiplies the scaled result before it."""
+def _compiled_products(
+    dtype: torch.dtype, rows: int, *, by_output: bool, packs_weights: bool
+) -> Callable[[], object]:
+    """Return compiled products of few rows with many weights, each of which multiplies the scaled result before it."""
     layers = [
         Linear(_LOOP_WIDTH, _LOOP_WIDTH) for _ in range(_READ_BYTES // (_LOOP_WIDTH**2 * dtype.itemsize))
     ]
     for layer in layers:
         layer.to(device="cpu", dtype=dtype).requires_grad_(False).store(by_output=by_output)
         layer.weight.fill_(1.0)
-    x = torch.ones(1, _LOOP_WIDTH, dtype=dtype, device="cpu")
+    x = torch.ones(rows, _LOOP_WIDTH, dtype=dtype, device="cpu")
+    torch._dynamo.mark_static(x)
 
     def multiply(x: Tensor) -> Tensor:
         for layer in layers:

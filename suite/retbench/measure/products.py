@@ -18,7 +18,7 @@ from retbench.measure.product_trials import (
     measure_packing,
     measure_rows,
 )
-from retbench.ops.linear import RowProducts
+from retbench.ops.linear import MOST_LOOPED_ROWS, RowProducts
 
 _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
@@ -45,8 +45,10 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     )
 
 
-def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> bool:
-    """Return whether weights stored (out, in) beat weights stored (in, out) in products with one row.
+def storing_by_output_is_faster(
+    device: torch.device, dtype: torch.dtype, *, compiled: bool, rows: int = 1
+) -> bool:
+    """Return whether weights stored (out, in) beat weights stored (in, out) in products with few rows.
 
     It is measured once per process, unless another process has: see `agree`.
 
@@ -55,17 +57,17 @@ def storing_by_output_is_faster(device: torch.device, dtype: torch.dtype, *, com
         dtype: Dtype of the weights.
         compiled: Whether steps are compiled. On a CPU such steps read them by `ops.linear.loop`, eager ones as
             `row_products` says.
+        rows: Rows of the products; on a GPU, where one layout serves all, those with one row decide.
     """
     if device.type != "cpu":
         return bool(_once("by_output", partial(measure_layouts, device, dtype)))
     if not compiled:
-        return row_products(device, dtype).batches
-    return bool(
-        _once(
-            f"by_output, {_name(dtype)}",
-            lambda: measure_loops(dtype, packs_weights=packing_is_faster(1, dtype)),
-        )
-    )
+        return rows == 1 and row_products(device, dtype).batches
+    if rows > MOST_LOOPED_ROWS or (rows > 1 and dtype.itemsize < torch.float32.itemsize):
+        return False  # loops over several rows of 16 bits took up to 2.6 times as long as packed products
+    name = f"by_output, {_name(dtype)}" + (f", {rows} rows" if rows > 1 else "")
+    packs_weights = packing_is_faster(rows, dtype)
+    return bool(_once(name, partial(measure_loops, dtype, rows, packs_weights=packs_weights)))
 
 
 def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:

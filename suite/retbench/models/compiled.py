@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from retbench.measure.compiled import Compiled, compile_step, is_recompile
+from retbench.measure.limits import lift_limit
 from retbench.measure.products import packing_is_faster
 from retbench.mixers.state import TOKEN_AXIS
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
+from retbench.ops.linear import MOST_LOOPED_ROWS
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,16 @@ class StepCompiler:
             logits = _run_if_it_fits(compiled, tokens, state)
             if logits is not None:
                 return CompiledStep(compiled.run, logits, compiled.seconds, packs)
-        _mark_symbolic(tokens, state)
-        compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
+        with lift_limit():  # the compiler takes more than a small model and its state do
+            _mark_symbolic(tokens, state)
+            compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
         self._compiled.append(compiled)
         self._batch_size = batch_size
         return CompiledStep(compiled.run, compiled.first, compiled.seconds, packs)
 
     def packs_weights(self, batch_size: int) -> bool:
         """Return whether compiled steps of a batch pack the weights: on a CPU, where a measurement finds it faster."""
-        if self._model.device.type != "cpu" or (batch_size == 1 and self._model.loops):
+        if self._model.device.type != "cpu" or (batch_size <= MOST_LOOPED_ROWS and self._model.loops):
             return False
         return packing_is_faster(batch_size, self._model.dtype)
 

@@ -211,7 +211,7 @@ class Decoder(LanguageModel):
 
     @property
     def loops(self) -> bool:
-        """True if compiled steps multiply single rows on a CPU by `ops.linear.loop`, which reads weights in place."""
+        """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
         return self.device.type == "cpu" and self.weight_layout == "out,in"
 
     def store_weights(self, *, by_output: bool) -> None:

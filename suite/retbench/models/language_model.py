@@ -54,7 +54,7 @@ class LanguageModel(nn.Module):
 
     @property
     def loops(self) -> bool:
-        """True if compiled steps multiply single rows on a CPU by `ops.linear.loop`, which reads weights in place."""
+        """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
         return False
 
     @property

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 SMALL_PRODUCT = 1 << 20
 """Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
 
+MOST_LOOPED_ROWS = 8
+"""Most rows that a compiled step multiplies by `loop`, whose code grows with their number."""
+
 
 class RowProducts(NamedTuple):
     """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.
@@ -45,9 +48,9 @@ class Linear(nn.Linear):
 
     Decoding one sequence streams every weight once for a single row. On some CPUs torch's product of a row and a matrix
     does not do that at memory bandwidth. In an eager step `multiply_in_batches` does, or `stream` comes closer, and
-    `loop` does in a compiled one, where it multiplies weights that are stored by output. Of several rows oneDNN's
-    product can be faster than the one that torch takes; `measure.products` finds out. All other cases use nn.Linear's
-    product: many rows, gradients, other dtypes and GPUs.
+    `loop` does in a compiled one, of a few rows too, where it multiplies weights that are stored by output. Of several
+    rows oneDNN's product can be faster than the one that torch takes; `measure.products` finds out. All other cases use
+    nn.Linear's product: many rows, gradients, other dtypes and GPUs.
 
     Attributes:
         row_products: Methods for few rows.
@@ -72,9 +75,12 @@ class Linear(nn.Linear):
                 return streamed.view(*x.shape[:-1], self.out_features)
             elif 1 < rows <= products.onednn_rows:
                 return multiply_onednn(x, weight)
-        if torch.compiler.is_compiling() and x.numel() == self.in_features:
-            multiply = loop if x.device.type == "cpu" and weight.is_contiguous() else _multiply_row
-            return multiply(x, weight).view(*x.shape[:-1], self.out_features)
+        if torch.compiler.is_compiling():
+            rows = x.numel() // self.in_features
+            if x.device.type == "cpu" and weight.is_contiguous() and 1 <= rows <= MOST_LOOPED_ROWS:
+                return loop(x, weight)
+            if rows == 1:
+                return _multiply_row(x, weight).view(*x.shape[:-1], self.out_features)
         return F.linear(x, weight)
 
     def _is_eager_step(self, x: Tensor) -> bool:
@@ -98,11 +104,15 @@ class Linear(nn.Linear):
 
 
 def loop(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply one row (..., in) by a weight (out, in) that is stored by output; returns (out,).
+    """Multiply few rows (..., in) by a weight (out, in) that is stored by output; returns (..., out).
 
-    A compiler makes one loop of it, which reads the weight once in its order, and joins it with what comes next.
+    A compiler makes one loop of it, which reads the weight once in its order for all rows, and joins it with what comes
+    next. As one sum over the last of three dimensions it would read the weight once for each row.
     """
-    return (x.reshape(-1) * weight).sum(-1)
+    rows = x.reshape(-1, x.shape[-1])
+    # Not by `unbind`, which a compiler takes for one use of the rows: each output would compute a norm of them anew.
+    sums = [(rows[number] * weight).sum(-1) for number in range(rows.shape[0])]
+    return (torch.stack(sums) if len(sums) > 1 else sums[0]).view(*x.shape[:-1], weight.shape[0])
 
 
 def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:

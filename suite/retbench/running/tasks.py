@@ -140,12 +140,13 @@ def _store_weights(model: LanguageModel, device: torch.device, cell: Cell) -> No
 def _reads_by_output(cell: Cell, device: torch.device) -> bool:
     """Return whether a cell reads weights faster that are stored by output.
 
-    Layouts are compared in steps with one row. On a CPU only these read other weights than a model is built with.
+    On a CPU only decode steps read other weights than a model is built with.
     """
     settings = cell.settings
-    decodes_single_rows = find_workload(cell.workload).compiles and cell.point.batch_size == 1
-    return (decodes_single_rows or device.type != "cpu") and products.storing_by_output_is_faster(
-        device, getattr(torch, settings.dtype), compiled=settings.compile
+    return (
+        find_workload(cell.workload).compiles or device.type != "cpu"
+    ) and products.storing_by_output_is_faster(
+        device, getattr(torch, settings.dtype), compiled=settings.compile, rows=cell.point.batch_size
     )
 
 
