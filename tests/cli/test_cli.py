@@ -193,6 +193,7 @@ def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_expe
         (model, length) for model in ("retnet", "transformer") for length in (64, 128)
     ]
     assert all(c["seconds"] > 0 and c["memory_bytes"] > 0 for c in answer["cells"])
+    assert (answer["num_measurements"], answer["num_on_disk"]) == (4 * answer["rounds"], 0)
     assert not (tmp_path / "results").exists()
 
 

@@ -29,7 +29,7 @@ from retbench.report.frames import keep_latest, session_of
 from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE
-from retbench.running.runner import run_plan
+from retbench.running.runner import count_on_disk, run_plan
 from tests.running.observer import Act, Observer
 
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
@@ -161,6 +161,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(whole: Whole) -> Non
     )
     assert again.kinds() == {"RunPlanned": 1, "RunFinished": 1}
     assert len(records_in(out)) == 10
+    assert [count_on_disk(plan, out, fresh=fresh) for fresh in (False, True)] == [10, 0]
 
 
 class Faults:

@@ -123,6 +123,15 @@ def test_the_command_prints_every_run_and_finds_them_again(
     assert [one.model_name for one in find_trained(folder, "tiny", "cpu")] == ["retnet", "transformer"]
 
 
+def test_a_dry_run_says_what_is_trained_already(
+    experiment: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    shown = invoke(experiment, trained[0], "--dry-run").stdout.splitlines()
+    assert shown[-1].startswith("2 of 2 runs are on disk")
+    assert json.loads(invoke(experiment, trained[0], "--dry-run", "--json").stdout)["num_on_disk"] == 2
+    assert "on disk" not in invoke(experiment, trained[0], "--dry-run", "--fresh").stdout
+
+
 def test_a_dry_run_shows_the_runs_and_trains_nothing(experiment: Path, tmp_path: Path) -> None:
     shown = invoke(experiment, tmp_path, "--dry-run", "--set", "training.learning_rates=[1e-3, 1e-2]")
     assert shown.exit_code == 0, shown.stderr

@@ -106,7 +106,7 @@ def run(
         _say_empty(plan, str(part), form)
     elif dry_run:
         note = f"shard {part}: {len(chosen.cells)} of {len(plan.cells)} cells" if part else None
-        _show_plan(chosen, out, form, note)
+        _show_plan(chosen, out, form, note, fresh=fresh)
     else:
         raise typer.Exit(_measure(chosen, out, form, fresh=fresh))
 
@@ -171,18 +171,23 @@ def _print_results(plan: "Plan", out: Path, form: str) -> None:
     print_records(replace(results, records=own), plan.experiment.name, form)
 
 
-def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None) -> None:
-    """Print every cell with its approximate time and memory, then notes on the shard and on this machine.
+def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None, *, fresh: bool) -> None:
+    """Print every cell with its approximate time and memory, then notes on the shard, the disk and this machine.
 
     Raises:
         ConfigError: the run could not write to `out`.
         UnsupportedError: another run is timing on this machine, which an estimate would disturb.
     """
     from retbench.running.estimates import estimate
+    from retbench.running.runner import count_on_disk
 
     check_writable(out, "--out")
     estimates = estimate(plan)
-    note = "; ".join(text for text in (shard_note, plan.note) if text) or None
+    found, total = count_on_disk(plan, out, fresh=fresh), plan.num_measurements
+    disk_note = (
+        f"{found} of {total} measurements are on disk already and would not be taken again" if found else None
+    )
+    note = "; ".join(text for text in (shard_note, disk_note, plan.note) if text) or None
     if form == "json":
         print_json(
             {
@@ -191,6 +196,8 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
                 "rounds": plan.rounds,
                 "command": plan.command,
                 "note": note,
+                "num_measurements": total,
+                "num_on_disk": found,
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )

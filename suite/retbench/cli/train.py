@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.layout import output_format, print_json, print_nothing, print_table
+from retbench.cli.layout import output_format, print_json, print_nothing, print_prose, print_table
 from retbench.cli.options import (
     AsJson,
     DataDir,
@@ -103,7 +103,7 @@ def train(
             code = RetbenchError.exit_code
         raise typer.Exit(code)
     if launch.rank == 0:
-        _show_plan(plan(), out, form)
+        _show_plan(plan(), out, form, fresh=fresh)
 
 
 def carry_out(
@@ -297,7 +297,7 @@ def _answers(plan: TrainingPlan, result: RunResult) -> tuple[str, ...]:
     return (f"{format_percent(accuracy)}{learnt}",)
 
 
-def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
+def _show_plan(plan: TrainingPlan, out: Path, form: str, *, fresh: bool) -> None:
     """Print every run with its tokens and its approximate time.
 
     Raises:
@@ -313,18 +313,30 @@ def _show_plan(plan: TrainingPlan, out: Path, form: str) -> None:
     with _hold_devices(plan, refuse_estimate):
         pin_process(plan.threads)
         seconds = estimate_seconds(plan, plan.runs)
-    print_plan(plan, plan.runs, seconds, form)
+    found = 0 if fresh else sum(trained.is_done(out, plan, run) for run in plan.runs)
+    print_plan(plan, plan.runs, seconds, form, num_on_disk=found)
 
 
-def print_plan(plan: TrainingPlan, runs: Sequence[TrainingRun], seconds: Sequence[float], form: str) -> None:
-    """Print runs with their tokens and their approximate seconds."""
+def print_plan(
+    plan: TrainingPlan,
+    runs: Sequence[TrainingRun],
+    seconds: Sequence[float],
+    form: str,
+    *,
+    num_on_disk: int = 0,
+) -> None:
+    """Print runs with their tokens and their approximate seconds, and how many of them are trained already."""
     timed = [(run, plan.num_tokens(run), expected) for run, expected in zip(runs, seconds, strict=True)]
     if form == "json":
         found = [{**_fields(run, count), "seconds": expected} for run, count, expected in timed]
         experiment, profile = plan.experiment.name, plan.profile_name
-        print_json({"experiment": experiment, "profile": profile, "command": plan.command, "runs": found})
+        head = {"experiment": experiment, "profile": profile, "command": plan.command}
+        print_json({**head, "runs": found, "num_on_disk": num_on_disk})
         return
     rows = [(*_columns(run, count), format_duration(expected)) for run, count, expected in timed]
     tokens = format_count(sum(count for _, count, _ in timed))
     total = ("all", *[""] * 4, tokens, format_duration(sum(seconds)))
     print_table((*_COLUMNS, "time"), [*rows, total], form, keys=3)
+    if num_on_disk:
+        typer.echo()
+        print_prose(f"{num_on_disk} of {len(runs)} runs are on disk already and would not be trained again.")

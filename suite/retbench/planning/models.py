@@ -3,6 +3,7 @@
 Nothing here imports torch; of weights on the disk only the configuration is read.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from retbench.units import format_size
 
 
 def find_models(
-    experiment: Experiment, profile_name: str, results: Path, data_dir: Path | None = None
+    experiment: Experiment,
+    profile_name: str,
+    results: Path,
+    data_dir: Path | None = None,
+    request: Sequence[str] | None = None,
 ) -> list[ModelUnderTest]:
     """Return the models under test of one profile.
 
@@ -27,6 +32,8 @@ def find_models(
         profile_name: One of its profiles.
         results: Root of the results, where `retbench train` stores its models.
         data_dir: Where checkpoints are looked for that are given by a name and not by a path.
+        request: The experiment as the user gave it to `retbench run`, with the options that training takes too; by
+            default its name.
 
     Raises:
         ConfigError: a trained model is missing, a checkpoint cannot be read, or the models are not matched.
@@ -36,7 +43,7 @@ def find_models(
     origin = profile.trained_by or (f"{experiment.name}/{profile_name}" if profile.training else None)
     names = [name for name, spec in experiment.models.items() if spec.checkpoint is None]
     if origin and names:
-        trained = _trained_models(experiment, profile, origin, names, results)
+        trained = _trained_models(experiment, profile, origin, names, results, request or [experiment.name])
     elif names:
         drawn = {name: experiment.models[name] for name in names}
         trained = cells.seeded_models(experiment.model_copy(update={"models": drawn}), profile_name)
@@ -52,7 +59,12 @@ def find_models(
 
 
 def _trained_models(
-    experiment: Experiment, profile: Profile, origin: str, names: Sequence[str], results: Path
+    experiment: Experiment,
+    profile: Profile,
+    origin: str,
+    names: Sequence[str],
+    results: Path,
+    request: Sequence[str],
 ) -> list[ModelUnderTest]:
     """Return the trained models of EXPERIMENT/PROFILE that have the names of this experiment's."""
     trained_in, _, trained_as = origin.partition("/")
@@ -64,9 +76,11 @@ def _trained_models(
         missing = sorted(wanted - {(run.size, run.seed) for run in found})
         if missing or not found:
             what = ", ".join(f"size {format_size(size)} seed {seed}" for size, seed in missing) or "any size"
+            asked = request if trained_in == experiment.name else [trained_in]
+            command = ["retbench", "train", *asked, "--profile", trained_as, "--out", str(results)]
             raise ConfigError(
                 f"there is no trained '{name}' of {what} of {origin} under {results}. "
-                f"Train it first: retbench train {trained_in} --profile {trained_as} --out {results}"
+                f"Train it first: {shlex.join(command)}"
             )
     return [
         _trained_model(experiment, run, origin)

@@ -118,7 +118,9 @@ def make_plan(
     _check_device(chosen, found)
     _check_settings(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    models = find_models(experiment, profile_name, results, data_dir)
+    request = [name_or_path, *(word for item in overrides for word in ("--set", item))]
+    request += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    models = find_models(experiment, profile_name, results, data_dir, request)
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
     settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)

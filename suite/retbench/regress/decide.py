@@ -219,7 +219,9 @@ def _describe_moves(decisions: Decisions, change_of: ChangeOf) -> list[str]:
             if not moved and whole is not None and whole.verdict == verdict:
                 moved, where = curve, "over all lengths together"
             if moved:
-                point, change = moved[0], change_of(curve_of(moved))
+                point, item = moved[0], curve_of(moved) if len(moved) > 1 else time_of(moved[0])
+                decided = decisions.get(item)  # on its own rounds, which the table shows
+                change = (decided.change if decided else None) or change_of(item)
                 batch = f", batch {point.batch_size}" if point.batch_size > 1 else ""
                 word = _WORDS[verdict, is_timed(point.workload)]
                 ratio = f": {describe_ratio(change.interval())}" if change else ""

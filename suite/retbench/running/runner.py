@@ -77,9 +77,24 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
             return result
 
 
+def folder_of(plan: Plan, out: Path) -> Path:
+    """Return the folder of a plan's records."""
+    return own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
+
+
+def count_on_disk(plan: Plan, out: Path, *, fresh: bool) -> int:
+    """Return how many of a plan's measurements are on disk, and would not be taken again."""
+    folder = folder_of(plan, out)
+    runs = FreshRuns(folder, plan).read() if fresh else None
+    done = finished_pairs(folder, identities_here(plan.cells), runs)
+    return sum(
+        (cell.cell_id, number) in done for cell in plan.cells for number in range(plan.rounds_of(cell))
+    )
+
+
 def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
     """Measure the plan while no other run is measuring."""
-    folder = own_path(out, environment.machine_name(plan.settings.device), plan.experiment.name)
+    folder = folder_of(plan, out)
     run = RunInfo.of(plan, new_run_id(), environment.code_revision())
     codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
     trials_code = trials_code_here()
