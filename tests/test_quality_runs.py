@@ -174,7 +174,8 @@ def test_what_was_not_trained_is_asked_for(folder: Path) -> None:
     done = run_tiny(folder, "--set", "training.seeds=[0, 7]")
     assert done.exit_code == 2
     assert "there is no trained 'retnet' of size 25K seed 7 of tiny/smoke under results" in done.stderr
-    assert "retbench train tiny --profile smoke --out results" in done.stderr
+    command = "retbench train tiny.toml --set 'training.seeds=[0, 7]' --profile smoke --out results"
+    assert command in done.stderr
 
 
 def test_random_weights_are_not_judged(folder: Path) -> None:

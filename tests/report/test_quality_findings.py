@@ -1,8 +1,10 @@
 """The headline on quality falls as the numbers do: better, worse, level, or too few documents to tell."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -101,26 +103,54 @@ def test_few_documents_tell_nothing(tmp_path: Path) -> None:
     assert "too few documents" in finding.text
 
 
-def test_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
-    number = {"retnet": 0}
+def by_seed(folder: Path, factors: Sequence[float]) -> KeyFinding:
+    """The finding where RetNet's losses by seed are multiplied by these factors; the Transformer's stay alike."""
+    left = list(factors)
 
     def change(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if model != "retnet":
-            return rows
-        number["retnet"] += 1
-        factor = 0.8 if number["retnet"] == 2 else 1.25
+        factor = left.pop(0) if model == "retnet" else 1.0
         return [{**row, "nll_nats": factor * row["nll_nats"]} for row in rows]
 
-    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, change_rows=change)
+    bits = {"retnet": {"1m": 1.5}, "transformer": {"1m": 1.5}}
+    seeds = {"1m": tuple(range(len(factors)))}
+    maker = ScoreMaker(folder, seeds=seeds, bits=bits, change_rows=change)
     maker.perplexities(CORPUS, "last", 2048)
     (finding,) = found(maker)
-    assert "at 1M (seeds 0, 1 and 2)" in finding.text
-    assert finding.text.endswith(
-        ": the Transformer is better at 1M seed 0 and 1M seed 2; RetNet is better at 1M seed 1."
-    )
+    return finding
+
+
+def test_two_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
+    finding = by_seed(tmp_path, [1.25, 0.8])
+    assert "at 1M (seeds 0 and 1)" in finding.text
+    assert finding.text.endswith(": the Transformer is better at 1M seed 0; RetNet is better at 1M seed 1.")
     assert re.fullmatch(
         r"[\d.]+ % fewer to [\d.]+ % more bits per token", finding.lead
     )  # a range, never a mean
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict", "lead"),
+    [
+        ([0.9, 0.92, 0.91], "RetNet is better", "9.0 % fewer bits per token"),
+        ([1.1, 1.09, 1.11], "the Transformer is better", "10.0 % more bits per token"),
+        # Each differs clearly over documents, and the trainings differ as much from each other.
+        ([0.9, 1.02, 0.95], "the difference is not significant", "no significant difference"),
+    ],
+)
+def test_from_three_seeds_on_the_interval_over_trainings_decides(
+    tmp_path: Path, factors: Sequence[float], verdict: str, lead: str
+) -> None:
+    finding = by_seed(tmp_path, factors)
+    shown = re.search(
+        r"seeds 0, 1 and 2; together ([\d.]+) \[([\d.]+), ([\d.]+)\], 95 % CI over seeds", finding.text
+    )
+    assert shown is not None
+    logs = [math.log(factor) for factor in factors]
+    center, half = mean(logs), 4.3027 * stdev(logs) / math.sqrt(3)
+    expected = [math.exp(center + side * half) for side in (0, -1, 1)]
+    assert list(map(float, shown.groups())) == pytest.approx(expected, rel=0.02)
+    assert finding.text.endswith(f": {verdict}.")
+    assert re.sub(r"[\d.]+", "#", finding.lead) == re.sub(r"[\d.]+", "#", lead)
 
 
 def test_the_whole_headline(scores: Evaluations) -> None:

@@ -22,6 +22,7 @@ from retbench.report.quality_findings import (
     advantage_of_losses,
     find_quality,
     interval_note,
+    together_note,
     trained_note,
 )
 from retbench.report.sweeps import CostSweep
@@ -283,7 +284,7 @@ def _loss_line(
         lead = f"best: {other}; next {labels[best]}, {lead}" if is_worse else f"best: {labels[best]}, {lead}"
     seeds = [str(c.instance.seed) for c in mine if c.instance.seed is not None]
     words = (
-        f", seeds {join_words(seeds)}"
+        f", seeds {join_words(seeds)}{together_note(ratios[best])}"
         if len(seeds) > 1
         else f", one training (seed {seeds[0]})"
         if seeds

@@ -1,7 +1,8 @@
 """Findings on quality: sentences computed from the paired comparisons of documents, whichever model they favour.
 
-Each is about one corpus or one group of tasks; seeds are never pooled. A sentence claims no more than the interval or
-test shows.
+Each is about one corpus or one group of tasks. Documents of several seeds are never pooled. An interval over documents
+is about the models as they were trained, and another seed's ratio often lies outside; from `MIN_SEEDS` trainings of a
+size on, the interval over them decides which loss is lower. A sentence claims no more than the interval or test shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,13 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
-from retbench.report.wording import describe_difference, describe_estimate, join_words, span
+from retbench.report.wording import describe_difference, describe_estimate, join_words, span, with_interval
+from retbench.stats.intervals import Interval, geometric_interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_count, format_size, format_tokens
+
+MIN_SEEDS = 3
+"""Fewest trainings of one size for an interval over them."""
 
 
 def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
@@ -53,11 +58,12 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         by_size.setdefault(format_size(c.instance.size), []).append(c)
     at: list[str] = []
     for size, mine in by_size.items():
-        seeds = f" (seeds {join_words([str(c.instance.seed) for c in mine])})" if len(mine) > 1 else ""
+        ratios = [c.ratio for c in mine if c.ratio]
+        names = join_words([str(c.instance.seed) for c in mine])
+        seed = "" if mine[0].instance.seed is None else f", seed {names}"
+        seeds = f" (seeds {names}{together_note(ratios)})" if len(mine) > 1 else seed
         reference = f" of the {other}'s" if not at else ""
-        at.append(
-            f"{join_words([describe_estimate(c.ratio) for c in mine if c.ratio])}{reference} at {size}{seeds}"
-        )
+        at.append(f"{join_words(list(map(describe_estimate, ratios)))}{reference} at {size}{seeds}")
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{trained_note(evaluations, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
@@ -68,14 +74,29 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
 
 def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
     """Return the ratios of one size, one per seed, as the model's: '32.4 % fewer bits per byte', '1.2 % more ...'."""
-    if {_side(ratio) for ratio in ratios} == {"equal"}:
+    if set(_sides(ratios)) == {"equal"}:
         return "no significant difference"
-    low, high = (end(ratio.value for ratio in ratios) for end in (min, max))
+    together = over_seeds(ratios)
+    low, high = (end(ratio.value for ratio in ([together] if together else ratios)) for end in (min, max))
     if low < 1 < high:
         return f"{_percent(low)} fewer to {_percent(high)} more bits per {unit}"
     ends = (high, low) if high <= 1 else (low, high)
     words = span(*(_percent(end).removesuffix(" %") for end in ends))
     return f"{words} % {'fewer' if high <= 1 else 'more'} bits per {unit}"
+
+
+def over_seeds(ratios: Sequence[Estimate]) -> Interval | None:
+    """Return the geometric mean of a size's ratios with its interval over the trainings; None for too few of them."""
+    return geometric_interval([ratio.value for ratio in ratios]) if len(ratios) >= MIN_SEEDS else None
+
+
+def together_note(ratios: Sequence[Estimate]) -> str:
+    """Return '; together 0.924 [0.890, 0.958], 95 % CI over seeds' of one size; nothing for too few trainings."""
+    found = over_seeds(ratios)
+    if found is None:
+        return ""
+    ends = [f"{end:.3f}" for end in (found.low, found.high) if end is not None]
+    return f"; together {with_interval(f'{found.value:.3f}', *ends)}, 95 % CI over seeds"
 
 
 def _percent(ratio: float) -> str:
@@ -103,10 +124,10 @@ def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -
 
 
 def _verdict(by_size: Mapping[str, Sequence[DocumentComparison]], label: str, other: str) -> str:
-    """State the better model, as far as the intervals over documents show it."""
+    """State the better model, as far as the intervals show it."""
     places: dict[str, list[str]] = {}
     for size, mine in by_size.items():
-        sides = [_side(c.ratio) for c in mine if c.ratio]
+        sides = _sides([c.ratio for c in mine if c.ratio])
         if len(set(sides)) == 1:
             places.setdefault(sides[0], []).append(size)
         else:
@@ -119,11 +140,19 @@ def _verdict(by_size: Mapping[str, Sequence[DocumentComparison]], label: str, ot
         "unclear": "there are too few documents for a verdict",
     }
     if len(places) == 1:
-        return words[next(iter(places))] + (" at every size" if len(by_size) > 1 else "")
+        side = next(iter(places))
+        extent = "any" if side == "equal" else "every"
+        return words[side] + (f" at {extent} size" if len(by_size) > 1 else "")
     return "; ".join(f"{words[side]} at {join_words(where)}" for side, where in places.items())
 
 
-def _side(ratio: Estimate) -> str:
+def _sides(ratios: Sequence[Estimate]) -> list[str]:
+    """Return on which side of 1 the losses of a size lie: by the interval over its trainings, or else of each one."""
+    together = over_seeds(ratios)
+    return [_side(together)] if together else [_side(ratio) for ratio in ratios]
+
+
+def _side(ratio: Estimate | Interval) -> str:
     """Return the side of 1 on which an interval of a loss lies; a lower loss is better."""
     if ratio.low is None or ratio.high is None:
         return "unclear"
@@ -135,7 +164,7 @@ def _crossing(by_size: Mapping[str, Sequence[DocumentComparison]], label: str) -
     sizes = list(by_size)
     if len(sizes) < 2:
         return ""
-    sides = {size: {_side(c.ratio) for c in mine if c.ratio} for size, mine in by_size.items()}
+    sides = {size: set(_sides([c.ratio for c in mine if c.ratio])) for size, mine in by_size.items()}
     clear = [(size, *sides[size]) for size in sizes if sides[size] in ({"better"}, {"worse"})]
     changes = [
         f"between {one} and {two}" for (one, before), (two, after) in pairwise(clear) if before != after
