@@ -37,6 +37,8 @@ class Strict(BaseModel):
         return cls
 
 
+_GIVE, _EITHER = "give ", "either"
+"""Beginning of a reason that says which values may be given; type of the faults of a field of several types."""
 _OPTIONS = {"device": "--device"}
 """Names that are no fields of a file, with the option that sets each."""
 Loc = tuple[int | str, ...]
@@ -51,7 +53,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, known: S
         where: Leads each sentence: the file, and other origins of the values.
         known: Names of complete tables, to suggest next to an incomplete one.
     """
-    faults = error.errors()
+    faults = _joined(error.errors(), model)
     lines = [
         f"{where}: {_sentence(fault, model, known)}"
         for fault in faults
@@ -61,6 +63,20 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, known: S
     lines = list(dict.fromkeys(lines))
     more = [f"{where}: {len(lines) - MAX_FAULTS} more faults."] if len(lines) > MAX_FAULTS else []
     return "\n".join(lines[:MAX_FAULTS] + more)
+
+
+def _joined(faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
+    """Return the faults with those of one value as one: a field of several types has one for each of its types."""
+    found: dict[tuple[str, str, str], Any] = {}
+    for fault in faults:
+        reason = reason_of(fault)
+        place, value = _join(_find(model, fault["loc"]).place), shown(fault["input"])
+        key = (place, value, "" if reason.startswith(_GIVE) else reason)
+        earlier = found.setdefault(key, fault)
+        if earlier is not fault and reason != reason_of(earlier):
+            either = f"{reason_of(earlier)} or {reason.removeprefix(_GIVE)}"
+            found[key] = {**earlier, "type": _EITHER, "msg": either}
+    return list(found.values())
 
 
 def _is_inside(loc: Loc, outer: Loc) -> bool:
@@ -97,6 +113,7 @@ _REASONS = {
     "finite_number": "give a finite number",
     "literal_error": "give {expected}",
     "too_long": "give at most {max_length}",
+    "too_short": "give a list of at least {min_length}",
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "give a whole number"),
     **dict.fromkeys(("float_parsing", "float_type"), "give a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "give true or false"),

@@ -268,8 +268,10 @@ def _describe_rates(target: "PredictionTarget") -> str:
 
 
 def _ends(curve: "Curve", describe: Callable[[float], str]) -> str:
-    """Return the first and the last value of a curve with their footprints; one value where there is one."""
-    ends = dict.fromkeys((curve[0], curve[-1]))
+    """Return the first and the last value of a curve with their footprints; one that holds for all alone."""
+    if len(curve) == 1:
+        return describe(curve[0][1])
+    ends = (curve[0], curve[-1])
     return " to ".join(f"{describe(value)} ({format_bytes(footprint)})" for footprint, value in ends)
 
 

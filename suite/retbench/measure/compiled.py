@@ -1,5 +1,6 @@
 """Steps compiled by torch.compile, in which operators are fused."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     """
     import torch._inductor.config as inductor  # slow to import: only when something is compiled
 
+    # torch's build for CUDA warns on a machine without a GPU, though code for a CPU needs no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.compiler.set_stance("default")
     start = time.perf_counter()
     # Inputs are still checked at every run. A module that is compiled does not change, and checking each of its weights
