@@ -28,7 +28,8 @@ def describe_usage_error(error: Any) -> str:
     if hasattr(error, "possibilities"):
         return f"`{command}` has no option {error.option_name}. {_suggest(error) or advice}"
     if hasattr(error, "param_type") and parameter is not None:
-        needed = (parameter.metavar or parameter.opts[0]).rstrip(".")
+        option = "" if parameter.param_type_name == "argument" else parameter.opts[0]
+        needed = f"{option} {parameter.metavar or ''}".strip().rstrip(".")
         return f"`{command}` needs {needed}. {parameter.help or ''} {advice}"
     if parameter is not None:
         name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]

@@ -49,8 +49,8 @@ configs:
 
 # {title}
 
-Records of [retbench](https://pypi.org/project/retbench/): one JSON object per cell and round, with the value of every
-metric, the model, the settings and the environment.
+Records of retbench: one JSON object per cell and round, with the value of every metric, the model, the settings and
+the environment.
 
 | machine | experiment | records |
 | :-- | :-- | --: |
