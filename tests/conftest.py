@@ -114,9 +114,12 @@ def _heed_interrupts() -> None:
 
 @pytest.fixture(autouse=True)
 def _unpinned() -> Iterator[None]:
-    """A command that is run in this process pins it: afterwards it has its threads and denormal numbers back."""
-    threads = torch.get_num_threads()
+    """A command that is run in this process pins it: afterwards it has its threads, variables and denormals back."""
+    threads, variables = torch.get_num_threads(), dict(os.environ)
     yield
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
     torch.set_flush_denormal(False)
     torch.set_num_threads(threads)
 

@@ -222,7 +222,7 @@ def test_a_log_of_training_has_no_line_for_each_step(training_plan: TrainingPlan
     assert show(view_training(training_plan), io.StringIO(), EVENTS).splitlines() == [
         "waiting: another run is timing on this machine (process 7, `retbench run memory`)",
         "waiting: another run is timing on this machine (process 8, `retbench train quality`)",
-        "runs to train: 6, 12.3 K tokens in all; on disk already: 1",
+        "runs: 6, 12.3 K tokens in all; on disk already: 1",
         "1/6 retnet-300k-lr0.004-seed0: 16 steps at rate 0.004",
         "retnet-300k-lr0.004-seed0: step 8, training 2.5000, validation 2.7500 nats/token",
         "retnet-300k-lr0.004-seed0: the snapshot x is damaged",
@@ -261,7 +261,8 @@ def test_a_terminal_shows_a_bar_of_training_and_keeps_warnings(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (TrainingPlanned(6, 0), "runs to train: 6, 12.3 K tokens in all"),
+        (TrainingPlanned(6, 0), "runs: 6, 12.3 K tokens in all"),
+        (TrainingPlanned(6, 6), "nothing to train: all 6 runs are on disk already"),
         (
             RunStarted(FINAL, 5, 6, 7),
             "5/6 transformer-300k-seed0: 16 steps at rate best of grid, from step 7 on",

@@ -56,4 +56,15 @@ def export(
     info = read_checkpoint(checkpoint, revision=revision)
     check_no_pickle(info)
     name = export_checkpoint(info, folder, format=form)
-    typer.echo(f"{folder}: {info.config.num_layers} layers in the format {name}")
+    typer.echo(
+        f"{folder}: {info.config.num_layers} layers in the format {name}{_tokenizer_note(info.tokenizer)}"
+    )
+
+
+def _tokenizer_note(tokenizer: str | None) -> str:
+    """Return how an exported model finds its tokenizer, if it has one."""
+    if tokenizer is None:
+        return ""
+    if Path(tokenizer).is_file():
+        return f", with its tokenizer in {Path(tokenizer).name}"
+    return f"; its tokenizer is no file: give `--tokenizer {tokenizer}` to the commands that read the folder"

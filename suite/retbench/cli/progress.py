@@ -239,9 +239,11 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
         case WaitingForLock():
             return ShownEvent(_describe_waiting(event))
         case training.TrainingPlanned(num_runs=total, num_done=done):
+            if done == total:
+                return ShownEvent(f"nothing to train: all {total} runs are on disk already")
             tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
             found = f"; on disk already: {done}" if done else ""
-            return ShownEvent(f"runs to train: {total}, {format_count(tokens)} tokens in all{found}")
+            return ShownEvent(f"runs: {total}, {format_count(tokens)} tokens in all{found}")
         case training.Packing(split=split, num_documents=count, num_bytes=size):
             text = f"packing the split {split}: {count:,} documents, {format_bytes(size)}"
             return ShownEvent(text, above_bar=False, activity=text, is_frequent=True)
