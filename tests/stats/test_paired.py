@@ -134,6 +134,13 @@ def test_mcnemar_by_hand() -> None:
     assert found.p_value == pytest.approx(112 / 1024)  # 2 * (1 + 10 + 45) / 2^10
 
 
+@pytest.mark.parametrize(("only_first", "is_significant"), [(5, False), (6, True)])
+def test_five_to_none_may_be_chance_and_six_to_none_may_not(only_first: int, is_significant: bool) -> None:
+    found = paired_accuracy([True] * 1000, [False] * only_first + [True] * (1000 - only_first))
+    assert found.p_value == pytest.approx(0.5 ** (only_first - 1))
+    assert found.is_significant is is_significant
+
+
 @pytest.mark.parametrize(("count", "first", "second"), [(100, 0.03, 0.05), (300, 0.2, 0.15), (500, 0.1, 0.1)])
 def test_the_interval_of_a_difference_covers_what_it_says(count: int, first: float, second: float) -> None:
     draw = np.random.default_rng(7)

@@ -8,12 +8,8 @@ from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint, accuracy, group
 from retbench.report.wording import POINTS, describe_p, join_words
-from retbench.stats.intervals import CONFIDENCE
-from retbench.stats.paired import proportion_interval
+from retbench.stats.paired import SIGNIFICANT, proportion_interval
 from retbench.units import format_percent, format_tokens
-
-_SIGNIFICANT = 1 - CONFIDENCE
-"""Largest p-value of a significant difference."""
 
 
 def find_answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
@@ -50,7 +46,7 @@ def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) 
     for c in made:
         pair, task = c.accuracies["acc"], str(c.point.task)
         records[task] = evaluations.sides(c)
-        if pair.p_value < _SIGNIFICANT:
+        if pair.is_significant:
             words = f"{task} ({POINTS * pair.difference:+.1f} points, {describe_p(pair.p_value)})"
             differ[pair.difference > 0].append(words)
     at_chance = [task for task, sides in records.items() if all(map(_guesses, sides))]
@@ -69,7 +65,7 @@ def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) 
         lead = f"better at {len(differ[True])}, worse at {len(differ[False])} of {count} {tasks}"
         verdict = "; ".join(parts)
         if count > 1:
-            verdict += f" ({count} tests; about {_SIGNIFICANT * count:.1f} are expected by chance)"
+            verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
     shots = made[0].point.num_fewshot or 0
     text = f"{shots}-shot, {count} {tasks} at {instance.title}: {verdict}."
     if at_chance:

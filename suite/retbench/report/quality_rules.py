@@ -1,6 +1,7 @@
 """Leads of one model over another in evaluations, and the verdicts of the rules on quality.
 
-A lead is significant where its interval excludes 0; only significant leads confirm or refute a claim.
+A lead is significant where its interval excludes 0, or of accuracies by McNemar's test; only significant leads confirm
+or refute a claim.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from retbench.units import format_percent, format_size, format_tokens
 class QualityLead(NamedTuple):
     """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
 
-    It is significant where its interval excludes 0; None where too few documents give no interval.
+    `is_significant` is None where too few documents give no interval.
     """
 
     records: tuple[Record, Record]
@@ -74,7 +75,7 @@ def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
         return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
     pair = found.accuracies.get("acc") or found.accuracies.get("contains")
     if pair is not None:
-        return QualityLead((mine, theirs), pair.difference, not pair.low <= 0 <= pair.high)
+        return QualityLead((mine, theirs), pair.difference, pair.is_significant)
     return None
 
 

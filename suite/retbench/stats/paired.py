@@ -16,6 +16,8 @@ from retbench.errors import RecordError
 from retbench.stats.intervals import CONFIDENCE, Array, finite_array
 
 NUM_RESAMPLES = 10_000
+SIGNIFICANT = 1 - CONFIDENCE
+"""Largest p-value of a significant difference."""
 MIN_DOCUMENTS = 10
 """With fewer documents a bootstrap interval covers too little: only the value is given."""
 
@@ -55,6 +57,11 @@ class PairedAccuracy:
     low: float
     high: float
     p_value: float
+
+    @property
+    def is_significant(self) -> bool:
+        """True where the test finds one model better."""
+        return self.p_value < SIGNIFICANT
 
 
 def ratio_of_sums(
