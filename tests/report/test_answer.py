@@ -45,6 +45,18 @@ def with_copies(records: list[Record], factors: dict[str, float]) -> list[Record
     return [*records, *copies]
 
 
+def test_most_records_of_a_busy_machine_are_told(cpu_records: list[Record]) -> None:
+    busy = {"load_average": [9.0, 1.0, 1.0], "physical_cores": 2}
+    for share, told in ((3, True), (1, False)):
+        records = [
+            record.model_copy(
+                update={"environment": record.environment | (busy if number % 4 < share else {})}
+            )
+            for number, record in enumerate(cpu_records)
+        ]
+        assert answer(records).caveat.startswith("Other processes kept the machine busy") is told
+
+
 def test_a_whole_run_is_answered_in_four_lines(cpu_records: list[Record]) -> None:
     found = answer(cpu_records)
     assert found.models == "RetNet compared with the Transformer"

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from retbench.records.record import Record
+from retbench.records.record import Record, excessive_load
 from retbench.report.advantages import lead_of_ends, superlative
 from retbench.report.comparisons import cost_ratio, find_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
@@ -341,8 +341,14 @@ def _parameters(records: Sequence[Record]) -> str:
 
 
 def _caveat(records: Sequence[Record]) -> str:
-    """Return what models of this size on this device do not show."""
+    """Return what models of this size on this device do not show, after a disturbance of most of the records."""
+    busy = sum(excessive_load(record.environment) is not None for record in records)
+    disturbed = "Other processes kept the machine busy: measure again without them. "
     latest = max(records, key=started)
-    if str(set_of(latest).device) == "cpu":
-        return "Small models on a CPU say nothing about 6.7B parameters on an A100: see the claims of the papers."
-    return "Other devices, sizes and dtypes may differ: the claims of the papers state their conditions."
+    is_cpu = str(set_of(latest).device) == "cpu"
+    text = (
+        "Small models on a CPU say nothing about 6.7B parameters on an A100: see the claims of the papers."
+        if is_cpu
+        else "Other devices, sizes and dtypes may differ: the claims of the papers state their conditions."
+    )
+    return disturbed + text if 2 * busy > len(records) else text
