@@ -228,7 +228,7 @@ def test_what_fails_on_both_sides_is_the_fault_of_neither(
 
 @pytest.mark.slow
 def test_a_base_whose_modes_disagree_is_not_comparable(plan: Plan, tmp_path: Path) -> None:
-    start = "    error = float((found - reference)"
+    start = "    error = float(largest"
     base = changed(tmp_path, "models/equivalence.py", start, start.replace("float(", "9 + float("))
     session = InterleavedSession(
         plan, (base, working_tree(ROOT)), tmp_path / "run", SessionLimits(blocks=1), print

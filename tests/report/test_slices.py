@@ -9,11 +9,12 @@ from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.papers.claims import load_claims
 from retbench.report.claims import judge
 from retbench.report.compact_tables import quality_tables
-from retbench.report.evaluations import Evaluations
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.score_figures import draw_scores
+from retbench.report.selection import select
 from retbench.report.tables import quality_table
 
 (CLAIM,) = (claim for claim in load_claims() if claim.name == "recall_hits")
@@ -41,6 +42,23 @@ def test_the_figure_has_a_panel_per_size_and_the_intervals_of_the_record(evaluat
     assert list(mine["value"]) == pytest.approx([1.9] * 3)
     assert list(mine["low"]) == pytest.approx([1.7] * 3)
     assert list(mine["high"]) == pytest.approx([2.1] * 3)
+
+
+def test_too_few_documents_for_an_interval_are_drawn_without_one(tmp_path: Path) -> None:
+    loaded = load_results(made(tmp_path).write())
+    records = [
+        record.model_copy(
+            update={
+                "series": {name: one for name, one in record.series.items() if name == "hit_gain_by_distance"}
+            }
+        )
+        for record in loaded.records
+    ]
+    found = make_evaluations(select(records, folders=loaded.folders))
+    assert found is not None
+    (drawing,) = draw_scores(found)
+    assert set(drawing.data["low"]) == {None}
+    assert len(drawing.figure.axes) == 2
 
 
 def test_the_table_has_a_row_per_slice_with_the_paired_difference(evaluations: Evaluations) -> None:

@@ -58,7 +58,7 @@ def frame_points(
         axis: Column of the horizontal axis.
         curve: Column whose values name the curves; empty where a model has one curve.
     """
-    ends = rows.reindex(columns=["low", "high"], fill_value=nan)
+    ends = rows.reindex(columns=["low", "high"], fill_value=nan).astype(float)  # None: too few documents
     names = rows[curve] if curve else [""] * len(rows)
     measured = [
         Point(str(model), float(x), float(value), float(low), float(high), curve=str(name))
