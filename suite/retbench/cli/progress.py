@@ -240,7 +240,8 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
             return ShownEvent(_describe_waiting(event))
         case training.TrainingPlanned(num_runs=total, num_done=done):
             if done == total:
-                return ShownEvent(f"nothing to train: all {total} runs are on disk already")
+                runs = "the run is" if total == 1 else f"all {total} runs are"
+                return ShownEvent(f"nothing to train: {runs} on disk already")
             tokens = sum(map(plan.num_tokens, [*plan.tuning_runs, *plan.final_runs]))
             found = f"; on disk already: {done}" if done else ""
             return ShownEvent(f"runs: {total}, {format_count(tokens)} tokens in all{found}")

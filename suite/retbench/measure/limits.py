@@ -122,7 +122,9 @@ def lift_limit() -> Iterator[None]:
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit + _written_bytes() - before, hard))
+        limit += _written_bytes() - before
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _limit_cuda(limit_bytes: int, device: "torch.device") -> None:

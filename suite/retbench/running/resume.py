@@ -90,16 +90,16 @@ def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_co
 
     Trials of methods that are about equally fast come out now one way, now the other, and times by different methods
     are not comparable. So an outcome holds for every experiment on a node, with the same libraries, variables and CPU
-    quota, until the code that tries is another. On a busy machine a trial says less: its outcome holds for the rounds
-    of its own cells, which must multiply alike.
+    quota, until the code that tries is another. An outcome from a busy machine is less reliable: it holds only for
+    further rounds of the same cells.
 
     Args:
         folder: Where the records of this machine are, of all experiments.
         identities: The identity that a new record of each cell would have, by cell_id.
         trials_code: What `trials_code_here` returns.
     """
-    costs = [identity for identity in identities.values() if "node_id" in identity]
-    here = [{name: identity[name] for name in _TRIALS} for identity in costs[:1]]
+    of_cost = next((identity for identity in identities.values() if "node_id" in identity), None)
+    here = of_cost and {name: of_cost[name] for name in _TRIALS}
     found: dict[str, int] = {}
     own: dict[str, int] = {}
     for record in sorted(read_records(folder)[0], key=lambda one: one.started_at):
@@ -110,7 +110,7 @@ def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_co
         if is_cost(record.workload) and identity == identities.get(record.cell_id):
             own |= outcomes
         elif (
-            {name: identity.get(name) for name in _TRIALS} in here
+            {name: identity.get(name) for name in _TRIALS} == here
             and record.environment.get("trials_code") == trials_code
             and excessive_load(record.environment) is None
         ):

@@ -138,16 +138,11 @@ def _store_weights(model: LanguageModel, device: torch.device, cell: Cell) -> No
 
 
 def _reads_by_output(cell: Cell, device: torch.device) -> bool:
-    """Return whether a cell reads weights faster that are stored by output.
-
-    On a CPU only decode steps read other weights than a model is built with.
-    """
-    settings = cell.settings
-    return (
-        find_workload(cell.workload).compiles or device.type != "cpu"
-    ) and products.storing_by_output_is_faster(
-        device, getattr(torch, settings.dtype), compiled=settings.compile, rows=cell.point.batch_size
-    )
+    """Return whether a cell reads weights faster that are stored by output."""
+    if device.type == "cpu" and not find_workload(cell.workload).compiles:
+        return False  # on a CPU only decode steps read other weights than a model is built with
+    dtype, rows = getattr(torch, cell.settings.dtype), cell.point.batch_size
+    return products.storing_by_output_is_faster(device, dtype, compiled=cell.settings.compile, rows=rows)
 
 
 def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
