@@ -1,7 +1,7 @@
 """Claims get their verdicts from records: every verdict of every rule, and nothing confirmed by another scale."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from retbench.architectures.registry import architectures
 from retbench.errors import ConfigError
 from retbench.papers.claims import AheadRule, Side, load_claims, parse_claims
 from retbench.records.record import GateCheck, Metric, Record
+from retbench.report.claim_rows import ClaimRow
 from retbench.report.claim_tables import (
     ClaimEntry,
     claims_json,
@@ -907,18 +908,8 @@ def test_an_ablation_is_held_against_the_whole(tmp_path: Path) -> None:
     assert judge(CLAIMS["ablation_decay"], results).verdict == "not_testable"
 
 
-@pytest.mark.parametrize(
-    ("factors", "verdict", "counted"),
-    [
-        ((1, 1, 1), "reproduced", "3 of 3"),
-        ((1, 1, 2), "partly", "2 of 3"),
-        ((2, 2, 2), "not_reproduced", "0 of 3"),
-    ],
-)
-def test_every_seed_counts_and_not_the_newest_alone(
-    factors: tuple[int, ...], verdict: str, counted: str, tmp_path: Path
-) -> None:
-    """The whole RetNet loses so many times as much as it would, by seed."""
+def without_gate_by_seed(folder: Path, factors: Sequence[float]) -> ClaimRow:
+    """The row of the gate's claim where the whole RetNet loses so many times as much as it would, by seed."""
     left = list(factors)
 
     def lose(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -928,13 +919,56 @@ def test_every_seed_counts_and_not_the_newest_alone(
     def ask(maker: ScoreMaker) -> None:
         maker.perplexities("litbank/original", "whole", 2048)
 
-    results = scored(tmp_path, ask, WITHOUT_GATE, seeds={"25m": (0, 1, 2)}, change_rows=lose)
+    seeds = {"25m": tuple(range(len(factors)))}
+    results = scored(folder, ask, WITHOUT_GATE, seeds=seeds, change_rows=lose)
     judged = judge(CLAIMS["ablation_swish_gate"], results)
-    assert judged.verdict == verdict
     (row,) = judged.rows
-    assert row.conditions == "200M, trained on 100 B tokens, seeds 0, 1, 2"
+    assert judged.verdict == row.finding.verdict
+    assert row.num_records == 2 * len(factors)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict", "counted"),
+    [
+        ((1, 1), "reproduced", "2 of 2"),
+        ((1, 2), "partly", "1 of 2"),
+        ((2, 2), "not_reproduced", "0 of 2"),
+    ],
+)
+def test_each_of_two_seeds_counts_and_not_the_newest_alone(
+    factors: tuple[int, ...], verdict: str, counted: str, tmp_path: Path
+) -> None:
+    row = without_gate_by_seed(tmp_path, factors)
+    assert row.finding.verdict == verdict
+    assert row.conditions == "200M, trained on 100 B tokens, seeds 0, 1"
     assert row.finding.text.startswith(f"reproduced at {counted} seeds; seed 0: ahead at ")
-    assert row.num_records == 6
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict", "words"),
+    [
+        ((1, 1, 1), "reproduced", "ahead at 1 of 1 evaluations, significantly at 1"),
+        (
+            (2, 2, 2),
+            "not_reproduced",
+            "ahead at 0 of 1 evaluations, significantly at 0, significantly behind at 1",
+        ),
+        # Over its documents each seed differs clearly, and the seeds disagree.
+        (
+            (1, 1, 2),
+            "not_testable",
+            "ahead at 0 of 1 evaluations, significantly at 0, significantly behind at 0",
+        ),
+    ],
+)
+def test_from_three_seeds_on_their_interval_decides_a_claim(
+    factors: tuple[int, ...], verdict: str, words: str, tmp_path: Path
+) -> None:
+    row = without_gate_by_seed(tmp_path, factors)
+    assert row.finding.verdict == verdict
+    assert row.conditions == "200M, trained on 100 B tokens, seeds 0, 1, 2"
+    assert row.finding.text.startswith(words)
 
 
 def public_retnet(value: float, *, context_len: int = 2048, limit: int | None = None) -> Change:

@@ -60,9 +60,7 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     """
     import torch._inductor.config as inductor  # slow to import: only when something is compiled
 
-    # torch's build for CUDA warns on a machine without a GPU, though code for a CPU needs no CUDA.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    torch.compiler.set_stance("default")
+    _prepare_compiler()
     start = time.perf_counter()
     # Inputs are still checked at every run. A module that is compiled does not change, and checking each of its weights
     # took 0.1 ms of a step of 3 ms.
@@ -90,7 +88,7 @@ def compile_training(model: nn.Module) -> Callable[..., Tensor]:
     such as noting the executed kernel, is not compiled. The first call of a shape compiles, and raises an
     UnsupportedError where torch cannot on this machine.
     """
-    torch.compiler.set_stance("default")
+    _prepare_compiler()
     compiled = torch.compile(_with_own_code(model.__call__), fullgraph=True, dynamic=False)
 
     def forward(*inputs: Any) -> Tensor:
@@ -99,6 +97,12 @@ def compile_training(model: nn.Module) -> Callable[..., Tensor]:
             return logits
 
     return forward
+
+
+def _prepare_compiler() -> None:
+    """Allow compilation, and silence torch's warning that a machine without a GPU has no CUDA: a CPU needs none."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    torch.compiler.set_stance("default")
 
 
 @contextmanager

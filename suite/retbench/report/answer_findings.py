@@ -1,20 +1,28 @@
 """Findings on answers to questions and to needles: accuracies of two models, with the test of their difference."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from retbench.records.record import Record
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
+from retbench.report.over_seeds import MIN_SEEDS, difference_over_seeds
 from retbench.report.points import TaskPoint, accuracy, group
 from retbench.report.wording import POINTS, describe_p, join_words
-from retbench.stats.paired import SIGNIFICANT, proportion_interval
-from retbench.units import format_percent, format_tokens
+from retbench.stats.paired import SIGNIFICANT, PairedAccuracy, proportion_interval
+from retbench.units import format_percent, format_size, format_tokens
 
 
 def find_answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
-    """State per seed of the largest size the tasks with a difference, those at chance, and the paper's average."""
+    """State for the largest size the tasks with a difference, those at chance, and the paper's average.
+
+    Seeds stand apart where they are too few for an interval over them, or did not answer the same tasks.
+    """
     every, largest = _by_instance(evaluations, points, model)
+    tasks = {frozenset(c.point for c in mine) for mine in largest}
+    if len(largest) >= MIN_SEEDS and len(tasks) == 1:
+        return [_task_finding(evaluations, [c for mine in largest for c in mine])]
     return [_task_finding(evaluations, made) for made in largest or every[-1:]]
 
 
@@ -38,39 +46,49 @@ def _by_instance(
 
 
 def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> KeyFinding:
-    """State the outcome of one model instance on all tasks with the same number of examples."""
-    model, reference, instance = made[0].model, made[0].reference, made[0].instance
+    """State the outcome of one size, of one seed or of all, on all tasks with the same number of examples."""
+    model, reference, size = made[0].model, made[0].reference, made[0].instance.size
     label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
+    by_task = group(made, lambda c: str(c.point.task))
+    records = {task: [side for c in mine for side in evaluations.sides(c)] for task, mine in by_task.items()}
     differ: dict[bool, list[str]] = {True: [], False: []}
-    records = {}
-    for c in made:
-        pair, task = c.accuracies["acc"], str(c.point.task)
-        records[task] = evaluations.sides(c)
-        if pair.is_significant:
-            words = f"{task} ({POINTS * pair.difference:+.1f} points, {describe_p(pair.p_value)})"
-            differ[pair.difference > 0].append(words)
+    for task, mine in by_task.items():
+        found = _significant([c.accuracies["acc"] for c in mine])
+        if found is not None:
+            difference, note = found
+            differ[difference > 0].append(f"{task} ({POINTS * difference:+.1f} points{note})")
     at_chance = [task for task, sides in records.items() if all(map(_guesses, sides))]
     parts = [
         f"{words} {join_words(differ[is_better])}"
         for words, is_better in ((f"{label} is better at", True), (f"the {other} is better at", False))
         if differ[is_better]
     ]
-    count = len(made)
+    count, seeds = len(by_task), [str(c.instance.seed) for c in next(iter(by_task.values()))]
     tasks = "task" if count == 1 else "tasks"
-    lead, verdict = (
-        f"no significant difference on {count} {tasks}",
-        "McNemar's exact test shows no significant difference",
-    )
+    where = made[0].instance.title if len(seeds) == 1 else f"{format_size(size)}, seeds {join_words(seeds)}"
+    test = "McNemar's exact test shows" if len(seeds) == 1 else "the 95 % intervals over seeds show"
+    lead, verdict = f"no significant difference on {count} {tasks}", f"{test} no significant difference"
     if parts:
         lead = f"better at {len(differ[True])}, worse at {len(differ[False])} of {count} {tasks}"
         verdict = "; ".join(parts)
         if count > 1:
             verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
     shots = made[0].point.num_fewshot or 0
-    text = f"{shots}-shot, {count} {tasks} at {instance.title}: {verdict}."
+    text = f"{shots}-shot, {count} {tasks} at {where}: {verdict}."
     if at_chance:
         text += f" Both models are at chance on {join_words(at_chance)}."
     return KeyFinding(lead, text + _average(records, {model: label, reference: other}))
+
+
+def _significant(pairs: Sequence[PairedAccuracy]) -> tuple[float, str] | None:
+    """Return a significant difference of accuracies, with its interval over the seeds or its p-value; else None."""
+    together = difference_over_seeds(pairs)
+    if together is None:
+        return (pairs[0].difference, f", {describe_p(pairs[0].p_value)}") if pairs[0].is_significant else None
+    if together.low is None or together.high is None or together.low <= 0 <= together.high:
+        return None
+    ends = ", ".join(f"{POINTS * end:+.1f}" for end in (together.low, together.high))
+    return together.value, f" [{ends}], 95 % CI over seeds"
 
 
 def _guesses(record: Record) -> bool:
@@ -87,7 +105,10 @@ def _average(records: Mapping[str, Sequence[Record]], labels: Mapping[str, str])
     """State the paper's average over those of its tasks that both models have."""
     found = paper_average(
         {
-            task: {side.model.name: side.metrics["acc"].value for side in sides}
+            task: {
+                model: fmean(record.metrics["acc"].value for record in mine)
+                for model, mine in group(sides, lambda record: record.model.name).items()
+            }
             for task, sides in records.items()
         }
     )

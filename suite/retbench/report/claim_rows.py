@@ -43,8 +43,12 @@ class ClaimRow:
     @property
     def conditions(self) -> str:
         """Conditions in words: '25M, trained on 20.0 M tokens, 50 documents, seed 0'."""
-        plural = "s" if len(self.seeds) > 1 else ""
-        return f"{self.words}, seed{plural} {', '.join(map(str, self.seeds))}" if self.seeds else self.words
+        return f"{self.words}, {self.seed_words}" if self.seeds else self.words
+
+    @property
+    def seed_words(self) -> str:
+        """The seeds in words: 'seed 0', 'seeds 0, 1, 2'."""
+        return f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
 
     @property
     def num_records(self) -> int:

@@ -15,6 +15,7 @@ from retbench.report.cells import Cell, Column, ReadableTable, length_cell, numb
 from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
+from retbench.report.over_seeds import MIN_SEEDS
 from retbench.report.points import Lineup
 from retbench.report.readable_tables import (
     MOST_MODELS,
@@ -32,9 +33,6 @@ from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 Point = tuple[int, int]
 """Batch size and context length."""
-
-MOST_SEEDS = 2
-"""Seeds that have a column each; of more there is the mean."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _tables_per_point(
         for column, line in product(shown, lines):
             name, model = column.heading, str(line["model"])
             cell = line[name]
-            if len(seeds) > MOST_SEEDS:
+            if len(seeds) >= MIN_SEEDS:
                 cell = means.get((*map(str, key), model), {}).get(name, NONE)
             elif len(seeds) > 1:
                 name += f", seed {line['seed']}"
@@ -226,7 +224,7 @@ def _tables_per_point(
         frame = pd.DataFrame(rows.values(), columns=[*row, *own], dtype=object).fillna(NONE)
         frame["model"] = [models.labels[model] for model in rows]
         notes = [*map(str, key), *(f"seed {seed}" for seed in seeds if len(seeds) == 1)]
-        if len(seeds) > MOST_SEEDS:
+        if len(seeds) >= MIN_SEEDS:
             notes.append(f"mean of {len(seeds)} seeds [95 % CI over seeds]")
         of_point = ", ".join([caption, *(note for note in notes if note != NONE)])
         yield CompactTable(of_point, frame, (None,) * len(frame.columns), tuple(rows))

@@ -1,4 +1,4 @@
-"""Rows of the claims on quality, one for each size and seed of a training."""
+"""Rows of the claims on quality: one per size, and per seed where there are too few for an interval over them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +11,10 @@ from retbench.report.claim_rows import ClaimRow, Scope, in_order
 from retbench.report.claim_rules import ClaimFinding
 from retbench.report.document_comparisons import Folders
 from retbench.report.frames import ComparableSet, Results, set_of, started
-from retbench.report.points import ModelInstance, fact, is_final, num_trained_tokens, replicate_of
+from retbench.report.points import fact, is_final, num_trained_tokens, replicate_of
 from retbench.report.quality_rules import (
     QualityLead,
+    Replicates,
     SlicesPair,
     find_leads,
     find_slice_pairs,
@@ -27,7 +28,7 @@ from retbench.units import format_count, format_size, format_tokens
 
 
 def quality_rows(claim: Claim, records: Iterable[Record], results: Results) -> list[ClaimRow]:
-    """Return a row per size, the newest first; under other conditions than the paper's, a row per size and seed."""
+    """Return a row per size, the newest first; under other conditions than the paper's also one per seed of few."""
     trainings = [each for each in results.records if replicate_of(each) == "seed" and is_final(each)]
     groups: dict[tuple[ComparableSet, str], list[Record]] = {}
     for record in records:
@@ -68,33 +69,32 @@ def _judge_quality(
                     finding = judge_near(claim, rule, record.metrics[rule.metric].value)
                     yield _quality_row(claim, rule.checkpoint, lacking, finding, (record,))
         case AheadRule() as rule:
-            for instance, leads in find_leads(rule, records, folders, trainings).items():
-                yield _instance_row(claim, instance, lacking, judge_ahead(rule, leads), leads)
+            for trained, leads in find_leads(rule, records, folders, trainings).items():
+                yield _trained_row(claim, trained, lacking, judge_ahead(rule, leads), leads)
         case SlicesRule() as rule:
-            for instance, pairs in find_slice_pairs(rule, records, folders).items():
-                yield _instance_row(claim, instance, lacking, judge_slices(claim, pairs), pairs)
+            for trained, pairs in find_slice_pairs(rule, records, folders).items():
+                yield _trained_row(claim, trained, lacking, judge_slices(claim, pairs), pairs)
         case CrossesRule() as rule:
             by_size: dict[str, list[QualityLead]] = {}
-            for instance, leads in find_leads(rule, records, folders, trainings).items():
+            for trained, leads in find_leads(rule, records, folders, trainings).items():
                 within = [lead for lead in leads if not lead.is_beyond]
                 if within:
-                    by_size.setdefault(instance.size, []).extend(within)
+                    by_size.setdefault(trained.size, []).extend(within)
             if len(by_size) > 1:
                 yield _crossing_row(claim, rule, by_size, lacking)
 
 
-def _instance_row(
+def _trained_row(
     claim: Claim,
-    instance: ModelInstance,
+    trained: Replicates,
     lacking: str,
     finding: ClaimFinding,
     pairs: Sequence[QualityLead | SlicesPair],
 ) -> ClaimRow:
-    """Return the row of one size and seed."""
+    """Return the row of one size and its seeds that are judged together."""
     records = [record for pair in pairs for record in pair.records]
-    models = f"{format_size(instance.size)}, {_describe_training(records)}"
-    row = _quality_row(claim, models, lacking, finding, records)
-    return row if instance.seed is None else replace(row, seeds=(instance.seed,))
+    models = f"{format_size(trained.size)}, {_describe_training(records)}"
+    return replace(_quality_row(claim, models, lacking, finding, records), seeds=trained.seeds)
 
 
 def _crossing_row(
@@ -165,8 +165,9 @@ def _joined(rows: Sequence[ClaimRow]) -> ClaimRow:
     verdict: Verdict = verdicts[0] if len(set(verdicts)) == 1 else "partly"
     if set(verdicts) - {"not_testable"} == {"not_reproduced"}:
         verdict = "not_reproduced"
-    counted = f"reproduced at {verdicts.count('reproduced')} of {len(ordered)} seeds"
-    text = "; ".join([counted, *(f"seed {row.seeds[0]}: {row.finding.text}" for row in ordered)])
+    reproduced = sum(len(row.seeds) for row in ordered if row.finding.verdict == "reproduced")
+    counted = f"reproduced at {reproduced} of {sum(len(row.seeds) for row in ordered)} seeds"
+    text = "; ".join([counted, *(f"{row.seed_words}: {row.finding.text}" for row in ordered)])
     return replace(
         ordered[0],
         finding=ClaimFinding(verdict, text),

@@ -1,8 +1,7 @@
 """Findings on quality: sentences computed from the paired comparisons of documents, whichever model they favour.
 
-Each is about one corpus or one group of tasks. Documents of several seeds are never pooled. An interval over documents
-is about the models as they were trained, and another seed's ratio often lies outside; from `MIN_SEEDS` trainings of a
-size on, the interval over them decides which loss is lower. A sentence claims no more than the interval or test shows.
+Each is about one corpus or one group of tasks. Documents of several seeds are never pooled; `over_seeds` says from how
+many trainings on the interval over them decides. A sentence claims no more than the interval or test shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,13 @@ from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
+from retbench.report.over_seeds import ratio_over_seeds
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
 from retbench.report.wording import describe_difference, describe_estimate, join_words, span, with_interval
-from retbench.stats.intervals import Interval, geometric_interval
+from retbench.stats.intervals import Interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_count, format_size, format_tokens
-
-MIN_SEEDS = 3
-"""Fewest trainings of one size for an interval over them."""
 
 
 def find_quality(evaluations: Evaluations) -> list[KeyFinding]:
@@ -76,7 +73,7 @@ def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
     """Return the ratios of one size, one per seed, as the model's: '32.4 % fewer bits per byte', '1.2 % more ...'."""
     if set(_sides(ratios)) == {"equal"}:
         return "no significant difference"
-    together = over_seeds(ratios)
+    together = ratio_over_seeds(ratios)
     low, high = (end(ratio.value for ratio in ([together] if together else ratios)) for end in (min, max))
     if low < 1 < high:
         return f"{_percent(low)} fewer to {_percent(high)} more bits per {unit}"
@@ -85,14 +82,9 @@ def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
     return f"{words} % {'fewer' if high <= 1 else 'more'} bits per {unit}"
 
 
-def over_seeds(ratios: Sequence[Estimate]) -> Interval | None:
-    """Return the geometric mean of a size's ratios with its interval over the trainings; None for too few of them."""
-    return geometric_interval([ratio.value for ratio in ratios]) if len(ratios) >= MIN_SEEDS else None
-
-
 def together_note(ratios: Sequence[Estimate]) -> str:
     """Return '; together 0.924 [0.890, 0.958], 95 % CI over seeds' of one size; nothing for too few trainings."""
-    found = over_seeds(ratios)
+    found = ratio_over_seeds(ratios)
     if found is None:
         return ""
     ends = [f"{end:.3f}" for end in (found.low, found.high) if end is not None]
@@ -148,7 +140,7 @@ def _verdict(by_size: Mapping[str, Sequence[DocumentComparison]], label: str, ot
 
 def _sides(ratios: Sequence[Estimate]) -> list[str]:
     """Return on which side of 1 the losses of a size lie: by the interval over its trainings, or else of each one."""
-    together = over_seeds(ratios)
+    together = ratio_over_seeds(ratios)
     return [_side(together)] if together else [_side(ratio) for ratio in ratios]
 
 

@@ -1,7 +1,8 @@
 """Leads of one model over another in evaluations, and the verdicts of the rules on quality.
 
-A lead is significant where its interval excludes 0, or of accuracies by McNemar's test; only significant leads confirm
-or refute a claim.
+A lead of several trainings is significant where its interval over them excludes 0 (`over_seeds`). That of one training
+is where its interval over documents does, or of accuracies by McNemar's test. Only significant leads confirm or refute
+a claim.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,20 @@ from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Slic
 from retbench.papers.papers import find_number
 from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
-from retbench.report.document_comparisons import Folders, compare
-from retbench.report.points import ModelInstance, instance_of, scores_of, task_point_of, trained_length
+from retbench.report.document_comparisons import DocumentComparison, Folders, compare
+from retbench.report.over_seeds import MIN_SEEDS, difference_over_seeds, ratio_over_seeds
+from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
 from retbench.report.wording import describe_difference
-from retbench.stats.paired import Estimate
+from retbench.stats.intervals import Interval
+from retbench.stats.paired import Estimate, PairedAccuracy
 from retbench.units import format_percent, format_size, format_tokens
+
+
+class Replicates(NamedTuple):
+    """Trainings of one size that are judged together: their seeds, none of which is known for public weights."""
+
+    size: str
+    seeds: tuple[int, ...]
 
 
 class QualityLead(NamedTuple):
@@ -24,7 +34,8 @@ class QualityLead(NamedTuple):
     `is_significant` is None where too few documents give no interval.
     """
 
-    records: tuple[Record, Record]
+    records: tuple[Record, ...]
+    """Those of the challenger and of the reference in turn, a pair for each seed."""
     lead: float
     is_significant: bool | None
     trained_len: int | None = None
@@ -43,15 +54,22 @@ def find_leads(
     records: Sequence[Record],
     folders: Folders,
     trainings: Sequence[Record] = (),
-) -> dict[ModelInstance, list[QualityLead]]:
-    """Compare both sides wherever they may be compared; by size and seed."""
-    found: dict[ModelInstance, list[QualityLead]] = {}
-    for mine, theirs in _pairs(rule, records):
-        lead = _lead(mine, theirs, folders)
-        if lead is not None:
-            lengths = [trained_length(side, trainings) for side in lead.records]
+) -> dict[Replicates, list[QualityLead]]:
+    """Compare both sides wherever they may be compared; by size, and by the seeds that are judged together."""
+    found: dict[Replicates, list[QualityLead]] = {}
+    compared = [(pair, compare(*pair, folders)) for pair in _pairs(rule, records)]
+    with_number = [(pair, made) for pair, made in compared if made.ratio or _accuracy(made)]
+    for of_size in group(with_number, lambda one: (one[1].point, one[1].instance.size)).values():
+        for mine in [of_size] if len(of_size) >= MIN_SEEDS else [[one] for one in of_size]:
+            sides = tuple(side for pair, _ in mine for side in pair)
+            lengths = [trained_length(side, trainings) for side in sides]
             shortest = min((length for length in lengths if length is not None), default=None)
-            found.setdefault(instance_of(mine), []).append(lead._replace(trained_len=shortest))
+            lead, is_significant = _lead([made for _, made in mine])
+            instances = [made.instance for _, made in mine]
+            seeds = tuple(one.seed for one in instances if one.seed is not None)
+            found.setdefault(Replicates(instances[0].size, seeds), []).append(
+                QualityLead(sides, lead, is_significant, shortest)
+            )
     return found
 
 
@@ -66,17 +84,28 @@ def _pairs(
             yield record, theirs
 
 
-def _lead(mine: Record, theirs: Record, folders: Folders) -> QualityLead | None:
-    """Return the lead of one record over another; None where they may not be compared."""
-    found = compare(mine, theirs, folders)
-    if found.ratio is not None:
-        low, high = found.ratio.low, found.ratio.high
-        is_significant = None if low is None or high is None else not low <= 1 <= high
-        return QualityLead((mine, theirs), 1 - found.ratio.value, is_significant)
-    pair = found.accuracies.get("acc") or found.accuracies.get("contains")
-    if pair is not None:
-        return QualityLead((mine, theirs), pair.difference, pair.is_significant)
-    return None
+def _accuracy(made: DocumentComparison) -> PairedAccuracy | None:
+    return made.accuracies.get("acc") or made.accuracies.get("contains")
+
+
+def _lead(made: Sequence[DocumentComparison]) -> tuple[float, bool | None]:
+    """Return the lead of comparisons that differ in the seed only, and whether it is significant."""
+    ratios = [one.ratio for one in made if one.ratio]
+    pairs = [pair for one in made if (pair := _accuracy(one))]
+    if ratios:
+        found = ratio_over_seeds(ratios) or ratios[0]
+        return 1 - found.value, _excludes(1, found)
+    together = difference_over_seeds(pairs)
+    return (
+        (together.value, _excludes(0, together))
+        if together
+        else (pairs[0].difference, pairs[0].is_significant)
+    )
+
+
+def _excludes(value: float, found: Interval | Estimate) -> bool | None:
+    """Return whether an interval excludes a value; None where there is no interval."""
+    return None if found.low is None or found.high is None else not found.low <= value <= found.high
 
 
 def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
@@ -157,7 +186,7 @@ def judge_near(claim: Claim, rule: NearRule, value: float) -> ClaimFinding:
 class SlicesPair(NamedTuple):
     """Two records that are compared, the challenger's first, and the differences of their slices."""
 
-    records: tuple[Record, Record]
+    records: tuple[Record, ...]
     slices: Mapping[str, Estimate]
     reference_gain: Estimate
     """The reference's own gain of a repeated pair: above 0 where it recalls."""
@@ -178,14 +207,15 @@ class SlicesPair(NamedTuple):
 
 def find_slice_pairs(
     rule: SlicesRule, records: Sequence[Record], folders: Folders
-) -> dict[ModelInstance, list[SlicesPair]]:
-    """Compare both sides wherever they may be compared; by size and seed."""
-    found: dict[ModelInstance, list[SlicesPair]] = {}
+) -> dict[Replicates, list[SlicesPair]]:
+    """Compare both sides wherever they may be compared; by size and seed, which are judged one by one."""
+    found: dict[Replicates, list[SlicesPair]] = {}
     for mine, theirs in _pairs(rule, records):
         made = compare(mine, theirs, folders)
         if {"hit_nats", "first_nats"} <= made.slices.keys() and made.reference_gain is not None:
             pair = SlicesPair((mine, theirs), made.slices, made.reference_gain)
-            found.setdefault(instance_of(mine), []).append(pair)
+            size, seed = made.instance
+            found.setdefault(Replicates(size, () if seed is None else (seed,)), []).append(pair)
     return found
 
 
