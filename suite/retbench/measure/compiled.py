@@ -67,13 +67,14 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=filtered)
     settings: dict[str, Any] = {"freezing": packs_weights}
-    if all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor)):
+    is_on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
+    if is_on_cpu:
         settings["realize_reads_threshold"] = _MOST_READS
     with (
         inductor.patch(settings),
         # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice.
         torch._dynamo.config.patch(recompile_limit=_MOST_STEPS, specialize_float=True),
-        _explained("--no-compile"),
+        _explained("--no-compile", is_on_cpu=is_on_cpu),
     ):
         first = run(*inputs)
     seconds = time.perf_counter() - start
@@ -91,8 +92,10 @@ def compile_training(model: nn.Module) -> Callable[..., Tensor]:
     _prepare_compiler()
     compiled = torch.compile(_with_own_code(model.__call__), fullgraph=True, dynamic=False)
 
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+
     def forward(*inputs: Any) -> Tensor:
-        with _explained("--set training.compile=false"):
+        with _explained("--set training.compile=false", is_on_cpu=is_on_cpu):
             logits: Tensor = compiled(*inputs)
             return logits
 
@@ -106,7 +109,7 @@ def _prepare_compiler() -> None:
 
 
 @contextmanager
-def _explained(without: str) -> Iterator[None]:
+def _explained(without: str, *, is_on_cpu: bool) -> Iterator[None]:
     """Raise what fails in torch.compile as out of memory, or as an UnsupportedError that names the way `without` it."""
     try:
         yield
@@ -114,9 +117,9 @@ def _explained(without: str) -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)  # the compiler's own error
         if is_out_of_memory(cause):
             raise cause from error
+        needs = " It needs a C++ compiler (g++, or the one that CXX names) and Python's headers." if is_on_cpu else ""
         raise UnsupportedError(
-            f"torch.compile cannot compile the step: {_first_line(cause)}. On a CPU it needs a C++ compiler (g++, or "
-            f"the one that CXX names) and Python's headers. Give {without}, or install them."
+            f"torch.compile cannot compile the step: {_first_line(cause)}.{needs} Give {without} to run it eagerly."
         ) from error
 
 

@@ -18,6 +18,7 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
 from retbench.report.frames import set_of, started
 from retbench.report.points import Lineup, group, is_matched
+from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
     advantage_of_losses,
     find_quality,
@@ -162,8 +163,9 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
     last, several = ends[-1], len(sweep.models.challengers) > 1
     ties = _ties(found)
     lead = _lead_of_best(found, last, len(ties)) if several else lead_of_ends([end[:2] for end in ends])
+    steps = "".join(f", {words}," for words in describe_steps(sweep.records))
     parts = [
-        f"{found.workload.quantity} {_values(last)}{_notes(last)}",
+        f"{found.workload.quantity}{steps} {_values(last)}{_notes(last)}",
         *(_other_end(ends[0], lead) if len(ends) > 1 else []),
         *_crossing(found, best, ends),
         *([f"not significantly different from {found.label(best)}: {join_words(ties)}"] if ties else []),

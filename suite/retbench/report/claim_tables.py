@@ -1,5 +1,6 @@
 """Judged claims as the rows of a short table, with all evidence, and as Markdown and JSON."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pandas as pd
 
+from retbench.architectures.sizes import find_size
 from retbench.papers.claims import Claim, Verdict
 from retbench.papers.papers import Number, find_number
 from retbench.report.claim_rows import ClaimRow
@@ -187,12 +189,14 @@ def _main_rows(each: JudgedClaim) -> list[tuple[ClaimRow, int]]:
 def _distance(claim: Claim, row: ClaimRow) -> tuple[object, ...]:
     """Return how far a row is from the subject of a claim; the least is the nearest.
 
-    Another baseline is another subject. Then the point or range counts, then whether the row decides, whether the steps
-    ran as in the paper, and the order of the claim's experiments.
+    Another baseline is another subject. Then the point or range counts, then the size of the models, whether the row
+    decides, whether the steps ran as in the paper, and the order of the claim's experiments.
     """
     distance, unlike = row.finding.distance, row.features & set(claim.scale.without)
+    params = max((record.model.num_params_nonembedding for record in row.records), default=0)
+    size = abs(math.log(find_size(claim.scale.size).budget / params)) if claim.scale.size and params else 0.0
     named = claim.experiments.index(row.experiment) if row.experiment in claim.experiments else 0
-    return len(unlike - {"graphs"}), not distance, distance, not row.finding.decides, len(unlike), named
+    return len(unlike - {"graphs"}), not distance, distance, size, not row.finding.decides, len(unlike), named
 
 
 def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:

@@ -27,7 +27,7 @@ from retbench.report.points import (
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
-from retbench.units import format_count, format_size
+from retbench.units import format_count, format_size, format_tokens
 from retbench.workloads.workload import WORKLOADS, Scores
 
 _CHOICES = {
@@ -164,6 +164,13 @@ class Evaluations:
         """Return the sequence length of the training of all these models; None if unknown or not one number."""
         lengths = {trained_length(record, self.trainings) for record in records}
         return lengths.pop() if len(lengths) == 1 else None
+
+    def extrapolation_note(self, records: Sequence[Record]) -> str:
+        """Return a sentence where the records' contexts are longer than the sequences of the training; else nothing."""
+        trained = self.trained_length(records)
+        if trained is None or max(record.point.context_len for record in records) <= trained:
+            return ""
+        return f" Beyond the {format_tokens(trained)} tokens of the training, models extrapolate."
 
     @property
     def refusals(self) -> list[str]:

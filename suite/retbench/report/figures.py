@@ -33,6 +33,7 @@ from retbench.report.panels import (
     sweep_panel,
 )
 from retbench.report.points import group, state_bytes_of
+from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
 from retbench.report.sweeps import (
     DATA_COLUMNS,
@@ -57,6 +58,10 @@ from retbench.workloads.workload import WORKLOADS, Workload
 _POINTS = (
     "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
     "cut where they leave the plot)."
+)
+_CROSSOVERS = (
+    "A crossover is the geometric mean of those of the rounds, each interpolated between the measured lengths, "
+    "linearly on logarithmic axes; the lines of the means may cross elsewhere."
 )
 _NOTE_WIDTH = 26
 """Characters in a line of a note in a figure."""
@@ -112,12 +117,14 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     figure, unit = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds)
     # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
     linear, _ = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds, is_linear=True)
-    for axes, sweep, found in zip(figure.axes, sweeps, crossings, strict=True):
-        for model, crossing in found.items() if len(found) <= _MOST_CROSSINGS else ():
+    marked = [found if len(found) <= _MOST_CROSSINGS else {} for found in crossings]
+    for axes, sweep, found in zip(figure.axes, sweeps, marked, strict=True):
+        for model, crossing in found.items():
             _mark_crossing(axes, crossing, sweep, model, with_note=len(sweeps) == 1)
+    has_crossing = any(crossing.value is not None for found in marked for crossing in found.values())
     caption = (
-        f"{workload.quantity.capitalize()}, {unit}, against the context length, {_batches(sweeps)}. {_POINTS} "
-        "Crossovers are interpolated between the measured lengths, linearly on logarithmic axes."
+        f"{workload.quantity.capitalize()}, {unit}, against the context length, {_batches(sweeps)}. {_POINTS}"
+        + (f" {_CROSSOVERS}" if has_crossing else "")
     )
     rows = [
         [
@@ -347,6 +354,7 @@ def _rooflines(sweeps: Sequence[CostSweep]) -> list[Drawing]:
 def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     first, metric, title = sweeps[0], "roofline_ratio", "% of roofline"
     longest, several = sweeps[-1].lengths[-1], len({sweep.batch_size for sweep in sweeps}) > 1
+    conditions = describe_conditions([record for sweep in sweeps for record in sweep.records], first.models)
     titles = [
         f"{sweep.workload}, batch {sweep.batch_size}" if several else sweep.workload for sweep in sweeps
     ]
@@ -356,7 +364,7 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     ]
     figure = draw_row(
         panels,
-        (title, _subtitle("%", first, metric, several=several), first.conditions),
+        (title, _subtitle("%", first, metric, several=several), conditions),
         lambda point: with_length(f"{100 * point.value:.0f} %", point, longest),
     )
     for axes in figure.axes:
@@ -372,7 +380,8 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
     data = [
         sweep.data([metric]).assign(workload=sweep.workload, batch_size=sweep.batch_size) for sweep in sweeps
     ]
-    return _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    drawing = _drawing(first, name, (title, caption), figure, pd.concat(data, ignore_index=True))
+    return replace(drawing, conditions=conditions)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from retbench.report.points import Lineup
 from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
 from retbench.report.wording import (
+    crossing_ends,
     describe_absence,
     describe_status,
     format_length,
@@ -209,8 +210,8 @@ def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyF
         f"The {pair.workload.quantity} of {pair.label} is below that of the {pair.other} from a context of about "
         f"{length} tokens on, interpolated between the measured lengths{pair.batch}"
     )
-    if crossing.low is not None and crossing.high is not None:
-        text += f" (95 % CI [{format_length(crossing.low)}, {format_length(crossing.high)}])"
+    if ends := crossing_ends(crossing):
+        text += f" (95 % CI [{', '.join(ends)}])"
     return KeyFinding(
         f"{pair.metric.better} from about {length} tokens on", f"{text}. {crossing.note}".strip()
     )
@@ -225,7 +226,7 @@ def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFindin
     if slope.low is None or slope.high is None:
         text += f": one round, so there is no interval to compare with {limits}."
     else:
-        line = f"a line through all lengths rises {slope.ratio:.3f} times, 90 % CI [{slope.low:.3f}, {slope.high:.3f}]"
+        line = f"on a line through all lengths {slope.ratio:.3f}, 90 % CI [{slope.low:.3f}, {slope.high:.3f}]"
         text += f" ({line}): {_level_words(slope, limits)}."
     return KeyFinding(f"{value:.2f}× from {first} to {last}", text)
 

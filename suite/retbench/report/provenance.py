@@ -63,6 +63,7 @@ def describe_conditions(records: Sequence[Record], models: Lineup | None = None)
 def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) -> list[str]:
     key = set_of(latest)
     params = {record.model.name: record.model.num_params_nonembedding for record in records}
+    limits = [limit for r in records if isinstance(limit := r.settings.get("memory_limit_bytes"), int)]
     graph = f"CUDA graph {'on' if latest.settings.get('cuda_graph') else 'off'}"
     counts = [
         f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
@@ -73,9 +74,23 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
     return [
         f"{key.threads} thread{'' if key.threads == 1 else 's'}",
         *([graph] if "cuda" in str(key.device) else []),
-        *(["compiled steps"] if any(record.backend.get("compile") is True for record in records) else []),
+        *describe_steps(records),
+        *([f"memory limit {format_bytes(min(limits))}"] if limits else []),
         f"parameters without embedding: {', '.join(counts)}",
     ]
+
+
+def describe_steps(records: Sequence[Record]) -> list[str]:
+    """Return how steps ran: 'compiled', 'eager', or of each workload where they differ; nothing where none is timed."""
+    by_workload: dict[bool, dict[str, None]] = {}
+    for record in records:
+        ran = record.backend.get("compile")
+        if isinstance(ran, bool):
+            by_workload.setdefault(ran, {})[record.workload.replace("_", " ")] = None
+    words = {True: "compiled", False: "eager"}
+    if len(by_workload) == 1:
+        return [words[next(iter(by_workload))]]
+    return [f"{words[ran]}: {', '.join(names)}" for ran, names in sorted(by_workload.items(), reverse=True)]
 
 
 def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
@@ -182,7 +197,7 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
             Cell(f"{length:,}", length),
             dtype,
             Cell(f"{error:.1e}", error),
-            Cell(f"{limit:.0e}", limit),
+            Cell(f"{limit:g}", limit),
             "equal" if error <= limit else "NOT EQUAL",
         ]
         for (model, name, length, dtype), (error, limit) in worst.items()

@@ -12,7 +12,7 @@ from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.over_seeds import ratio_over_seeds
+from retbench.report.over_seeds import MIN_SEEDS, ratio_over_seeds
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
 from retbench.report.wording import describe_difference, describe_estimate, join_words, span, with_interval
@@ -61,12 +61,14 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         seeds = f" (seeds {names}{together_note(ratios)})" if len(mine) > 1 else seed
         reference = f" of the {other}'s" if not at else ""
         at.append(f"{join_words(list(map(describe_estimate, ratios)))}{reference} at {size}{seeds}")
+    records = [side for c in made for side in evaluations.sides(c)]
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{trained_note(evaluations, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
+        f"{_crossing(by_size, label)}{_few_trainings(by_size)}{evaluations.extrapolation_note(records)}"
     )
     last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
-    return [KeyFinding(advantage_of_losses(last, made[0].unit), text + _crossing(by_size, label))]
+    return [KeyFinding(advantage_of_losses(last, made[0].unit), text)]
 
 
 def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
@@ -113,6 +115,16 @@ def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -
     tokens = {num_trained_tokens(evaluations.sides(c)[0]) for c in made}
     count = tokens.pop() if len(tokens) == 1 else None
     return "" if count is None else f", trained on {format_count(count)} tokens"
+
+
+def _few_trainings(by_size: Mapping[str, Sequence[DocumentComparison]]) -> str:
+    """State which sizes have too few trainings for an interval over seeds, so that another seed may differ."""
+    few = [
+        size
+        for size, mine in by_size.items()
+        if len(mine) < MIN_SEEDS and any(c.instance.seed is not None for c in mine)
+    ]
+    return f" Another seed may differ: fewer than {MIN_SEEDS} trainings at {join_words(few)}." if few else ""
 
 
 def _verdict(by_size: Mapping[str, Sequence[DocumentComparison]], label: str, other: str) -> str:

@@ -15,7 +15,7 @@ from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
 from retbench.report.over_seeds import MIN_SEEDS, difference_over_seeds, ratio_over_seeds
 from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
-from retbench.report.wording import describe_difference
+from retbench.report.wording import POINTS, describe_difference
 from retbench.stats.intervals import Interval
 from retbench.stats.paired import Estimate, PairedAccuracy
 from retbench.units import format_percent, format_size, format_tokens
@@ -127,10 +127,9 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     ahead = [each for each in leads if each.lead > 0]
     sure = [each for each in ahead if each.is_significant]
     behind = [each for each in leads if each.lead < 0 and each.is_significant]
-    values = [each.lead for each in leads]
     text = (
         f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
-        f"{len(behind)}; {_lead_words(min(values), max(values))}"
+        f"{len(behind)}; {_lead_words(leads)}"
     )
     if all(each.is_significant is None for each in leads):
         return ClaimFinding("not_testable", text, ("too few documents for an interval",))
@@ -143,10 +142,18 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     return ClaimFinding("reproduced" if is_whole else "partly", text)
 
 
-def _lead_words(low: float, high: float) -> str:
-    """Format the least and the largest lead: 'lead -1.0 % to 2.0 %', or 'behind by 5.3 % to 6.3 %'."""
+def _lead_words(leads: Sequence[QualityLead]) -> str:
+    """Format the least and the largest lead: 'lead -1.0 % to 2.0 % of the loss', or 'behind by 5.3 to 6.3 points'."""
+    low, high = (end(each.lead for each in leads) for end in (min, max))
     words, ends = ("behind by", (-high, -low)) if high < 0 else ("lead", (low, high))
-    return f"{words} {' to '.join(dict.fromkeys(map(format_percent, ends)))}"
+    return f"{words} {_amount(leads, *ends)}"
+
+
+def _amount(leads: Sequence[QualityLead], *values: float) -> str:
+    """Format leads: of texts as a share of the loss, which is smaller than that of the perplexity, else as points."""
+    if scores_of(leads[0].records[0].workload) == "text":
+        return f"{' to '.join(dict.fromkeys(map(format_percent, values)))} of the loss"
+    return f"{' to '.join(dict.fromkeys(f'{POINTS * value:.1f}' for value in values))} points"
 
 
 def judge_crossing(
@@ -165,7 +172,7 @@ def judge_crossing(
     else:
         verdict = "partly" if means[0] < 0 < means[1] else "not_reproduced"
     at_small, at_large = (
-        f"{format_percent(mean)} at {', '.join(map(format_size, sizes))}"
+        f"{_amount(behind, mean)} at {', '.join(map(format_size, sizes))}"
         for mean, sizes in zip(means, (small, large), strict=True)
     )
     significance = f"significantly different at {len(as_claimed)} of {num_leads} evaluations"

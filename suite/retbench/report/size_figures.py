@@ -41,12 +41,14 @@ def draw_bits(scores: Evaluations) -> Iterator[Drawing]:
     for names, points in group(found, lambda p: (p.experiment, p.workload, p.protocol)).items():
         parts = [(point.title, _size_data(found[point], _BITS, "bits", _bits)) for point in points]
         where = join_words([point.title for point in points])
+        records = [record for point in points for record in found[point]]
         view = View(
             name=file_stem("_".join(filter(None, (*names, "by_size")))),
             title="Quality by size",
             subtitle="bits per byte" if len(parts) > 1 else f"bits per byte, {where}",
-            caption=f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}",
-            records=[record for point in points for record in found[point]],
+            caption=f"Bits per byte on {where} against the size of the models; lower is better. {_POINT_PER_SEED}"
+            f"{scores.extrapolation_note(records)}",
+            records=records,
         )
         yield _draw_sizes(scores, view, parts)
 
@@ -97,7 +99,8 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
             title="Quality against the size of the state",
             subtitle=f"bits per byte, {point.title}",
             caption=f"Bits per byte on {point.title} against the analytical bytes of state or key-value cache of one "
-            "sequence of that context; lower is better. One point per size and seed; lines join the sizes of a seed.",
+            "sequence of that context; lower is better. One point per size and seed; lines join the sizes of a seed."
+            f"{scores.extrapolation_note(records)}",
             records=records,
         )
         data = _size_data(records, _BITS, "bits", _bits, with_state=True)

@@ -1,6 +1,7 @@
 """Words and numbers that tables, figures and findings share."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 
@@ -112,17 +113,22 @@ def describe_difference(difference: Estimate) -> str:
 
 
 def format_length(tokens: float) -> str:
-    """Return a computed length with three digits: 2431.7 -> '2,430'."""
-    return f"{float(f'{tokens:.3g}'):,.0f}"
+    """Return a computed length with three digits: 2431.7 -> '2,430'; a whole one, which was measured, with all."""
+    is_whole = math.isclose(tokens, round(tokens), rel_tol=1e-9)
+    return f"{round(tokens) if is_whole else float(f'{tokens:.3g}'):,.0f}"
 
 
 def describe_crossover(crossing: Crossover) -> str:
     """Return a crossover with its interval: '1,840 [1,620, 2,090] tokens'; three digits each."""
     if crossing.value is None:
         return "no crossover"
-    ends = [end for end in (crossing.low, crossing.high) if end is not None]
-    numbers = [crossing.value, *(ends if len(ends) == 2 else [])]
-    return f"{with_interval(*map(format_length, numbers))} tokens"
+    return f"{with_interval(format_length(crossing.value), *crossing_ends(crossing))} tokens"
+
+
+def crossing_ends(crossing: Crossover) -> list[str]:
+    """Return the ends of a crossover's interval; none where all rounds agree, as on bytes."""
+    ends = [format_length(end) for end in (crossing.low, crossing.high) if end is not None]
+    return ends if len(set(ends)) == 2 else []
 
 
 def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:

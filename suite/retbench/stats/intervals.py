@@ -272,7 +272,10 @@ def _crossover_outside(lengths: Sequence[int], crossings: Sequence[float]) -> Cr
         return Crossover("none", None, low, high, "")
     seen = []
     if inside:
-        seen.append(f"{len(inside)} cross between {min(inside):,.0f} and {max(inside):,.0f} tokens")
+        where = f"between {min(inside):,.0f} and {max(inside):,.0f}"
+        seen.append(
+            f"{len(inside)} cross {where} tokens" if inside[1:] else f"1 crosses at {inside[0]:,.0f} tokens"
+        )
     if num_below:
         ahead = f"ahead at every length from {lengths[0]:,} to {lengths[-1]:,} tokens"
         seen.append(f"in {num_below} the first model is {ahead}")
