@@ -123,7 +123,7 @@ def test_the_gate_shows_the_worst_error_of_all_records(cpu_records: list[Record]
     rows = {(row.model, row.check): row for row in table.itertuples()}
     assert len(rows) == 5
     streamed = rows["RetNet", "streamed = whole"]
-    assert (streamed.error, streamed.limit, streamed.verdict) == ("9.0e-05", "1e-04", "equal")
+    assert (streamed.error, streamed.limit, streamed.verdict) == ("9.0e-05", "0.0001", "equal")
     for error in (math.inf, math.nan):
         table = equivalence_table([*cpu_records, worse(error)], models)
         bad = table[table["verdict"] == "NOT EQUAL"]
@@ -156,5 +156,22 @@ def test_compiled_steps_are_a_condition_of_what_they_gave(cpu_records: list[Reco
     compiled = [
         record.model_copy(update={"backend": {**record.backend, "compile": True}}) for record in decoded
     ]
-    assert "compiled steps" not in describe_conditions(decoded, models)
-    assert "compiled steps" in describe_conditions(compiled, models)
+    assert " · compiled · " in describe_conditions(compiled, models)
+    eager = [
+        record.model_copy(update={"backend": {**record.backend, "compile": False}}) for record in decoded
+    ]
+    assert " · eager · " in describe_conditions(eager, models)
+    prefilled = [record for record in cpu_records if record.workload == "prefill"]
+    eager = [
+        record.model_copy(update={"backend": {**record.backend, "compile": False}}) for record in prefilled
+    ]
+    assert " · compiled: decode · eager: prefill · " in describe_conditions([*compiled, *eager], models)
+
+
+def test_a_memory_limit_is_a_condition(cpu_records: list[Record]) -> None:
+    assert "memory limit" not in describe_conditions(cpu_records, lineup(cpu_records))
+    limited = [
+        record.model_copy(update={"settings": {**record.settings, "memory_limit_bytes": 10**9}})
+        for record in cpu_records
+    ]
+    assert "memory limit 954\xa0MiB" in describe_conditions(limited, lineup(cpu_records))

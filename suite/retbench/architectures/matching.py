@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from retbench.architectures import costs
 from retbench.architectures.architecture import FfnWidth, ModelSpec
 from retbench.architectures.configs import ModelConfig
-from retbench.architectures.registry import find_architecture
+from retbench.architectures.registry import find_architecture, mixers
 from retbench.architectures.sizes import Size, find_size
 from retbench.errors import ConfigError
 from retbench.mixers.gated_convolution.config import GatedConvolution
@@ -41,6 +41,11 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         size = replace(size, vocab_size=vocab_size)
     try:
         config = find_architecture(spec.architecture).resolve(spec, size)
+        if strange := {mixer.mixer for mixer in config.mixers} - mixers().keys():
+            raise ConfigError(
+                f"{spec.architecture}: its mixer '{min(strange)}' is not known here. List its class in the field "
+                "'mixers' of the Architecture."
+            )
         return put_convolution_first(config) if spec.convolution_first else config
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         fault = error.errors()[0]

@@ -11,11 +11,14 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
+from pydantic import ValidationError
+
 from retbench import mixers as own_mixers
 from retbench.architectures.architecture import Architecture, ModelSpec
 from retbench.errors import ConfigError, unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
-from retbench.mixers.mixer import Mixer
+from retbench.mixers.mixer import Mixer, missing_parts
+from retbench.strict import explain
 
 GROUP = "retbench.architectures"
 T = TypeVar("T")
@@ -33,8 +36,25 @@ def architectures() -> Mapping[str, Architecture]:
     own = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
     found = {each.name: each for each in sorted(own, key=lambda each: (each.order, each.name))}
     for each in installed(GROUP, Architecture, found):
+        _check_complete(each)
         found[each.name] = each
     return found
+
+
+def _check_complete(architecture: Architecture) -> None:
+    """Raise a ConfigError if a user's architecture has an incomplete mixer, or a preset that its tables do not take."""
+    for kind in architecture.mixers:
+        if missing := missing_parts(kind):
+            raise ConfigError(
+                f"{kind.__module__}.{kind.__name__} does not define {', '.join(missing)}, which every mixer needs. "
+                "retbench.mixers.mixer.Mixer says what each of them is."
+            )
+    for variant, fields in architecture.presets.items():
+        try:
+            architecture.spec.model_validate({"architecture": architecture.name, **fields})
+        except ValidationError as error:
+            where = f"architecture '{architecture.name}', presets['{variant}']"
+            raise ConfigError(explain(error, architecture.spec, where)) from error
 
 
 def installed(group: str, kind: type[T], taken: Container[str]) -> Iterator[T]:

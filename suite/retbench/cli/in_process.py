@@ -2,8 +2,11 @@
 
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 
 import psutil
 import typer
@@ -13,7 +16,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
-from retbench.errors import UnsupportedError, unknown_name
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError, unknown_name
 from retbench.measure import environment
 from retbench.measure.devices import default_threads
 from retbench.measure.limits import is_out_of_memory
@@ -73,6 +76,30 @@ def alone_on_machine(command: str, device: str) -> Iterator[None]:
 
     with timing_lock(command, device, wait=wait):
         yield
+
+
+@contextmanager
+def blaming_package(config: ModelConfig) -> Iterator[None]:
+    """Raise what fails in a model with mixers of a user's package as a ConfigError that says where it failed.
+
+    Other models raise their errors as they are: those would be faults of retbench.
+    """
+    packages = {type(mixer).__module__.partition(".")[0] for mixer in config.mixers} - {"retbench"}
+    try:
+        yield
+    except RetbenchError:
+        raise
+    except Exception as error:
+        if not packages or is_out_of_memory(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        folders = [Path(str(import_module(name).__file__)).parent for name in packages]
+        own = [frame for frame in frames if any(Path(frame.filename).is_relative_to(one) for one in folders)]
+        last = (own or frames)[-1]
+        raise ConfigError(
+            f"package '{', '.join(sorted(packages))}': {type(error).__name__}: {error} (in {last.filename}, line "
+            f"{last.lineno}). Correct the package."
+        ) from error
 
 
 @contextmanager

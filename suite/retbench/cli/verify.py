@@ -52,7 +52,7 @@ def verify(
     """
     from retbench.architectures.matching import resolve_model
     from retbench.architectures.sizes import size_id
-    from retbench.cli.in_process import backends_of, find_named_model, within_memory
+    from retbench.cli.in_process import backends_of, blaming_package, find_named_model, within_memory
     from retbench.config.experiment import find_dtype
     from retbench.measure.devices import find_device
 
@@ -63,7 +63,8 @@ def verify(
     config = resolve_model(spec, size)
     device = find_device(device).name
     named = f"{model} of size {format_size(size)} at {dtype}"
-    with within_memory(named, config, dtype, device, "Give a smaller --size or another --device."):
+    advice = "Give a smaller --size or another --device."
+    with within_memory(named, config, dtype, device, advice), blaming_package(config):
         decoder, gate = _run_gate(spec, config, dtype, backend or spec.backend, device)
     if form == "json":
         _print_json(model, size, decoder, gate)

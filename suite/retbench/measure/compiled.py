@@ -117,7 +117,11 @@ def _explained(without: str, *, is_on_cpu: bool) -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)  # the compiler's own error
         if is_out_of_memory(cause):
             raise cause from error
-        needs = " It needs a C++ compiler (g++, or the one that CXX names) and Python's headers." if is_on_cpu else ""
+        needs = (
+            " It needs a C++ compiler (g++, or the one that CXX names) and Python's headers."
+            if is_on_cpu
+            else ""
+        )
         raise UnsupportedError(
             f"torch.compile cannot compile the step: {_first_line(cause)}.{needs} Give {without} to run it eagerly."
         ) from error

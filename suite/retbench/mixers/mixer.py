@@ -6,10 +6,12 @@ A multiply and an add are two operations. Norms, activations and rotations are l
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field
 
+from retbench.errors import ConfigError
 from retbench.strict import Strict
 
 if TYPE_CHECKING:
@@ -279,10 +281,30 @@ class Mixer(Strict):
             )
 
     def build(self, form: str, chunk_size: int | None) -> "MixerModule":
-        """Build the torch module on torch's default device in its default dtype; its weights are not drawn yet."""
+        """Build the torch module on torch's default device in its default dtype; its weights are not drawn yet.
+
+        Raises:
+            ConfigError: there is no such module or class.
+        """
         module, _, name = self.implementation.partition(":")
-        make: Callable[[Mixer, str, int | None], MixerModule] = getattr(import_module(module), name)
+        try:
+            make: Callable[[Mixer, str, int | None], MixerModule] = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.title}: its implementation '{self.implementation}' cannot be imported: {error}."
+            ) from error
         return make(self, form, chunk_size)
+
+
+def missing_parts(kind: type[Mixer]) -> list[str]:
+    """Return what a subclass must define and does not: class variables, properties and methods, by name."""
+    names = ("title", "forms", "default_form", "implementation")
+    missing = [name for name in names if not hasattr(kind, name)]
+    methods = (
+        *("at_size", "streamed_params", "local_params", "state", "decode_flops", "training_flops"),
+        *("prefill_flops", "decode_workspace", "kept_for_gradients"),
+    )
+    return missing + [name for name in methods if getattr_static(kind, name) is getattr_static(Mixer, name)]
 
 
 def causal_pairs(context_len: int) -> int:

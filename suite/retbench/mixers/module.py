@@ -158,7 +158,7 @@ class MixerModule(StatefulModule):
         A mixer that keeps no state may get the last token alone, (B, 1, D), with `last_only` and the positions
         of all T tokens.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
 
 class LinearOperatorModule(MixerModule):

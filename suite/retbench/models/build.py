@@ -8,6 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from retbench.architectures.configs import Initialisation, ModelConfig
+from retbench.architectures.costs import mixer_params
+from retbench.errors import ConfigError
 from retbench.measure.products import row_products
 from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder
@@ -43,7 +45,7 @@ def build_model(
         initialisation: As of `init_weights`.
 
     Raises:
-        ConfigError: unknown backend or decode operators.
+        ConfigError: unknown backend or decode operators; or a mixer is not what its configuration counts.
         UnsupportedError: the backend or the operators cannot run on this device at the dtype of their inputs.
     """
     model = allocate_model(
@@ -72,6 +74,7 @@ def allocate_model(
     """Build a model with uninitialised weights, to be filled from a file; arguments and errors as of `build_model`."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
         model = Decoder(config, backend, chunk_size)
+    _check_params(model)
     model = model.to(device)  # constants are computed on the CPU
     model.compute_dtype = compute_dtype
     model.set_backend(backend)
@@ -80,6 +83,17 @@ def allocate_model(
     model.set_decode_operators(decode_operators)
     model.set_row_products(row_products(model.device, dtype))
     return model.eval()
+
+
+def _check_params(model: Decoder) -> None:
+    """Raise a ConfigError if a mixer has other parameters than its configuration counts: it would not be matched."""
+    for mixer in model.mixers:
+        counted, built = mixer_params(mixer.config), sum(weight.numel() for weight in mixer.parameters())
+        if counted != built:
+            raise ConfigError(
+                f"{mixer.config.title}: the configuration counts {counted:,} parameters, and its module has {built:,}. "
+                "Correct streamed_params, local_params or other_params, or the module."
+            )
 
 
 class _WithoutInit(TorchFunctionMode):

@@ -65,7 +65,7 @@ def check_equivalence(
         Every check with its error and limit; `passed` if no error exceeds its limit.
 
     Raises:
-        ConfigError: too few tokens.
+        ConfigError: too few tokens, or a mixer does not note the executed backend.
     """
     longest = max(*lengths, SHORT_PROMPT + DECODED_TOKENS)
     total = max(depth, longest)
@@ -80,6 +80,9 @@ def check_equivalence(
     checks = _check_prompts(model, tokens, lengths, reference)
     checks += _check_backends(model, tokens[:, :longest], reference)
     checks += _check_streaming(model, tokens, longest, reference, whole)
+    if isinstance(model, Decoder):
+        _check_executed(model)
+    checks += _check_mixing(model, tokens, reference.limit)
     return Gate(
         passed=all(check.passed for check in checks),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -166,6 +169,30 @@ def _check_streaming(
         GateCheck(name=f"decode = {model.backend}", length=prompt_len, error=decoded, limit=limit),
         GateCheck(name="streamed state = whole", length=total, error=error, limit=limit),
     ]
+
+
+def _check_executed(model: Decoder) -> None:
+    """Raise a ConfigError unless every mixer has noted the executed backend of decode steps: records state it."""
+    for mixer in model.mixers:
+        if "decode" not in mixer.executed:
+            raise ConfigError(
+                f"{mixer.config.title}: its module does not note the executed backend. Let its forward set "
+                "self.executed['prefill'] and self.executed['decode'] to the name of the form or kernel."
+            )
+
+
+def _check_mixing(model: LanguageModel, tokens: Tensor, limit: float) -> list[GateCheck]:
+    """Return a failed check if a token has no effect on the next one: then nothing is mixed, and all forms agree.
+
+    The error is 1, as of outputs that have nothing in common with those they should be.
+    """
+    other = tokens[tokens != tokens[0, 0]][:1]
+    if not len(other):
+        return []
+    one, two = (model(torch.cat([first, tokens[0, 1:2]])[None])[:, -1] for first in (tokens[0, :1], other))
+    if not torch.equal(one, two):
+        return []
+    return [GateCheck(name="a changed token changes the next output", length=2, error=1.0, limit=limit)]
 
 
 def _decode(model: LanguageModel, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:

@@ -86,7 +86,9 @@ class MixerComparison:
             for name, tensor in one.used(found.position).items():
                 pair = tensor, expected[name]
                 if one.layout[name].kind == "fixed":
-                    pair = pair[0].flatten(2)[:, :, None], pair[1].flatten(2)[:, :, None]  # (1, H, 1, K V)
+                    # (1, H, 1, K V); a state of one axis, (1, D), counts as one head
+                    heads = tensor.shape[1] if tensor.dim() > 2 else 1
+                    pair = pair[0].reshape(1, heads, 1, -1), pair[1].reshape(1, heads, 1, -1)
                 errors.append(head_error(*pair, pair[1]))
         return max(errors)
 

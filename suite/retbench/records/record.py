@@ -3,6 +3,7 @@
 `record.schema.json` in this folder holds the JSON Schema of a record; a test keeps the two equal.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -215,6 +216,9 @@ class Gate(Part):
     @property
     def failures(self) -> str:
         """The failed comparisons in words, each with its error and its limit; empty where all passed."""
+        failed = [check.error for check in self.checks if not check.passed]
+        if failed and not any(map(math.isfinite, failed)):
+            return "its outputs are not finite"
         return "; ".join(
             f"{check.name} at {check.length} tokens: error {check.error:.3g}, limit {check.limit:.3g}"
             for check in self.checks

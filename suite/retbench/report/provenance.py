@@ -6,7 +6,7 @@ Each table is a frame of text with a column per model; where the models differ, 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from statistics import median
 from typing import Any
 
@@ -19,7 +19,7 @@ from retbench.report.columns import NONE
 from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
 from retbench.report.wording import bind_units, device_name, span
-from retbench.units import format_bytes, format_count, format_percent, format_rate
+from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
 from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
@@ -137,6 +137,7 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
 def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     """Return settings and executed kernels of one experiment and workload per model, with differences flagged."""
     facts: dict[str, dict[str, list[object]]] = {}
+    lengths: dict[tuple[str, str, object], set[int]] = {}
     for record in records:
         mine = facts.setdefault(record.model.name, {})
         executed = {f"executed: {name}": value for name, value in record.backend.items()}
@@ -145,6 +146,7 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
                 continue  # a run of the grid does not depend on the others, and a grid may be widened later
             plain = json.dumps(value) if isinstance(value, list | dict) else value
             mine.setdefault(name, []).append(plain)
+            lengths.setdefault((record.model.name, name, plain), set()).add(record.point.context_len)
         mine.setdefault("rounds", []).append(record.round)
         mine.setdefault("samples per round", []).extend(
             len(metric.samples) for metric in record.metrics.values() if metric.samples
@@ -152,14 +154,27 @@ def executed_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     present = [model for model in models.models if model in facts]
     rows = []
     for name in dict.fromkeys(name for mine in facts.values() for name in mine):
-        values = [_summary(name, facts[model].get(name, [])) for model in present]
         ran = name.removeprefix("executed: ")
+        values = [
+            _kernels({value: lengths[model, name, value] for value in facts[model].get(name, [])})
+            if ran in WORKLOADS
+            else _summary(name, facts[model].get(name, []))
+            for model in present
+        ]
         is_kernel = ran in WORKLOADS or ran == "training_fingerprint"
         is_own = name in _OWN_SETTINGS or (ran != name and (is_kernel or ran.startswith(_OWN_FACTS)))
         is_harness = ran != name and ran.startswith(_HARNESS_FACTS)
         reason = BY_HARNESS if is_harness else BY_DESIGN if is_own else DIFFERS
         rows.append([name, *values, "" if len(set(values)) == 1 else reason])
     return pd.DataFrame(rows, columns=["fact", *(models.labels[model] for model in present), "difference"])
+
+
+def _kernels(lengths: Mapping[object, Set[int]]) -> str:
+    """Return the kernels of a workload; of several, each with the context lengths at which it ran."""
+    if len(lengths) < 2:
+        return _summary("", list(lengths))
+    places = sorted((sorted(of_one), str(kernel)) for kernel, of_one in lengths.items())
+    return "; ".join(f"{kernel} ({', '.join(map(format_tokens, of_one))})" for of_one, kernel in places)
 
 
 def _summary(name: str, values: Sequence[object]) -> str:

@@ -1,4 +1,4 @@
-"""The time to embed a text: a workload of a user's own."""
+"""The time to embed a text: a workload of one's own."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def measure(context: Any) -> Measurement:
 
 
 WORKLOAD = Workload(
-    name="toy_embedding",
+    name="embedding",
     title="Embedding latency",
     kind="cost",
     metrics=(MetricSpec("embed_s", "time to embed", True, has_interval=True, better="faster"),),

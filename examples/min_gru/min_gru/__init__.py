@@ -1,0 +1,1 @@
+"""minGRU (arXiv:2410.01201) for retbench, and a workload: an example of a package of one's own."""

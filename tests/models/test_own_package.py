@@ -1,0 +1,134 @@
+"""A user's architecture, as in examples/min_gru: it passes the equivalence check, and what is wrong in it is named."""
+
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from retbench.architectures import registry
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import architectures, named_specs
+from retbench.cli.in_process import blaming_package
+from retbench.data.text import read_tokens
+from retbench.errors import ConfigError
+from retbench.models.build import build_model
+from retbench.models.equivalence import check_equivalence
+from retbench.records.record import Gate
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "min_gru"
+ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", registry.GROUP)
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example as an installed package, in place of any other."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [ENTRY] if group == registry.GROUP else [])
+    architectures.cache_clear()
+    yield
+    architectures.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "min_gru"]:
+        del sys.modules[name]
+
+
+def mixer() -> Any:
+    return sys.modules["min_gru.config"].MinGru
+
+
+def module() -> Any:
+    from min_gru.module import MinGruModule  # type: ignore[import-not-found]
+
+    return MinGruModule
+
+
+def checked(dtype: torch.dtype = torch.float32) -> Gate:
+    config = resolve_model(named_specs()["min_gru"], "300k")
+    with blaming_package(config):
+        model = build_model(config, dtype=dtype, device="cpu", seed=0, backend="chunkwise")
+        return check_equivalence(model, read_tokens(64)[None], depth=64, lengths=(1, 17, 33))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_example_is_equivalent_at_every_dtype(dtype: torch.dtype) -> None:
+    gate = checked(dtype)
+    assert gate.passed, gate.failures
+    assert "recurrent = chunkwise" in {check.name for check in gate.checks}
+
+
+def test_other_parameters_than_counted_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    architectures()
+    monkeypatch.setattr(mixer(), "local_params", property(lambda self: 2 * self.d_model**2))
+    with pytest.raises(ConfigError, match=r"counts 36,864 parameters, and its module has 27,648"):
+        checked()
+
+
+def test_a_mixer_that_mixes_nothing_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda self, *args, **named: 0 * forward(self, *args, **named))
+    gate = checked()
+    assert not gate.passed
+    assert [check.name for check in gate.checks if not check.passed] == [
+        "a changed token changes the next output"
+    ]
+
+
+def test_outputs_that_are_no_numbers_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = module().forward
+    monkeypatch.setattr(
+        module(), "forward", lambda self, *args, **named: torch.nan * forward(self, *args, **named)
+    )
+    assert checked().failures == "its outputs are not finite"
+
+
+def test_a_mixer_must_note_the_executed_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = module().forward
+
+    def silent(self: nn.Module, *args: Any, **named: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(self, *args, **named)
+        self.executed = {}  # type: ignore[assignment]
+        return out
+
+    monkeypatch.setattr(module(), "forward", silent)
+    with pytest.raises(ConfigError, match=r"minGRU: its module does not note the executed backend"):
+        checked()
+
+
+def test_an_incomplete_mixer_is_refused_with_the_missing_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    architectures()
+    architectures.cache_clear()
+    monkeypatch.delattr(mixer(), "decode_flops")
+    monkeypatch.delattr(mixer(), "title")
+    with pytest.raises(ConfigError, match=r"min_gru\.config\.MinGru does not define title, decode_flops"):
+        architectures()
+
+
+def test_a_preset_that_its_tables_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = architectures()["min_gru"]
+    architectures.cache_clear()
+    monkeypatch.setitem(found.presets, "wide", {"widht": 3})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"presets\['wide'\].*no field 'widht'"):
+        architectures()
+
+
+def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    object.__setattr__(architectures()["min_gru"], "mixers", ())
+    with pytest.raises(ConfigError, match=r"its mixer 'min_gru' is not known here"):
+        resolve_model(named_specs()["min_gru"], "300k")
+
+
+def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    architectures()
+    monkeypatch.setattr(mixer(), "implementation", "min_gru.modul:MinGruModule")
+    with pytest.raises(ConfigError, match=r"'min_gru\.modul:MinGruModule' cannot be imported"):
+        checked()
+
+
+def test_what_fails_in_the_package_is_told_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["min_gru.module"] if module() else None, "_mix", lambda *args: args[99])
+    with pytest.raises(ConfigError, match=r"package 'min_gru': IndexError: .*module\.py, line \d+\)"):
+        checked()

@@ -1,1 +1,0 @@
-"""An architecture and a workload of a user's own package."""
