@@ -172,7 +172,7 @@ def test_quality_is_answered_by_the_largest_models(scored: Results) -> None:
     assert "litbank/original" in quality.text
     assert "non-embedding parameters" in quality.text
     assert " of the Transformer's (95 % CI over " in quality.text
-    assert quality.text.endswith(" documents), trained on 20.0 M tokens")
+    assert quality.text.endswith(" documents), trained on 20.0 M tokens, 1.1 per parameter")
 
 
 def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -> None:
@@ -181,7 +181,7 @@ def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -
         for record in scored.records
     ]
     contents = contents_of(select([*Maker(CPU).latency(), *quality], folders=scored.folders))
-    assert line(find_answer(contents), "Quality").text.endswith(" tokens, on Another Processor")
+    assert line(find_answer(contents), "Quality").text.endswith(" per parameter, on Another Processor")
 
 
 def test_quality_of_tasks_alone_is_answered_by_their_finding(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
         format_bytes(each.weight_bytes),
         format_bytes(each.state_bytes),
         format_bytes(each.memory_bytes),
-        "not known" if each.largest_batch is None else str(each.largest_batch),
+        "not known" if each.largest_batch is None else f"{each.largest_batch:,}",
     )
 
 
@@ -300,7 +300,8 @@ def _describe(title: str, time: str, each: "Crossover") -> str:
     if each.context_len is None:
         return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:
-        return f"{lead} at every context of {format_tokens(each.looked_from)} tokens or more."
+        tokens = "token" if each.looked_from == 1 else "tokens"
+        return f"{lead} at every context of {format_tokens(each.looked_from)} {tokens} or more."
     return f"{lead} from {each.context_len:,} tokens of context on."
 
 

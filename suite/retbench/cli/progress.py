@@ -216,9 +216,9 @@ def _describe_gate(gate: Gate) -> str:
 def _summarise_run(result: RunSummary) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
     place = f" in {result.path}" if result.path else ""
+    if result.interrupted and not counts:
+        return f"interrupted: nothing{' new' if result.skipped else ''} was measured{place}"
     nothing = "nothing new to measure"
-    if result.interrupted:
-        nothing = "nothing new measured yet" if result.skipped else "nothing measured yet"
     return f"{_ending(interrupted=result.interrupted)}: {counts or nothing}{place}"
 
 

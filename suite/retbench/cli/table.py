@@ -79,7 +79,9 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         table, shared = _without_constants(full)
         keys = next((at for at, one in enumerate(table.columns) if one.kind != "key"), len(table.columns))
         title = WORKLOADS[workload].title if workload in WORKLOADS else workload
-        print_prose(("\n" if number else "") + ": ".join(filter(None, (title, shared))))
+        if number:
+            typer.echo()
+        print_prose(": ".join(filter(None, (title, shared))))
         typer.echo()
         header = [column.heading for column in table.columns]
         print_table(header, [[*row] for row in table.frame.itertuples(index=False)], form, keys=keys)

@@ -73,8 +73,11 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
 
 def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:
     """Return the ratios of one size, one per seed, as the model's: '32.4 % fewer bits per byte', '1.2 % more ...'."""
-    if set(_sides(ratios)) == {"equal"}:
+    sides = set(_sides(ratios))
+    if sides == {"equal"}:
         return "no significant difference"
+    if sides == {"unclear"}:
+        return "undecided: too few documents"
     together = ratio_over_seeds(ratios)
     low, high = (end(ratio.value for ratio in ([together] if together else ratios)) for end in (min, max))
     if low < 1 < high:
@@ -111,10 +114,15 @@ def _range(values: Sequence[float]) -> str:
 
 
 def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> str:
-    """Return the training tokens of the compared models, if it is one number."""
-    tokens = {num_trained_tokens(evaluations.sides(c)[0]) for c in made}
-    count = tokens.pop() if len(tokens) == 1 else None
-    return "" if count is None else f", trained on {format_count(count)} tokens"
+    """Return the training tokens of the compared models, of one size also per parameter without embedding."""
+    records = [evaluations.sides(c)[0] for c in made]
+    counts = sorted(count for record in records if (count := num_trained_tokens(record)) is not None)
+    if len(counts) < len(records):
+        return ""
+    words = " to ".join(dict.fromkeys(map(format_count, (counts[0], counts[-1]))))
+    params = records[0].model.num_params_nonembedding
+    is_alone = counts[0] == counts[-1] and len({record.model.size for record in records}) == 1 and params
+    return f", trained on {words} tokens" + (f", {counts[0] / params:.2g} per parameter" if is_alone else "")
 
 
 def _few_trainings(by_size: Mapping[str, Sequence[DocumentComparison]]) -> str:
