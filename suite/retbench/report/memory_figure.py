@@ -165,4 +165,10 @@ def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, parts: Sequenc
     ]
     for line, (text, colour) in enumerate(reversed(texts)):
         offset_pt = (0, -6 - 8.5 * line)
-        add_text(axes, text, (0.03, 1), "axes fraction", offset_pt, color=colour, fontweight="bold")
+        # Lines of the grid end before the words, which they would strike out.
+        options = {
+            "color": colour,
+            "fontweight": "bold",
+            "bbox": {"facecolor": style.PAPER, "linewidth": 0, "pad": 0.6},
+        }
+        add_text(axes, text, (0.03, 1), "axes fraction", offset_pt, **options)

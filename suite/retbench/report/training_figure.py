@@ -14,7 +14,7 @@ from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes
 from retbench.workloads.workload import Workload
 
-_TALLEST = 2.0
+_TALLEST = 2.5
 """Highest memory that is drawn over the highest one that is linear in the length, as a ratio."""
 
 
