@@ -717,7 +717,7 @@ def test_one_context_is_not_all_three(tmp_path: Path) -> None:
     change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
     judged = judge(CLAIMS["perplexity_by_context"], scored(tmp_path, ask, change, seeds={"25m": (0,)}))
     assert judged.verdict == "partly"
-    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 evaluations, significantly at 1")
+    assert judged.rows[0].finding.text.startswith("ahead at 1 of 1 evaluation, significantly at 1")
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:
@@ -791,10 +791,13 @@ def trained_at(context_len: int) -> Change:
 @pytest.mark.parametrize(
     ("lengths", "text"),
     [
-        ((512,), "ahead at 1 of 1 evaluations, significantly at 1, significantly behind at 0; lead 1.0 %"),
+        (
+            (512,),
+            "ahead at 1 of 1 evaluation, significantly at 1, significantly behind at 0; lead 1.0 % of the loss",
+        ),
         (
             (512, 2048),
-            "ahead at 1 of 1 evaluations, significantly at 1, significantly behind at 0; lead 1.0 %; "
+            "ahead at 1 of 1 evaluation, significantly at 1, significantly behind at 0; lead 1.0 % of the loss; "
             "1 not counted: longer than the 512 tokens of the training",
         ),
         ((2048,), "no evaluation counts: longer than the 512 tokens of the training"),
@@ -948,17 +951,17 @@ def test_each_of_two_seeds_counts_and_not_the_newest_alone(
 @pytest.mark.parametrize(
     ("factors", "verdict", "words"),
     [
-        ((1, 1, 1), "reproduced", "ahead at 1 of 1 evaluations, significantly at 1"),
+        ((1, 1, 1), "reproduced", "ahead at 1 of 1 evaluation, significantly at 1"),
         (
             (2, 2, 2),
             "not_reproduced",
-            "ahead at 0 of 1 evaluations, significantly at 0, significantly behind at 1",
+            "ahead at 0 of 1 evaluation, significantly at 0, significantly behind at 1",
         ),
         # Over its documents each seed differs clearly, and the seeds disagree.
         (
             (1, 1, 2),
             "not_testable",
-            "ahead at 0 of 1 evaluations, significantly at 0, significantly behind at 0",
+            "ahead at 0 of 1 evaluation, significantly at 0, significantly behind at 0",
         ),
     ],
 )

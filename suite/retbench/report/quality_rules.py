@@ -127,8 +127,9 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
     ahead = [each for each in leads if each.lead > 0]
     sure = [each for each in ahead if each.is_significant]
     behind = [each for each in leads if each.lead < 0 and each.is_significant]
+    evaluations = "evaluation" if len(leads) == 1 else "evaluations"
     text = (
-        f"ahead at {len(ahead)} of {len(leads)} evaluations, significantly at {len(sure)}, significantly behind at "
+        f"ahead at {len(ahead)} of {len(leads)} {evaluations}, significantly at {len(sure)}, significantly behind at "
         f"{len(behind)}; {_lead_words(leads)}"
     )
     if all(each.is_significant is None for each in leads):
