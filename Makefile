@@ -21,7 +21,7 @@ BUDGET ?= 30
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 PIP_ONLY := index|proxy|host|client|constraint|prefer|only|no-binary|links=.*[\ ]$(if $(SSL_CERT_FILE),,|cert)
 WHEELS = $$($(BIN)/pip config list | sed -nE "s/^.*\.find-links='(.*)'$$/--find-links=\1/p" | sort -u)
-PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_8192_by_position \
+PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_4096_by_position \
 	recall_slices_recall_slices_litbank-original_2048_gain mqar_mqar_frontier \
 	mqar_mqar_mqar_32_8_distance mqar_training_run_mqar_32_rates length_recall_length_recall_40k \
 	length_recall_training_run_length_recall_32_rates needle_needle_short_25k_map \

@@ -206,7 +206,7 @@ def test_rounds_that_disagree_give_what_they_agree_on() -> None:
     above = crossover(lengths, [crossing, behind])
     assert (above.kind, above.high) == ("none", None)
     assert above.low == pytest.approx(2000)
-    assert "2 rounds disagree: 1 cross between 2,000 and 2,000 tokens" in above.note
+    assert "2 rounds disagree: 1 crosses at 2,000 tokens" in above.note
     below = crossover(lengths, [crossing, ahead])
     assert (below.kind, below.low) == ("none", None)
     assert below.high == pytest.approx(2000)

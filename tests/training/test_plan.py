@@ -39,6 +39,12 @@ def test_tokens_by_size(plan_of: PlanOf) -> None:
     }
 
 
+def test_sizes_are_chosen_from_a_table_by_size(plan_of: PlanOf) -> None:
+    """A profile's table has tokens for each of its sizes; with one of them the others have no effect."""
+    chosen = plan_of('training.sizes=["300k"]', "training.num_tokens_by_size={1m=1920}", GRID)
+    assert [run.size for run in chosen.runs] == ["300k"] * len(chosen.runs)
+
+
 def test_seeds_by_size(plan_of: PlanOf) -> None:
     plan = plan_of('training.sizes=["300k", "1m"]', "training.seeds_by_size={300k=[0, 1, 2]}")
     seeds = [(run.size, run.seed) for run in plan.final_runs if run.model_name == "retnet"]
@@ -108,7 +114,7 @@ def fingerprint(plan: TrainingPlan) -> str:
         ("models.transformer.ffn_dim=800", "not matched"),
         ("training.num_tokens=95", "there must be one step"),
         ("training.num_tokens_by_size={1m=95}", "num_tokens is 95 .* there must be one step"),
-        ("training.num_tokens_by_size={3m=960}", "num_tokens_by_size has '3m', which is not among the sizes"),
+        ("training.num_tokens_by_size={2m=960}", "num_tokens_by_size has '2m', which is no size"),
         ("training.corpus=nowhere", "unknown corpus 'nowhere'"),
         ("training.tokenizer=nothing", "unknown tokenizer 'nothing'"),
     ],

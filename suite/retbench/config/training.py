@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from retbench.architectures.configs import Initialisation
-from retbench.architectures.sizes import SizeId, size_id
+from retbench.architectures.sizes import SIZES, SizeId, size_id
 from retbench.config.evaluation import Count, Length, without_repeats
 from retbench.config.synthetic import TaskSpec
 from retbench.errors import unknown_name
@@ -107,7 +107,7 @@ class TrainingSpec(Strict):
     num_tokens: int = Field(ge=1, le=2**50)
     """Tokens that a model is trained on; the number of steps is that of whole batches."""
     num_tokens_by_size: dict[SizeId, Annotated[int, Field(ge=1, le=2**50)]] = Field(default_factory=dict)
-    """Tokens of the final runs at single sizes, in place of `num_tokens`."""
+    """Tokens of the final runs at single sizes, in place of `num_tokens`; other sizes have no effect."""
     recipe: str = "paper"
     learning_rates: tuple[Positive, ...] = Field(min_length=1)
     """Grid of each model at each tuning size; each model takes its own best by validation loss."""
@@ -151,12 +151,16 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "TrainingSpec":
-        for field in ("tuning_sizes", "seeds_by_size", "num_tokens_by_size"):
-            strange = [size for size in getattr(self, field) if size not in self.sizes]
-            if strange:
-                raise ValueError(
-                    f"{field} has '{strange[0]}', which is not among the sizes {list(self.sizes)}"
-                )
+        strange = [size for size in self.tuning_sizes if size not in self.sizes]
+        if strange:
+            raise ValueError(
+                f"tuning_sizes has '{strange[0]}', which is not among the sizes {list(self.sizes)}"
+            )
+        for field in ("seeds_by_size", "num_tokens_by_size"):
+            # They may have sizes that are not trained: --set training.sizes chooses some of a profile's.
+            unknown = [size for size in getattr(self, field) if size not in (*self.sizes, *SIZES)]
+            if unknown:
+                raise ValueError(f"{field} has '{unknown[0]}', which is no size (retbench list --sizes)")
         fewest = min([self.num_tokens, *self.num_tokens_by_size.values()])
         if fewest < self.tokens_per_step:
             raise ValueError(

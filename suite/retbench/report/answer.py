@@ -17,18 +17,18 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
 from retbench.report.frames import set_of, started
+from retbench.report.over_seeds import ratio_over_seeds
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
     advantage_of_losses,
     find_quality,
     interval_note,
-    together_note,
     trained_note,
 )
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
-from retbench.report.wording import describe_estimate, device_name, format_length, join_words
+from retbench.report.wording import describe_estimate, device_name, format_length, join_words, with_interval
 from retbench.units import format_count, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
@@ -286,16 +286,16 @@ def _loss_line(
         lead = f"best: {other}; next {labels[best]}, {lead}" if is_worse else f"best: {labels[best]}, {lead}"
     seeds = [str(c.instance.seed) for c in mine if c.instance.seed is not None]
     words = (
-        f", seeds {join_words(seeds)}{together_note(ratios[best])}"
-        if len(seeds) > 1
-        else f", one training (seed {seeds[0]})"
-        if seeds
-        else ""
+        f", {len(seeds)} seeds" if len(seeds) > 1 else f", one training (seed {seeds[0]})" if seeds else ""
     )
-    records = [evaluations.sides(c)[0] for c in mine]
+    records, together = [evaluations.sides(c)[0] for c in mine], ratio_over_seeds(ratios[best])
+    if together:
+        ends = [f"{end:.3f}" for end in (together.low, together.high) if end is not None]
+        values, note = with_interval(f"{together.value:.3f}", *ends), " (95 % CI over seeds)"
+    else:
+        values, note = join_words(list(map(describe_estimate, ratios[best]))), interval_note(mine)
     text = (
-        f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: "
-        f"{join_words(list(map(describe_estimate, ratios[best])))} of {other}'s{interval_note(mine)}"
+        f"bits per {made[0].unit} on {made[0].point.title}, {_parameters(records)}{words}: {values} of {other}'s{note}"
         f"{trained_note(evaluations, mine)}{_other_device(records, setting)}"
     )
     return AnswerLine("Quality", lead, text)
