@@ -200,6 +200,11 @@ def test_the_whole_headline(scores: Evaluations) -> None:
         "loss -0.03 vs +0.36 nats per token from 2K to 8K",
         "loss -0.03 vs +0.40 nats per token from 2K to 8K",
     ]
+    # Contexts of 8K are longer than the 2K of the training, those of `last` are not.
+    extrapolated = [finding for finding in findings if "models extrapolate" in finding.text]
+    assert all("8K)" in finding.text for finding in extrapolated)
+    assert len(extrapolated) == 2
+    assert all(finding.lead.endswith(" beyond the trained length") for finding in extrapolated)
     record = next(
         r
         for r in scores.records

@@ -61,14 +61,15 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         seeds = f" (seeds {names}{together_note(ratios)})" if len(mine) > 1 else seed
         reference = f" of the {other}'s" if not at else ""
         at.append(f"{join_words(list(map(describe_estimate, ratios)))}{reference} at {size}{seeds}")
-    records = [side for c in made for side in evaluations.sides(c)]
+    beyond = evaluations.extrapolation_note([side for c in made for side in evaluations.sides(c)])
     text = (
         f"{label}'s bits per {made[0].unit} on {point.title} are {'; '.join(at)}"
         f"{trained_note(evaluations, made)}{interval_note(made)}: {_verdict(by_size, label, other)}."
-        f"{_crossing(by_size, label)}{_few_trainings(by_size)}{evaluations.extrapolation_note(records)}"
+        f"{_crossing(by_size, label)}{_few_trainings(by_size)}{beyond}"
     )
     last = [c.ratio for c in by_size[format_size(made[-1].instance.size)] if c.ratio]
-    return [KeyFinding(advantage_of_losses(last, made[0].unit), text)]
+    where = " beyond the trained length" if beyond else ""
+    return [KeyFinding(f"{advantage_of_losses(last, made[0].unit)}{where}", text)]
 
 
 def advantage_of_losses(ratios: Sequence[Estimate], unit: str) -> str:

@@ -66,7 +66,7 @@ def find_leads(
             shortest = min((length for length in lengths if length is not None), default=None)
             lead, is_significant = _lead([made for _, made in mine])
             instances = [made.instance for _, made in mine]
-            seeds = tuple(one.seed for one in instances if one.seed is not None)
+            seeds = tuple(sorted(one.seed for one in instances if one.seed is not None))
             found.setdefault(Replicates(instances[0].size, seeds), []).append(
                 QualityLead(sides, lead, is_significant, shortest)
             )
