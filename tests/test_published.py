@@ -319,7 +319,7 @@ def test_seeds_are_ahead_in_induction_as_the_page_on_recall_says() -> None:
 
 
 def fewer_over_seeds(corpus: str, size: str) -> list[str]:
-    """Return by how many percent RetNet's bits per byte differ at a size, with the ends of the interval over seeds."""
+    """Return RetNet's difference in bits per byte at a size, with the ends of the interval over seeds: '1 % fewer'."""
     ratios = [
         float(row[-1].split()[0])
         for row in rows_of(output(QUALITY, "quality"))
@@ -327,13 +327,16 @@ def fewer_over_seeds(corpus: str, size: str) -> list[str]:
     ]
     assert len(ratios) == 3
     found = geometric_interval(ratios)
-    return [f"{100 * abs(1 - end):.0f}" for end in (found.value, found.high, found.low) if end is not None]
+    ends = [end for end in (found.value, found.high, found.low) if end is not None]
+    return [f"{100 * abs(1 - end):.0f} % {'more' if end > 1 else 'fewer'}" for end in ends]
 
 
 def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
-    novels, articles, beyond, *_ = map(numbers_of, summary(QUALITY))
+    novels, articles, extrapolated, *_ = summary(QUALITY)
+    beyond = numbers_of(extrapolated)
     for told, corpus in ((novels, "litbank/original"), (articles, "wikitext-103")):
-        assert told == [number for size in ("300K", "1M") for number in fewer_over_seeds(corpus, size)]
+        found = re.findall(r"\d+ % (?:more|fewer)", told.replace(" bits per byte", ""))
+        assert found == [words for size in ("300K", "1M") for words in fewer_over_seeds(corpus, size)]
     losses = pd.read_csv(
         ROOT / "docs" / "quality_perplexity_litbank-original_whole_4096_by_position.csv"
     ).query("size == '1m'")

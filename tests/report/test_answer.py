@@ -1,5 +1,6 @@
 """The answer: one line per topic, with the ratio at the deepest context, both values and the conditions."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,17 @@ def test_quality_is_answered_by_the_largest_models(scored: Results) -> None:
     assert "non-embedding parameters" in quality.text
     assert " of the Transformer's (95 % CI over " in quality.text
     assert quality.text.endswith(" documents), trained on 20.0 M tokens, 1.1 per parameter")
+
+
+def test_quality_of_three_seeds_is_answered_by_the_interval_over_them(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)})
+    maker.perplexities("litbank/original", "last", 2048)
+    loaded = load_results(maker.write())
+    quality = line(find_answer(contents_of(select(loaded.records, folders=loaded.folders))), "Quality")
+    assert re.search(
+        r", 3 seeds: \d\.\d{3} \[[\d.]+, [\d.]+\] of the Transformer's \(95 % CI over seeds\), trained",
+        quality.text,
+    )
 
 
 def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -> None:

@@ -91,7 +91,6 @@ def compile_training(model: nn.Module) -> Callable[..., Tensor]:
     """
     _prepare_compiler()
     compiled = torch.compile(_with_own_code(model.__call__), fullgraph=True, dynamic=False)
-
     is_on_cpu = next(model.parameters()).device.type == "cpu"
 
     def forward(*inputs: Any) -> Tensor:

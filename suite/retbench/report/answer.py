@@ -17,7 +17,7 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
 from retbench.report.frames import set_of, started
-from retbench.report.over_seeds import ratio_over_seeds
+from retbench.report.over_seeds import describe_interval, ratio_over_seeds
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
@@ -28,7 +28,7 @@ from retbench.report.quality_findings import (
 )
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
-from retbench.report.wording import describe_estimate, device_name, format_length, join_words, with_interval
+from retbench.report.wording import describe_estimate, device_name, format_length, join_words
 from retbench.units import format_count, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
@@ -290,8 +290,7 @@ def _loss_line(
     )
     records, together = [evaluations.sides(c)[0] for c in mine], ratio_over_seeds(ratios[best])
     if together:
-        ends = [f"{end:.3f}" for end in (together.low, together.high) if end is not None]
-        values, note = with_interval(f"{together.value:.3f}", *ends), " (95 % CI over seeds)"
+        values, note = describe_interval(together), " (95 % CI over seeds)"
     else:
         values, note = join_words(list(map(describe_estimate, ratios[best]))), interval_note(mine)
     text = (

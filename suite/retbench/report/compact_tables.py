@@ -15,7 +15,7 @@ from retbench.report.cells import Cell, Column, ReadableTable, length_cell, numb
 from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
-from retbench.report.over_seeds import MIN_SEEDS
+from retbench.report.over_seeds import MIN_SEEDS, describe_interval
 from retbench.report.points import Lineup
 from retbench.report.readable_tables import (
     MOST_MODELS,
@@ -26,7 +26,7 @@ from retbench.report.readable_tables import (
 )
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
-from retbench.report.wording import describe_status, section_title, with_interval
+from retbench.report.wording import describe_status, section_title
 from retbench.stats.intervals import geometric_interval, mean_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
@@ -255,8 +255,7 @@ def _mean(column: Column, sides: Sequence[Row]) -> str:
         return NONE
     estimate = geometric_interval if column.kind == "comparison" else mean_interval
     found = estimate(values)
-    ends = [] if found.low is None else [f"{found.low:.3f}", f"{found.high:.3f}"]
-    return Cell(with_interval(f"{found.value:.3f}", *ends), found.value)
+    return Cell(describe_interval(found), found.value)
 
 
 def _without_constants(

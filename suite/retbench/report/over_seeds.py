@@ -6,6 +6,7 @@ An interval over documents is about two models as they were trained, and another
 
 from collections.abc import Sequence
 
+from retbench.report.wording import with_interval
 from retbench.stats.intervals import Interval, geometric_interval, mean_interval
 from retbench.stats.paired import Estimate, PairedAccuracy
 
@@ -21,3 +22,9 @@ def ratio_over_seeds(ratios: Sequence[Estimate]) -> Interval | None:
 def difference_over_seeds(pairs: Sequence[PairedAccuracy]) -> Interval | None:
     """Return the mean of a size's differences of accuracies with its interval over the trainings, or None likewise."""
     return mean_interval([pair.difference for pair in pairs]) if len(pairs) >= MIN_SEEDS else None
+
+
+def describe_interval(found: Interval) -> str:
+    """Return a mean over seeds with its interval: '0.924 [0.890, 0.958]'."""
+    ends = [f"{end:.3f}" for end in (found.low, found.high) if end is not None]
+    return with_interval(f"{found.value:.3f}", *ends)

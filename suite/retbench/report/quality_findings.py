@@ -12,10 +12,10 @@ from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.over_seeds import MIN_SEEDS, ratio_over_seeds
+from retbench.report.over_seeds import MIN_SEEDS, describe_interval, ratio_over_seeds
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
-from retbench.report.wording import describe_difference, describe_estimate, join_words, span, with_interval
+from retbench.report.wording import describe_difference, describe_estimate, join_words, span
 from retbench.stats.intervals import Interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_count, format_size, format_tokens
@@ -93,8 +93,7 @@ def together_note(ratios: Sequence[Estimate]) -> str:
     found = ratio_over_seeds(ratios)
     if found is None:
         return ""
-    ends = [f"{end:.3f}" for end in (found.low, found.high) if end is not None]
-    return f"; together {with_interval(f'{found.value:.3f}', *ends)}, 95 % CI over seeds"
+    return f"; together {describe_interval(found)}, 95 % CI over seeds"
 
 
 def _percent(ratio: float) -> str:
