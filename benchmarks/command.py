@@ -5,13 +5,12 @@ missing, 130 interrupted.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.peers.bars import Bar, missing_packages
 from retbench.errors import RetbenchError, unknown_name
-from retbench.measure.environment import pin_process, worker_environment
+from retbench.measure.environment import become_worker
 from retbench.running.locks import Interrupted
 
 
@@ -107,9 +106,7 @@ def _chosen(bars: Mapping[str, Bar], only: Sequence[str]) -> list[str]:
 
 def _run(bars: Mapping[str, Bar], rounds: int, threads: int) -> int:
     """Run the bars, print their lines, and return 1 if one does not hold."""
-    # Before torch is imported: OpenMP reads the variables then.
-    os.environ.update(worker_environment(threads, "cpu"))
-    pin_process(threads)
+    become_worker(threads, "cpu")
     failed = []
     for name, bar in bars.items():
         print(f"{name}: {bar.title}", file=sys.stderr, flush=True)

@@ -4,18 +4,29 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from retbench.measure import machine
+from retbench.measure.allocator import with_huge_pages
+from retbench.measure.environment import worker_environment
 from tests.measure.forked import run_forked
 
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+HUGE_PAGES = machine.read_text(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or ""
+ON_REQUEST = pytest.mark.skipif(
+    "[madvise]" not in HUGE_PAGES,
+    reason=f"the kernel does not give huge pages on request: {HUGE_PAGES.strip()}",
+)
 
 PRELUDE = """
 import resource
 import torch
 from retbench.measure.allocator import (
-    keep_freed_memory, keep_small_freed_memory, keeps_freed_memory, return_free_pages, return_freed_memory
+    keep_freed_memory, keep_small_freed_memory, keeps_freed_memory, return_free_pages, return_freed_memory,
+    uses_huge_pages
 )
 from retbench.measure.machine import status_bytes
 
@@ -49,6 +60,43 @@ def run(code: str, **variables: str) -> str:
 def test_a_step_after_the_first_needs_no_page_of_the_kernel_where_freed_memory_is_kept() -> None:
     code = "keep_freed_memory()\nstep()\nprint(faults_of(step) <= 8, keeps_freed_memory())"
     assert run(code) == "True True"
+
+
+@GLIBC
+@ON_REQUEST
+@pytest.mark.parametrize("call", ["", "keep_freed_memory()", "keep_small_freed_memory()"])
+def test_a_worker_on_a_cpu_computes_in_huge_pages(call: str) -> None:
+    asked, unasked = worker_environment(1, "cpu"), worker_environment(1, "cuda:0")
+    code = f"{call}\nprint(uses_huge_pages())"
+    assert run(code, **asked) == "True"
+    assert run(code, **unasked | {"GLIBC_TUNABLES": ""}) == "False"
+
+
+@ON_REQUEST
+def test_a_process_that_becomes_a_worker_computes_in_huge_pages() -> None:
+    code = (
+        "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
+        "from retbench.measure.allocator import uses_huge_pages\nprint(uses_huge_pages())"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.top_pad=1", "glibc.malloc.top_pad=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", None),
+        ("glibc.malloc.check=1:glibc.malloc.hugetlb=2", None),
+    ],
+)
+def test_huge_pages_are_asked_for_beside_the_users_settings(given: str | None, found: str | None) -> None:
+    variables = {} if given is None else {"GLIBC_TUNABLES": given}
+    assert with_huge_pages(variables).get("GLIBC_TUNABLES") == found
 
 
 @GLIBC

@@ -1,6 +1,5 @@
 """Shared by the commands that build or measure a model in their own process instead of a worker."""
 
-import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -59,9 +58,7 @@ def describe_busy(busy: float) -> str:
 def become_worker(device: str) -> int:
     """Give this process the threads of a worker on `device`, and its GPU or cores; return the number of threads."""
     threads = default_threads(device)
-    # Before torch is loaded, and OpenMP with it.
-    os.environ.update(environment.worker_environment(threads, device))
-    environment.pin_process(threads)
+    environment.become_worker(threads, device)
     environment.use_device(device)
     return threads
 

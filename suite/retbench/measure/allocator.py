@@ -1,9 +1,12 @@
-"""Freed memory under glibc's allocator: kept for later allocations, or returned to the kernel.
+"""Memory under glibc's allocator: in huge pages, and kept when it is freed or returned to the kernel.
 
 Memory that comes back from the kernel is zeroed page by page. By glibc's own rules some programs spend time on that and
 others do not: what is free at the end of the heap is returned, and the sizes and the order of allocations decide what
 lies there. A fresh process that reads prompts may spend a fifth of its time so, and another model's process none. Every
 process that times or trains keeps freed memory, whatever the model.
+
+Many kernels give pages of 2 MiB on request only. A CPU streams weights more slowly from pages of 4 KiB: on two cores
+of an AMD EPYC compiled steps of 25M took 0.72 to 0.82 of the time in huge pages, and eager ones of 125M 0.83 to 0.87.
 
 Settings of the user's own (MALLOC_TRIM_THRESHOLD_ and the like, GLIBC_TUNABLES) are left as they are, and so is a C
 library other than glibc.
@@ -12,10 +15,12 @@ library other than glibc.
 import ctypes
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """Parameters of mallopt(3)."""
+_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb="
 _SETTINGS = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
 """The same as names of environment variables and tunables of glibc."""
 _NEVER_TRIM, _NO_BLOCKS = -1, 0
@@ -31,6 +36,30 @@ _PROBE_VALUES = 2**24
 """64 MiB of float32: more than glibc keeps by its own rules."""
 _FEW_FAULTS = 8
 """A block that comes from the kernel takes one for each of 16,384 pages of 4 KiB, or 32 of 2 MiB."""
+
+
+def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable by which glibc asks for huge pages in a process that is started with it.
+
+    A choice of the user's own stays. Versions before 2.35 and other C libraries ignore it.
+    """
+    tunables = variables.get(_TUNABLES, "")
+    if _HUGE_PAGES in tunables:
+        return {}
+    return {_TUNABLES: ":".join(filter(None, (tunables, f"{_HUGE_PAGES}1")))}
+
+
+def uses_huge_pages() -> bool | None:
+    """Return whether a large block lies in huge pages; None where the kernel does not say."""
+    import torch
+
+    block = torch.ones(_PROBE_VALUES, dtype=torch.float32, device="cpu")
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")]
+    return sum(sizes) * 1024 > block.nbytes // 2 if sizes else None
 
 
 def keep_freed_memory() -> None:
@@ -98,7 +127,7 @@ def _function(name: str) -> Callable[..., int] | None:
 
 def _mallopt() -> Callable[..., int] | None:
     """Return glibc's function; None without glibc, or where the environment sets what becomes of freed memory."""
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    tunables = os.environ.get(_TUNABLES, "")
     user_decides = any(
         f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables for name in _SETTINGS
     )

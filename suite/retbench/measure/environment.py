@@ -40,6 +40,8 @@ _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 """Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _CUBLAS_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
 """Makes torch keep the workspaces of cuBLAS (ATen/cuda/CUDAContextLight.h of torch 2.15)."""
+_HUGE_PAGES_OF_TORCH = "THP_MEM_ALLOC_ENABLE"
+"""Has torch ask for huge pages for its tensors of 2 MiB and more (c10/core/impl/alloc_cpu.cpp)."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
@@ -51,6 +53,8 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     thread before any gets two. Unbound threads occasionally share a CPU, which delays the step. On CUDA no thread is
     bound: OpenMP would bind the main thread to one CPU, and its children inherit that. Compilation, the threads of
     autograd and those of NCCL would then share this CPU with the launches of kernels.
+
+    On a CPU memory is asked for in huge pages; see `allocator.with_huge_pages`.
 
     Args:
         threads: Number of threads.
@@ -67,9 +71,10 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
             f"Give at most that many (--set threads={len(cpus)}), or leave the field out for one per physical core."
         )
     places = ",".join(f"{{{cpu}}}" for cpu in cpus[:threads])
-    binding = (
-        {"OMP_PROC_BIND": "true", "OMP_PLACES": places} if device == "cpu" else {"OMP_PROC_BIND": "false"}
-    )
+    if device == "cpu":
+        binding = {"OMP_PROC_BIND": "true", "OMP_PLACES": places, **allocator.with_huge_pages(os.environ)}
+    else:
+        binding = {"OMP_PROC_BIND": "false"}
     # Since torch 2.15 cuBLAS has its workspace, up to 32 MiB, from torch's allocator for the length of each product, so
     # that it would be part of every step's memory. Kept, it is there before a step, as with earlier versions.
     libraries = {} if device == "cpu" else {_CUBLAS_WORKSPACE: os.environ.get(_CUBLAS_WORKSPACE, "1")}
@@ -83,6 +88,20 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": str(threads),
         _COMPILED_CODE: os.environ.get(_COMPILED_CODE) or str(cache_dir() / "compiled"),
     }
+
+
+def become_worker(threads: int, device: str) -> None:
+    """Set the variables of a worker in this process, and pin it. Call this before torch is loaded.
+
+    glibc has read its own variables by now, so torch asks for huge pages.
+
+    Raises:
+        UnsupportedError: there are fewer CPUs than threads.
+    """
+    os.environ.update(worker_environment(threads, device))
+    if device == "cpu":
+        os.environ.setdefault(_HUGE_PAGES_OF_TORCH, "1")
+    pin_process(threads)
 
 
 def computing_variables(variables: Mapping[str, str]) -> dict[str, str]:
@@ -201,9 +220,9 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         threads: CPU threads that a worker was asked to use.
 
     Returns:
-        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal`, `num_threads` and
-        `keeps_freed_memory` were tested in this process. `node_id` and `gpu_uuid` identify the hardware: numbers of
-        different hardware are not paired.
+        Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal`, `num_threads`,
+        `keeps_freed_memory` and `uses_huge_pages` were tested in this process. `node_id` and `gpu_uuid` identify the
+        hardware: numbers of different hardware are not paired.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor a CUDA device that is there.
@@ -226,6 +245,8 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         "load_average": list(os.getloadavg()),
         **_host_facts(absent),
     }
+    uses = {"uses_huge_pages": allocator.uses_huge_pages()}
+    _put(facts, absent, uses, "/proc/self/smaps_rollup does not say")
     commit, reason = _git_commit()
     _put(facts, absent, {"git_commit": commit}, reason)
     uuid, reason = nvml.gpu_uuid(device)

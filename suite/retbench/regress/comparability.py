@@ -43,6 +43,7 @@ _CONFOUNDERS = (
     "governor",
     "transparent_huge_pages",
     "keeps_freed_memory",
+    "uses_huge_pages",
     "memory_bytes",
     "allowed_cpus",
 )
