@@ -90,10 +90,17 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
 
 @pytest.mark.parametrize(
     ("ratios", "fewest"),
-    [((0.7, 0.9, 0.96), 1024), ((0.7, 0.9, 1.1), 4096), ((0.7, 1.1, 0.5), 16384), ((0.98, 0.5, 0.5), 0)],
+    [
+        ((0.7, 0.9, 0.96), 1024),
+        ((0.7, 0.9, 1.1), 4096),
+        ((0.7, 1.1, 1.0), 16384),
+        ((1.1, 1.1, 0.96), 0),
+        ((0.98, 0.5, 0.5), 1024),  # disturbed at the most keys
+        ((0.7, 1.1, 0.5), 1024),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_attention_by_products_must_beat_torchs_own_from_the_most_keys_down(
+def test_attention_by_products_must_beat_torchs_own_over_all_keys_from_the_fewest_on(
     monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], fewest: int, dtype: torch.dtype
 ) -> None:
     remaining = iter(ratios)

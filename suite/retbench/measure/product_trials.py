@@ -48,7 +48,7 @@ would not do: while others use the memory, any product of two rows takes as long
 _HEADS, _HEAD_DIM = 8, 64
 """Heads of the queries and keys by which attention is compared, and their width."""
 _KEYS = (16384, 4096, 1024)
-"""Numbers of keys that attention by products is tried with."""
+"""Numbers of keys that attention by products is tried with, falling."""
 _CACHE_BYTES = 64 * MIB
 """Bytes of all keys and values that attention is tried with."""
 
@@ -174,19 +174,22 @@ def _most_onednn_rows(weights: Sequence[Tensor]) -> int:
 
 @torch.inference_mode()
 def measure_attention(dtype: torch.dtype) -> int:
-    """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not."""
-    fewest = 0
+    """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not.
+
+    All lengths decide together: one that a disturbance made slow does not settle the others.
+    """
     query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
     longest = 2 * _HEADS * max(_KEYS) * _HEAD_DIM  # of 64 MiB in float32, and more in float64
     held = torch.ones(max(longest, _CACHE_BYTES // dtype.itemsize), dtype=dtype, device="cpu")
+    fewest, gain, best_gain = 0, 0.0, 0.0
     for length in _KEYS:
         caches = held.view(-1, 2, 1, _HEADS, length, _HEAD_DIM)
         products_s, fused_s = _least_seconds(
             *(partial(_attend_all, method, query, caches) for method in (attend_products, attend_sdpa))
         )
-        if products_s >= _FASTER * fused_s:
-            break
-        fewest = length
+        gain += math.log(_FASTER * fused_s / products_s)  # of products from this length on
+        if gain > best_gain:
+            fewest, best_gain = length, gain
     return fewest
 
 
