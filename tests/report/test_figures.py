@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -415,6 +416,48 @@ def test_ten_models_have_looks_and_names_of_their_own() -> None:
             widths_in = [axes.get_position().width * style.WIDTH_IN for axes in drawing.figure.axes]
             assert min(widths_in) > 0.45
         assert "2026-01-02" in drawing.figure.texts[2].get_text().replace("\n", "")
+
+
+@pytest.mark.parametrize("lengths", [(2048,), (1024, 4096)])
+def test_the_intervals_of_many_models_stand_side_by_side(lengths: tuple[int, ...]) -> None:
+    records = [one for one in Maker(CPU).latency() if one.point.context_len in lengths]
+    drawing = next(d for d in make_drawings(select(ten_models(records))) if d.name == "latency_decode_batch1")
+    (axes,) = drawing.figure.axes
+    places = [line.get_transform().transform(line.get_xydata()) for line in model_lines(axes)]
+    firsts = sorted((float(at[0][0]), float(at[0][1])) for at in places)
+    apart = [right - left for (left, _), (right, _) in pairwise(firsts)]
+    assert min(apart) > 0.015 * axes.bbox.width
+    assert all(axes.bbox.x0 < x < axes.bbox.x1 for x, _ in firsts)
+    if len(lengths) == 1:  # in the order of their labels
+        heights = [y for _, y in firsts]
+        assert heights == sorted(heights, reverse=True)
+        middle = (axes.bbox.x0 + axes.bbox.x1) / 2
+        assert (firsts[0][0] + firsts[-1][0]) / 2 == pytest.approx(middle, rel=0.02)
+    check_words(drawing)
+
+
+def test_the_values_beside_several_panels_are_those_of_the_last() -> None:
+    drawings = make_drawings(select(Maker(GPU).latency(batch_sizes=(1, 8))))
+    figure = next(drawing.figure for drawing in drawings if drawing.name == "latency_decode")
+    first, last = figure.axes
+    assert not first.texts
+    heading, *labels = sorted(last.texts, key=lambda text: -text.get_window_extent().y1)
+    assert heading.get_text() == "batch 8:"
+    assert len(labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("kib", "ticks"),
+    [
+        ((13.5, 54, 1120), ["16 KiB", "64 KiB", "256 KiB", "1 MiB"]),
+        ((2**10, 2**20), ["1 MiB", "16 MiB", "256 MiB"]),
+        ((108,), ["108 KiB"]),
+    ],
+)
+def test_an_axis_of_bytes_has_ticks_at_powers_of_two(kib: tuple[float, ...], ticks: list[str]) -> None:
+    (axes,) = style.add_panels(style.new_figure(2.0, "", "", ""), [1], right_in=1.0)
+    style.set_bytes_axis(axes, [1024 * size for size in kib])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
 
 
 def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Record]) -> None:

@@ -304,9 +304,9 @@ def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
     for group in section.groups:
         lines += ["", f"### {group.title}", ""]
         lines += [group.needed, ""] if group.needed else []
-        lines.append(markdown_table(claim_table(group), align="left"))
+        lines.append(markdown_table(claim_table(group)))
     lines += ["", "### Evidence", ""]
-    lines.append(markdown_table(_evidence_table(section), align="left"))
+    lines.append(markdown_table(_evidence_table(section)))
     if limitations := _limitations(judged):
         lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in limitations)]
     return "\n".join(lines) + "\n"
@@ -328,7 +328,7 @@ def _evidence_table(section: ClaimSection) -> pd.DataFrame:
 def headlines_markdown(judged: Sequence[JudgedClaim]) -> str:
     """Return a table of the headlines: claim, the paper's number, what was measured, verdict."""
     entries = [_entry(each, ()) for each in judged if each.claim.headline]
-    return markdown_table(claim_table(ClaimGroup("", "", entries)), align="left") + "\n"
+    return markdown_table(claim_table(ClaimGroup("", "", entries))) + "\n"
 
 
 def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:

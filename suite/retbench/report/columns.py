@@ -1,6 +1,6 @@
 """Tables of text in aligned columns, as wide as a terminal where there is one: nothing is ever cut off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
@@ -81,20 +81,25 @@ def _widen(least: Sequence[int], full: Sequence[int], width: int) -> list[int]:
     return widths
 
 
+def is_numeric(cells: Iterable[str]) -> bool:
+    """Return whether a column holds only short texts that begin with a digit, and empty ones."""
+    return all(map(_is_number, filter(None, cells)))
+
+
 def _is_number(text: str) -> bool:
     return (len(text) <= _PROSE and text.lstrip("+-<~ ")[:1].isdigit()) or text == NONE
 
 
 def _lines(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
     """Return heading and rows, each folded where an entry is wider than its column."""
-    is_number = [all(map(_is_number, filter(None, column[1:]))) for column in columns]
+    numeric = [is_numeric(column[1:]) for column in columns]
     lines = []
     for row in zip(*columns, strict=True):
         folded = [wrap(text, width) or [""] for text, width in zip(row, widths, strict=True)]
         for parts in zip_longest(*folded, fillvalue=""):
             cells = [
                 text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(parts, widths, is_number, strict=True)
+                for text, width, right in zip(parts, widths, numeric, strict=True)
             ]
             lines.append((" " * _GAP).join(cells).rstrip())
     return lines

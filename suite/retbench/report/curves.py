@@ -1,7 +1,9 @@
 """Curves of every model against one quantity: the drawing functions that figures of cost and of quality share."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, Literal
 
 from matplotlib.artist import Artist
@@ -29,6 +31,8 @@ _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
+_MOST_AT_ONE_PLACE = 4
+"""Models whose intervals can be told apart at one place."""
 _LONE_MARKER_PT = 5.2
 """Size of a marker of a model without a line, which would help to find it."""
 _ASIDE_MARKER_PT = 2.6
@@ -59,6 +63,9 @@ def draw_row(
     """
     title, subtitle, conditions = texts
     labels = end_labels(panels[-1], describe)
+    if len(panels) > 1 and labels:  # values of the last panel, whose title stands above them
+        heading = panels[-1].title.replace("\n", " ")
+        labels.append(Label(0, inf, f"{heading}:", style.MUTED, is_bold=False))
     reasons = len(panels) == 1 and panels[0].num_failing <= _MOST_REASONS
     if not reasons:
         subtitle = "; ".join(
@@ -177,11 +184,10 @@ def _height_in(labels: Sequence[Label]) -> float:
 
 def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
+    aside_pt = _asides_pt(axes, panel)
     for model, curves in panel.curves.items():
         look = panel.look(model)
-        place, last = panel.models.models.index(model), max(1, len(panel.models.models) - 1)
-        aside_pt = panel.aside_pt * (place / last - 0.5)
-        beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt, units="points")
+        beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt[model], units="points")
         for points in curves:
             marker_pt = 3.9 if len(curves) == 1 else 3.4
             if len(points) == 1:
@@ -202,6 +208,25 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             for point in points:
                 at = (point.x, point.value / panel.size)
                 style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
+
+
+def _asides_pt(axes: Axes, panel: Panel) -> dict[str, float]:
+    """Return how far the points of each model stand to the right of their place.
+
+    They stand side by side where the panel says so, where there is one place only (then in the order of their labels),
+    and where the intervals of many models would hide each other.
+    """
+    models, width_pt = list(panel.models.models), axes.bbox.width / axes.figure.dpi * style.POINTS_PER_IN
+    num_places, reach_pt = len(panel.ticks), panel.aside_pt
+    num_at_places = Counter(x for x, _ in {(point.x, point.model) for point in panel.measured})
+    if not reach_pt and max(num_at_places.values(), default=0) > _MOST_AT_ONE_PLACE:
+        if num_places == 1:
+            models = sorted(panel.curves, key=lambda model: -panel.curves[model][0][-1].value)
+            reach_pt = 0.8 * width_pt
+        elif any(point.low < point.high for point in panel.measured):
+            reach_pt = 0.3 * width_pt / num_places
+    last = max(1, len(models) - 1)
+    return {model: reach_pt * (place / last - 0.5) for place, model in enumerate(models)}
 
 
 def draw_intervals(

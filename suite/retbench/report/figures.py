@@ -8,7 +8,6 @@ stacked bars, and a workload that measures both becomes two rows (`training_figu
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -312,7 +311,7 @@ def _throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) -> lis
         (title, _subtitle("tokens/s", first, metric, several=True), first.conditions),
         _describe_rate,
         style.STATE_LABEL,
-        partial(style.set_count_axis, describe=format_bytes),
+        style.set_bytes_axis,
         scale="log",
     )
     caption = (

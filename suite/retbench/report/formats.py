@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import pandas as pd
 
 from retbench.errors import unknown_name
 from retbench.report.cells import is_missing
+from retbench.report.columns import is_numeric
 from retbench.report.readable_tables import readable_tables
 from retbench.report.wording import csv_text
 
@@ -22,11 +22,12 @@ def to_json(frame: pd.DataFrame) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
-def markdown_table(table: pd.DataFrame, align: Literal["left", "right"] = "right") -> str:
-    """Return a frame of text as a Markdown table: first column flush left, the others as `align` says."""
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a frame of text as a Markdown table: the first column and those of words are flush left."""
     header = [str(column) for column in table.columns]
-    rule = [":--", *(":--" if align == "left" else "--:" for _ in header[1:])]
     rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
+    numeric = [number > 0 and is_numeric(row[number] for row in rows) for number in range(len(header))]
+    rule = ["--:" if right else ":--" for right in numeric]
     return "\n".join(
         "| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in [header, rule, *rows]
     )

@@ -31,7 +31,7 @@ from retbench.report.points import (
 )
 from retbench.report.wording import file_stem
 from retbench.stats.intervals import mean_interval
-from retbench.units import format_bytes, format_percent, format_size, format_tokens
+from retbench.units import format_percent, format_size, format_tokens
 
 _MEASURED = (
     "Share of right answers, the highest logit of the whole vocabulary, on test examples of multi-query associative "
@@ -95,7 +95,7 @@ def _draw_frontiers(
         records=records,
     )
     parts = [(p.title if several else "", data[data["task_point"] == p.title]) for p in task_points]
-    axis = "state_bytes", "state, bytes per sequence (log scale)", format_bytes
+    axis = "state_bytes", "state, bytes per sequence (log scale)", style.set_bytes_axis
     figure = _draw_shares(view, scores.models, parts, axis)
     for axes, (_, part) in zip(figure.axes, parts, strict=True):
         _draw_frontier(axes, part)
@@ -115,7 +115,7 @@ def _draw_pairs(
         records=records,
     )
     parts = [(format_size(size), data[data["size"] == size]) for size in scores.sizes(records)]
-    axis = "num_pairs", "pairs of a key and a value (log scale)", "{:.0f}".format
+    axis = "num_pairs", "pairs of a key and a value (log scale)", _ticks("{:.0f}".format)
     figure = _draw_shares(view, scores.models, parts, axis)
     counts = sorted(set(data["num_pairs"]))
     for axes in figure.axes:
@@ -143,7 +143,7 @@ def draw_lengths(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Itera
         data["length_ratio"] = data["context_len"].map(ratios)
         tasks = group(records, lambda record: record.point.task)
         parts = [(str(task).replace("_", " "), data[data["task"] == task]) for task in tasks]
-        axis = "length_ratio", "length over trained length (log scale)", "{:g}".format
+        axis = "length_ratio", "length over trained length (log scale)", _ticks("{:g}".format)
         figure = _draw_shares(view, scores.models, parts, axis, aside_pt=_ASIDE_PT)
         _draw_levels(figure, [mine[0].metrics["guess"].value for mine in tasks.values()])
         yield view.drawing(figure, data)
@@ -266,7 +266,7 @@ def _draw_shares(
     view: View,
     models: Lineup,
     parts: Sequence[tuple[str, pd.DataFrame]],
-    axis: tuple[str, str, Callable[[float], str]],
+    axis: tuple[str, str, Callable[[Axes, Sequence[float]], None]],
     aside_pt: float = 0.0,
 ) -> Figure:
     """Draw shares from 0 to 100 %, a panel per part of the data of `seed_means`.
@@ -275,10 +275,10 @@ def _draw_shares(
         view: The figure's words.
         models: All models.
         parts: Title and rows of each panel.
-        axis: Column of the horizontal axis, its name, and the format of its ticks: all values of the column.
+        axis: Column of the horizontal axis, its name, and what sets its ticks and limits.
         aside_pt: See `Panel`.
     """
-    column, label, describe = axis
+    column, label, set_axis = axis
     places = tuple(sorted({float(place) for _, part in parts for place in part[column]}))
     panels = [
         Panel(
@@ -293,8 +293,12 @@ def _draw_shares(
         )
         for title, part in parts
     ]
-    set_axis = partial(style.set_count_axis, describe=describe)
     return draw_row(panels, view.texts, lambda point: format_percent(point.value), label, set_axis)
+
+
+def _ticks(describe: Callable[[float], str]) -> Callable[[Axes, Sequence[float]], None]:
+    """Return what gives an axis a tick at each value, with its format."""
+    return partial(style.set_count_axis, describe=describe)
 
 
 def _draw_frontier(axes: Axes, part: pd.DataFrame) -> None:

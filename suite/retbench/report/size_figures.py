@@ -6,7 +6,6 @@ Each point is one seed of a training: there is no mean over seeds, nor an interv
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from statistics import fmean
 
 import pandas as pd
@@ -20,7 +19,7 @@ from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final, state_bytes_of
 from retbench.report.readable_tables import MOST_MODELS
 from retbench.report.wording import file_stem, join_words
-from retbench.units import format_bytes, format_count, format_tokens
+from retbench.units import format_count, format_tokens
 
 _BITS = "bits_per_byte"
 _LARGEST_LOSS = math.log(sys.float_info.max)
@@ -109,7 +108,7 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
             view.texts,
             three_decimals,
             style.STATE_LABEL,
-            partial(style.set_count_axis, describe=format_bytes),
+            style.set_bytes_axis,
             scale="span",
         )
         yield view.drawing(figure, data)

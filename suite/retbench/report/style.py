@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from retbench.units import format_tokens
+from retbench.units import format_bytes, format_tokens
 
 WIDTH_IN = 3.5
 """A column of most two-column journals."""
@@ -34,6 +34,8 @@ _LONGEST_TITLE = 44
 """Letters of a title that have room in the usual size."""
 LINEAR_EDGE = 1.06
 """The right end of a linear axis over its last tick."""
+_BYTES_TICK_IN = 0.48
+"""Room for the label of a tick of bytes."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
 LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
@@ -311,7 +313,10 @@ def set_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
 
 
 def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
-    """Make a linear axis of context lengths or batch sizes from zero; ticks are left out from the longest down."""
+    """Make a linear axis of context lengths or batch sizes from zero; ticks are left out from the longest down.
+
+    A single length stands in the middle.
+    """
     longest = max(lengths)
     width_in = _width_in(axes) / LINEAR_EDGE
     shown: list[float] = []
@@ -320,15 +325,14 @@ def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
             shown.append(length)
     _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
     axes.fmt_xdata = _format_place
-    axes.set_xlim(0, longest * LINEAR_EDGE)
+    axes.set_xlim(0, longest * (LINEAR_EDGE if len(lengths) > 1 else 2))
 
 
 def set_count_axis(axes: Axes, counts: Sequence[float], describe: Callable[[float], str]) -> None:
     """Make a logarithmic axis with a tick at each of these rising counts, labelled where there is room."""
     labels = [describe(count) for count in counts]
     axes.set_xscale("log")
-    margin = (max(counts) / min(counts)) ** 0.11 if max(counts) > min(counts) else 1.5
-    low, high = min(counts) / margin, max(counts) * margin
+    low, high = _log_limits(counts)
     width_in = free_in = _width_in(axes)
     shown = list[str]()
     for count, label in zip(reversed(counts), reversed(labels), strict=True):
@@ -339,6 +343,28 @@ def set_count_axis(axes: Axes, counts: Sequence[float], describe: Callable[[floa
     _set_ticks(axes, counts, shown[::-1])
     axes.fmt_xdata = lambda x: labels[min(range(len(counts)), key=lambda index: abs(counts[index] - x))]
     axes.set_xlim(low, high)
+
+
+def set_bytes_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """Make a logarithmic axis of bytes with ticks at powers of two; at the sizes where at most one would be on it."""
+    low, high = _log_limits(sizes)
+    for step in (1, 2, 4, 8):
+        ticks = [2.0**power for power in range(0, 64, step) if low <= 2**power <= high]
+        if len(ticks) * _BYTES_TICK_IN <= _width_in(axes):
+            break
+    if len(ticks) < 2:
+        set_count_axis(axes, sizes, format_bytes)
+        return
+    axes.set_xscale("log", base=2)
+    _set_ticks(axes, ticks, [re.sub(r"\.0+(?= )", "", format_bytes(tick)) for tick in ticks])
+    axes.fmt_xdata = format_bytes
+    axes.set_xlim(low, high)
+
+
+def _log_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of a logarithmic axis that has these values on it."""
+    margin = (max(values) / min(values)) ** 0.11 if max(values) > min(values) else 1.5
+    return min(values) / margin, max(values) * margin
 
 
 def set_value_axis(axes: Axes, top: float, low: float | None = None) -> None:
