@@ -74,7 +74,7 @@ def accept(
             help="File or folder of records of the new state; or the word exact, for what `retbench check` measures.",
         ),
     ],
-    reason: Annotated[str, typer.Option(help="What changed; kept in the baseline.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="What changed; kept in the baseline.")],
     folder: BaselineFolder = DEFAULT_FOLDER,
 ) -> None:
     """Accept an intended change: begin the window anew with this run."""

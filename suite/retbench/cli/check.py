@@ -14,7 +14,7 @@ from retbench.cli.compare import (
     notify,
     print_report,
 )
-from retbench.cli.options import AsJson, given_options, new_app, not_empty
+from retbench.cli.options import DEVICES, AsJson, given_options, new_app, not_empty
 
 if TYPE_CHECKING:
     from retbench.regress.interleaved import InterleavedCheck
@@ -44,7 +44,9 @@ Overrides = Annotated[
 ]
 QuantitiesFile = Annotated[
     Path | None,
-    typer.Option(dir_okay=False, help="Accepted quantities; by default those shipped with retbench."),
+    typer.Option(
+        metavar="FILE", dir_okay=False, help="Accepted quantities; by default those shipped with retbench."
+    ),
 ]
 
 
@@ -52,20 +54,32 @@ QuantitiesFile = Annotated[
 def check(
     call: typer.Context,
     against: Reference = None,
-    experiment: Annotated[str, _timing("--experiment", "what is timed.")] = "latency",
-    profile: Annotated[str, _timing("--profile", "in which profile.", callback=not_empty)] = "smoke",
+    experiment: Annotated[str, _timing("--experiment", "what is timed.", metavar="EXPERIMENT")] = "latency",
+    profile: Annotated[
+        str, _timing("--profile", "in which profile.", metavar="PROFILE", callback=not_empty)
+    ] = "smoke",
     device: Annotated[
-        str | None, _timing("--device", "cpu, cuda or cuda:N; by default the first GPU, else the CPU.")
+        str | None, _timing("--device", "by default the first GPU, else the CPU.", metavar=DEVICES)
     ] = None,
     overrides: Overrides = None,
-    rounds: Annotated[int, _timing("--rounds", "maximum rounds, without repeats of flagged items.")] = 20,
+    rounds: Annotated[
+        int, _timing("--rounds", "maximum rounds, without repeats of flagged items.", metavar="N")
+    ] = 20,
     blocks: Annotated[
-        int, _timing("--blocks", "sample blocks per cell and side in a round; they divide its steps.")
+        int,
+        _timing(
+            "--blocks", "sample blocks per cell and side in a round; they divide its steps.", metavar="N"
+        ),
     ] = 10,
     budget: Annotated[
-        float, _timing("--budget", "minutes after which no round begins but those of flagged items.")
+        float,
+        _timing(
+            "--budget", "time after which no round begins but those of flagged items.", metavar="MINUTES"
+        ),
     ] = 20.0,
-    margin: Annotated[float, _timing("--margin", "share by which a time must have moved to count.")] = 0.02,
+    margin: Annotated[
+        float, _timing("--margin", "share by which a time must have moved to count.", metavar="SHARE")
+    ] = 0.02,
     always: Annotated[bool, _timing("--always", "time even if the code that measures is the same.")] = False,
     all_points: Annotated[bool, _timing("--all-points", "go on though the exit code is settled.")] = False,
     baseline: QuantitiesFile = None,

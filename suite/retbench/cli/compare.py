@@ -51,7 +51,9 @@ def compare(
     form: ReportFormat = None,
     as_json: AsJson = False,
     out: ReportFolder = None,
-    margin: Annotated[float, typer.Option(help="Share by which a time must have moved to count.")] = 0.02,
+    margin: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share by which a time must have moved to count.")
+    ] = 0.02,
     accept_confounders: Annotated[
         bool,
         typer.Option(

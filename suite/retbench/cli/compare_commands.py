@@ -25,15 +25,24 @@ def compare_commands(
     form: ReportFormat = None,
     as_json: AsJson = False,
     out: ReportFolder = None,
-    rounds: Annotated[int, typer.Option(help="Maximum rounds, without repeats of a flagged change.")] = 40,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help="Maximum rounds, without repeats of a flagged change.")
+    ] = 40,
     pairs: Annotated[
         int | None,
-        typer.Option(help="Runs of each command per round; by default 1 to 10, to fill about 2 s."),
+        typer.Option(
+            metavar="N", help="Runs of each command per round; by default 1 to 10, to fill about 2 s."
+        ),
     ] = None,
     budget: Annotated[
-        float, typer.Option(help="Minutes after which no round begins but those of a flagged change.")
+        float,
+        typer.Option(
+            metavar="MINUTES", help="Time after which no round begins but those of a flagged change."
+        ),
     ] = 20.0,
-    margin: Annotated[float, typer.Option(help="Share by which a time must have moved to count.")] = 0.02,
+    margin: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share by which a time must have moved to count.")
+    ] = 0.02,
     strict: Strict = False,
 ) -> None:
     """Compare the wall time of two shell commands: is B slower than A?

@@ -33,7 +33,9 @@ def export(
             help="llama: transformers' Llama. fla: RetNet of flash-linear-attention. auto: the one that fits.",
         ),
     ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a name on the hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Commit, branch or tag of a name on the hub.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in the format of transformers or flash-linear-attention.
 

@@ -32,24 +32,31 @@ Checkpoint = Annotated[
     ),
 ]
 Prompt = Annotated[
-    str, typer.Option(help="Text to continue; - reads it from standard input. Empty begins a new text.")
+    str,
+    typer.Option(
+        metavar="TEXT", help="Text to continue; - reads it from standard input. Empty begins a new text."
+    ),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."),
+    typer.Option(
+        metavar="T", help="0 takes the likeliest token; by default 1 with --top-k or --top-p, else 0."
+    ),
 ]
 TopP = Annotated[
-    float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
+    float | None, typer.Option(metavar="P", help="Sample from the fewest tokens with this total probability.")
 ]
 DtypeName = Annotated[
     str | None, dtype_option("By default float32 on a CPU, else that of the stored weights.")
 ]
 TokenizerName = Annotated[
-    str | None, typer.Option(callback=not_empty, help="By default the checkpoint's own, if it has one.")
+    str | None,
+    typer.Option(metavar="NAME", callback=not_empty, help="By default the checkpoint's own, if it has one."),
 ]
 HubRevision = Annotated[
     str | None,
     typer.Option(
+        metavar="REVISION",
         callback=not_empty,
         help="Commit, branch or tag on the hub; by default the pinned one, else main.",
     ),
@@ -77,9 +84,11 @@ def generate(
         int, typer.Option(parser=read_count, metavar="TOKENS", help="Largest number of new tokens.")
     ] = 256,
     temperature: Temperature = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Sample from the K likeliest tokens.")
+    ] = None,
     top_p: TopP = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Seed of the sampling.")] = 0,
     device: DeviceName = None,
     dtype: DtypeName = None,
     tokenizer: TokenizerName = None,

@@ -172,9 +172,10 @@ DataDir = Annotated[
         help="Folder of corpora, tokenizers and tasks; by default that of RETBENCH_DATA.",
     ),
 ]
+DEVICES = "[cpu|cuda|cuda:N]"
 DeviceName = Annotated[
     str | None,
-    typer.Option("--device", metavar="[cpu|cuda|cuda:N]", help="By default the first GPU, else the CPU."),
+    typer.Option("--device", metavar=DEVICES, help="By default the first GPU, else the CPU."),
 ]
 
 

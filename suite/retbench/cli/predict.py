@@ -71,7 +71,8 @@ BatchSizes = Annotated[
     typer.Option(metavar="N", help="Batch sizes: 8, 1,8 or 1-64 (doubling); 1 by default. May be repeated."),
 ]
 KvHeads = Annotated[
-    int | None, typer.Option(min=1, help="Key-value heads of the Transformer; by default all heads.")
+    int | None,
+    typer.Option(metavar="N", min=1, help="Key-value heads of the Transformer; by default all heads."),
 ]
 ComparePaper = Annotated[
     bool,

@@ -24,7 +24,7 @@ def push(
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a new dataset private.")] = False,
     message: Annotated[
-        str, typer.Option(callback=not_empty, help="Message of the commit.")
+        str, typer.Option(metavar="TEXT", callback=not_empty, help="Message of the commit.")
     ] = "Records of retbench",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files and print the card; send nothing.")

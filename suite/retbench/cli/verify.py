@@ -40,7 +40,8 @@ def verify(
     size: SizeName = "6M",
     dtype: Annotated[str, dtype_option("")] = "float32",
     backend: Annotated[
-        str | None, typer.Option(help="Retention form or attention backend; by default the model's own.")
+        str | None,
+        typer.Option(metavar="FORM", help="Retention form or attention backend; by default the model's own."),
     ] = None,
     device: DeviceName = None,
     form: OutputFormat = None,
