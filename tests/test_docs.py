@@ -103,6 +103,10 @@ def test_every_option_is_explained(name: str) -> None:
     command = load_command(name)
     for one in (command, *getattr(command, "commands", {}).values()):
         assert [parameter.name for parameter in one.params if not parameter.help] == []
+        takes_values = [parameter for parameter in one.params if not getattr(parameter, "is_flag", False)]
+        assert [parameter.name for parameter in takes_values if not parameter.metavar] == [], (
+            "no name of the value"
+        )
 
 
 @pytest.mark.parametrize(

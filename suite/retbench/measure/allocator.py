@@ -54,12 +54,16 @@ def uses_huge_pages() -> bool | None:
     import torch
 
     block = torch.ones(_PROBE_VALUES, dtype=torch.float32, device="cpu")
+    enough_bytes = block.nbytes // 2
     try:
         lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
+    finally:
+        del block
+        return_free_pages()
     sizes = [int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")]
-    return sum(sizes) * 1024 > block.nbytes // 2 if sizes else None
+    return sum(sizes) * 1024 > enough_bytes if sizes else None
 
 
 def keep_freed_memory() -> None:

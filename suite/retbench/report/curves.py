@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any, Literal
 
 from matplotlib.artist import Artist
@@ -32,7 +31,7 @@ _MOST_REASONS = 2
 _MOST_MARKERS = 12
 """Points of a curve that have room for markers."""
 _MOST_AT_ONE_PLACE = 4
-"""Models whose intervals can be told apart at one place."""
+"""Models whose intervals at one place do not hide each other."""
 _LONE_MARKER_PT = 5.2
 """Size of a marker of a model without a line, which would help to find it."""
 _ASIDE_MARKER_PT = 2.6
@@ -65,7 +64,7 @@ def draw_row(
     labels = end_labels(panels[-1], describe)
     if len(panels) > 1 and labels:  # values of the last panel, whose title stands above them
         heading = panels[-1].title.replace("\n", " ")
-        labels.append(Label(0, inf, f"{heading}:", style.MUTED, is_bold=False))
+        labels.append(Label(0, max(label.y for label in labels), f"{heading}:", style.MUTED, is_bold=False))
     reasons = len(panels) == 1 and panels[0].num_failing <= _MOST_REASONS
     if not reasons:
         subtitle = "; ".join(

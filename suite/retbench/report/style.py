@@ -34,7 +34,7 @@ _LONGEST_TITLE = 44
 """Letters of a title that have room in the usual size."""
 LINEAR_EDGE = 1.06
 """The right end of a linear axis over its last tick."""
-_BYTES_TICK_IN = 0.48
+_BYTES_TICK_IN = 0.42
 """Room for the label of a tick of bytes."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
