@@ -73,16 +73,20 @@ def test_a_worker_on_a_cpu_computes_in_huge_pages(call: str) -> None:
 
 
 @ON_REQUEST
-def test_a_process_that_becomes_a_worker_computes_in_huge_pages() -> None:
+@pytest.mark.parametrize(("tunable", "found"), [("", "True"), ("glibc.malloc.hugetlb=0", "False")])
+def test_a_process_that_becomes_a_worker_computes_in_huge_pages_unless_asked_otherwise(
+    tunable: str, found: str
+) -> None:
     code = (
         "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
         "from retbench.measure.allocator import uses_huge_pages\nprint(uses_huge_pages())"
     )
-    variables = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    kept = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    variables = kept | {"GLIBC_TUNABLES": tunable}
     done = subprocess.run(
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "True"
+    assert done.stdout.strip() == found
 
 
 @pytest.mark.parametrize(

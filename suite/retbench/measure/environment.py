@@ -98,9 +98,10 @@ def become_worker(threads: int, device: str) -> None:
     Raises:
         UnsupportedError: there are fewer CPUs than threads.
     """
-    os.environ.update(worker_environment(threads, device))
-    if device == "cpu":
+    variables = worker_environment(threads, device)
+    if variables.keys() & allocator.with_huge_pages(os.environ).keys():  # the user has not decided
         os.environ.setdefault(_HUGE_PAGES_OF_TORCH, "1")
+    os.environ.update(variables)
     pin_process(threads)
 
 
