@@ -499,6 +499,33 @@ def test_env_shows_machine_ceilings_and_backends(tmp_path: Path) -> None:
     assert answer["environment"]["machine"]
 
 
+def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "retbench", "check"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        time.sleep(4)  # torch is loaded, and the check takes longer
+        one.send_signal(signal.SIGTERM)
+        _, told = one.communicate(timeout=60)
+    assert (one.returncode, told) == (130, "retbench: interrupted\n")
+
+
+def test_jobs_of_a_folder_that_does_not_exist_are_refused(tmp_path: Path) -> None:
+    code, _, told = invoke("jobs", "--out", str(tmp_path / "nope"))
+    assert code == 2
+    assert "does not exist" in told
+
+
+def test_of_many_unreadable_lines_the_first_are_told(measured: Path, tmp_path: Path) -> None:
+    (records,) = (measured / "results").rglob("*.jsonl")
+    (tmp_path / "more.jsonl").write_bytes(records.read_bytes() + b'{"schema_version": 99}\n' * 12)
+    code, shown, told = invoke("table", "tiny", "--results", str(tmp_path / "more.jsonl"))
+    assert code == 0
+    assert "retnet" in shown
+    assert told.count("schema_version is 99") == 5
+    assert "7 more lines cannot be read" in told
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_summarises_a_command_as_the_command_does(name: str) -> None:
     assert load_command(name).help.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]

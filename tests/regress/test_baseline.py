@@ -63,7 +63,7 @@ def test_a_run_like_those_before_does_not_alarm(baseline: Path, runs: list[Path]
     done = call("compare", baseline, runs[8])
     assert done.exit_code == 0
     assert "regressed" not in done.stdout
-    assert "one run against 8 accepted ones" in done.stdout
+    assert "one run against 8 accepted runs" in done.stdout
 
 
 def test_a_run_that_is_slower_than_their_spread_fails(baseline: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from report.synthetic_records import CPU, GPU, Machine, Maker, write_results
 from retbench.cli import app
+from retbench.errors import NotComparableError, RecordError
 from retbench.records.record import Metric, Record
 from retbench.records.store import append_record
 from retbench.regress.compare import compare_record_sets
@@ -85,6 +86,24 @@ def test_the_same_twice_is_the_same(base: Path, tmp_path: Path) -> None:
     assert "19 same" in done.stdout
     assert "0123456789ab" in done.stdout
     assert "ba9876543210" in done.stdout
+
+
+def test_records_are_not_compared_with_themselves(base: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copy.jsonl"
+    copied.write_bytes(base.read_bytes())
+    for second in (base, copied):
+        done = run(base, second)
+        assert done.exit_code == RecordError.exit_code
+        assert "have the same records" in done.stderr
+
+
+def test_methods_that_were_found_by_trial_are_told_with_what_to_do(base: Path, tmp_path: Path) -> None:
+    def other(record: Record) -> Record:
+        return record.model_copy(update={"backend": record.backend | {"weight_product": "1 row: batched"}})
+
+    done = run(base, write(tmp_path / "head.jsonl", HEAD, rewrite=other))
+    assert done.exit_code == NotComparableError.exit_code
+    assert "the second with --fresh" in done.stdout
 
 
 def test_a_slow_down_is_found_named_and_fails(base: Path, tmp_path: Path) -> None:
@@ -389,12 +408,14 @@ def test_ratios_that_are_left_out_are_reported(base: Path, tmp_path: Path) -> No
             append_record(path, record.model_copy(update={"model": model, "cell_id": f"{record.cell_id}w"}))
         return record
 
-    path = tmp_path / "head.jsonl"
-    write(path, HEAD, rewrite=add_another)
-    done = run(path, path)
+    paths = []
+    for machine in (HEAD, LATER):
+        path = tmp_path / f"{len(paths)}.jsonl"
+        paths.append(write(path, machine, rewrite=add_another))
+    done = run(*paths)
     assert "decode of wide/transformer, batch 1, 1K" in done.stdout
     assert done.stdout.count("note: ratios are to transformer, and none is to wide.") == 1
-    assert "none is to" not in run(base, base).stdout
+    assert "none is to" not in run(base, write(tmp_path / "head.jsonl", HEAD)).stdout
 
 
 def test_what_an_error_quotes_breaks_no_format(base: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_another_try_would_only_repeat_is_finished(
     tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, status: Status, finished: bool
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 2, status)
-    assert finished_pairs(tmp_path, identities) == ({(cell.cell_id, 2): status} if finished else {})
+    assert finished_pairs(tmp_path, [cell], identities) == ({(cell.cell_id, 2): status} if finished else {})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_out_of_memory_is_final_only_under_the_same_or_a_smaller_limit(
     finished: bool,
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "oom", FACTS | met)
-    assert bool(finished_pairs(tmp_path, identities)) == finished
+    assert bool(finished_pairs(tmp_path, [cell], identities)) == finished
 
 
 def test_only_the_runs_of_a_fresh_command_count(
@@ -115,7 +115,7 @@ def test_only_the_runs_of_a_fresh_command_count(
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
     put(tmp_path / "b.jsonl", run_info.model_copy(update={"run_id": "run-2"}), cell, 1, "ok")
-    assert set(finished_pairs(tmp_path, identities, {"run-2"})) == {(cell.cell_id, 1)}
+    assert set(finished_pairs(tmp_path, [cell], identities, {"run-2"})) == {(cell.cell_id, 1)}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_record_of_other_code_versions_or_machine_does_not_count(
     tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, change: dict[str, Any]
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", FACTS | change)
-    assert finished_pairs(tmp_path, identities) == {}
+    assert finished_pairs(tmp_path, [cell], identities) == {}
 
 
 @pytest.mark.parametrize("part", ["model_code", "workload_code"])
@@ -145,9 +145,9 @@ def test_a_record_of_other_model_or_workload_code_does_not_count(
     tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities, part: str
 ) -> None:
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
-    assert finished_pairs(tmp_path, identities) == {(cell.cell_id, 0): "ok"}
+    assert finished_pairs(tmp_path, [cell], identities) == {(cell.cell_id, 0): "ok"}
     identities[cell.cell_id] |= {part: "another"}
-    assert finished_pairs(tmp_path, identities) == {}
+    assert finished_pairs(tmp_path, [cell], identities) == {}
 
 
 def test_a_record_made_beside_other_models_counts(
@@ -159,7 +159,7 @@ def test_a_record_made_beside_other_models_counts(
     assert cell in plan_of().cells
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok")
     for plan in (plan_of(), other):
-        assert finished_pairs(tmp_path, identities_of(plan)) == {(cell.cell_id, 0): "ok"}
+        assert finished_pairs(tmp_path, [cell], identities_of(plan)) == {(cell.cell_id, 0): "ok"}
 
 
 def test_the_identity_here_is_what_a_record_of_now_states(
@@ -173,9 +173,9 @@ def test_the_identity_here_is_what_a_record_of_now_states(
         monkeypatch.setenv(name, value)
     facts = describe_environment("cpu", 1)
     put(tmp_path / "a.jsonl", run_info, cell, 0, "ok", facts)
-    assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {(cell.cell_id, 0): "ok"}
+    assert finished_pairs(tmp_path, [cell], identities_here(plan_of().cells)) == {(cell.cell_id, 0): "ok"}
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    assert finished_pairs(tmp_path, identities_here(plan_of().cells)) == {}
+    assert finished_pairs(tmp_path, [cell], identities_here(plan_of().cells)) == {}
 
 
 BUSY = {"load_average": [9.0, 1.0, 1.0], "physical_cores": 2}
@@ -235,8 +235,47 @@ def test_every_run_s_file_counts_and_torn_lines_do_not(
     with open(tmp_path / "b.jsonl", "ab") as file:
         whole = (tmp_path / "a.jsonl").read_bytes()
         file.write(whole[: len(whole) // 2])
-    assert finished_pairs(tmp_path, identities) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
-    assert finished_pairs(tmp_path / "not there", identities) == {}
+    assert finished_pairs(tmp_path, [cell], identities) == {(cell.cell_id, 0): "ok", (cell.cell_id, 1): "ok"}
+    assert finished_pairs(tmp_path / "not there", [cell], identities) == {}
+
+
+def test_a_round_that_was_interrupted_between_two_models_is_measured_again_of_both(
+    tmp_path: Path, run_info: RunInfo, plan_of: Callable[..., Plan]
+) -> None:
+    plan = plan_of()
+    identities, path = identities_of(plan), tmp_path / "a.jsonl"
+    first = plan.cells[0]
+    (other,) = (
+        cell
+        for cell in plan.cells
+        if cell.model_name != first.model_name
+        and (cell.workload, cell.point) == (first.workload, first.point)
+    )
+
+    def finished() -> set[tuple[str, int]]:
+        return set(finished_pairs(tmp_path, [first, other], identities))
+
+    put(path, run_info, first, 0, "ok")
+    assert finished() == set()
+    put(path, run_info, other, 0, "ok")
+    whole = {(first.cell_id, 0), (other.cell_id, 0)}
+    assert finished() == whole
+    put(path, run_info, first, 1, "ok")
+    assert finished() == whole
+    put(path, run_info, other, 1, "failed")  # it is tried again, and the model that has a value is not
+    assert finished() == whole | {(first.cell_id, 1)}
+
+
+def test_the_rounds_of_the_other_models_stay_where_a_model_is_added(
+    tmp_path: Path, run_info: RunInfo, plan_of: Callable[..., Plan]
+) -> None:
+    plan = plan_of()
+    first, identities = plan.cells[0], identities_of(plan)
+    for number in range(3):
+        put(tmp_path / "a.jsonl", run_info, first, number, "ok")
+    others = [cell for cell in plan.cells if cell.point == first.point and cell.workload == first.workload]
+    assert len(others) > 1
+    assert set(finished_pairs(tmp_path, others, identities)) == {(first.cell_id, 0), (first.cell_id, 1)}
 
 
 def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:
@@ -258,7 +297,7 @@ def test_quality_does_not_depend_on_the_node(
         del identity[name]
     put(tmp_path / "a.jsonl", run_info, scored, 0, "ok", FACTS | {"node_id": "two"})
     known = {scored.cell_id: identity | code_of_cell(scored)}
-    assert finished_pairs(tmp_path, known) == {(scored.cell_id, 0): "ok"}
+    assert finished_pairs(tmp_path, [scored], known) == {(scored.cell_id, 0): "ok"}
 
 
 def test_a_gpu_is_identified_as_its_records_state_it(

@@ -100,6 +100,17 @@ def test_a_state_that_cannot_be_stored_leaves_nothing_half_written(context_of: M
         stream_states(context_of(cell).model, [cell], store, ignore)
 
 
+def test_a_stored_state_that_has_gone_is_an_error_of_the_storage(context_of: Make, store: StateStore) -> None:
+    cell = make_cell("retnet", "decode", 65)
+    model = context_of(cell).model
+    stream_states(model, [cell], store, ignore)
+    (path,) = store._folder.iterdir()
+    for spoil in (lambda: path.write_bytes(b"torn"), path.unlink):
+        spoil()
+        with pytest.raises(StorageError, match="run the same command again"):
+            store.load(cell, model.init_state(1, 0), 64)
+
+
 def test_only_models_without_a_cache_are_streamed(context_of: Make) -> None:
     assert is_streamed(context_of(make_cell("retnet", "decode", 8)).model)
     assert not is_streamed(context_of(make_cell("transformer", "decode", 8)).model)

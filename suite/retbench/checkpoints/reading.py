@@ -177,6 +177,9 @@ def _find_llama2c(path: Path) -> Path:
     """Return the file of a llama2.c model, which has no configuration; CheckpointError if there is none."""
     found = llama2c.find_model(path)
     if found is None:
+        runs = sorted(one.parent.name for one in path.glob(f"*/{FINAL}"))
+        if runs:
+            raise CheckpointError(f"{path}: it holds training runs. Give one of them: {', '.join(runs)}.")
         raise CheckpointError(
             f"{_config_path(path)}: there is no such file, so the format of the weights is unknown. Checkpoints of "
             "retbench, fla and transformers have one. For a state dict of torchscale, write one with the fields of its "

@@ -5,6 +5,8 @@ unknown commands answer at once.
 """
 
 import errno
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -79,6 +81,7 @@ class _Commands(TyperGroup):
         from retbench.cli.streams import protect_streams
 
         protect_streams()
+        _end_when_terminated()
         return super().main(*args, **settings)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -105,6 +108,13 @@ class _Commands(TyperGroup):
         """Run the command."""
         with _errors_as_messages():
             return super().invoke(ctx)
+
+
+def _end_when_terminated() -> None:
+    """Let SIGTERM interrupt this process as Ctrl-C does, where nothing else is to happen then."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager

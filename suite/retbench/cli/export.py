@@ -69,4 +69,4 @@ def _tokenizer_note(tokenizer: str | None) -> str:
         return ""
     if Path(tokenizer).is_file():
         return f", with its tokenizer in {Path(tokenizer).name}"
-    return f"; its tokenizer is no file: give `--tokenizer {tokenizer}` to the commands that read the folder"
+    return f"; its tokenizer is no file: give `--tokenizer {tokenizer}` to `retbench generate`"

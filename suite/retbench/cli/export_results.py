@@ -47,7 +47,8 @@ def export_results(
     ]
     if not scored:
         raise RecordError(
-            f"{results}: holds no task scores of '{experiment}'. Measure them first: `retbench run zeroshot`."
+            f"{results}: holds no task scores of '{experiment}'. Experiments such as zeroshot have them: `retbench run "
+            f"zeroshot`, then `retbench export-results zeroshot {folder}`."
         )
     scored.sort(key=lambda one: _name_and_shots(one.record))
     for (model, _), records in groupby(scored, key=lambda one: _name_and_shots(one.record)):

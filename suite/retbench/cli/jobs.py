@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table
-from retbench.cli.options import AsJson, OutputFormat, new_app, read_folder
+from retbench.cli.options import AsJson, OutputFormat, given_options, new_app, read_folder
 
 if TYPE_CHECKING:
     from retbench.running.submission import JobRow
@@ -16,6 +16,7 @@ app = new_app()
 
 @app.command(epilog="Example: retbench jobs --out results")
 def jobs(
+    call: typer.Context,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", parser=read_folder, help="Folder of results that the jobs write to."),
@@ -31,6 +32,8 @@ def jobs(
     from retbench.running.submission import list_jobs
 
     form = output_format(form, as_json=as_json)
+    if "--out" in given_options(call) and not out.is_dir():
+        raise typer.BadParameter(f"--out: '{out}' does not exist. Give the folder of results of the jobs.")
     rows = list_jobs(out)
     if rows or form == "json":
         print_jobs(rows, form)

@@ -36,6 +36,7 @@ def push(
     Records hold the command line, the machine's hardware and versions, and file names of checkpoints and corpora:
     read them before you publish. Log in with `hf auth login`, or set HF_TOKEN.
     """
+    from retbench.cli.table import print_problems
     from retbench.data.hub import check_dataset_name, push_dataset
     from retbench.report.card import CARD_NAME, published_files, write_card
     from retbench.report.frames import load_results
@@ -45,8 +46,7 @@ def push(
     results = load_results(folder)
     files = published_files(folder, results)
     card = write_card(hub, results)
-    for problem in results.problems:
-        typer.echo(f"retbench: {problem}", err=True)
+    print_problems(results.problems)
     if dry_run:
         for name, path in files.items():
             typer.echo(f"{name}\t{format_bytes(path.stat().st_size)}")

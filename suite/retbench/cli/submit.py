@@ -82,6 +82,7 @@ def submit(
 ) -> None:
     """Carry out run or train on a cluster, in shards and with requeues.
 
+    Options of submit stand before the command, and those of run or train after it.
     Each shard is one job of submitit (extra slurm). A job that reaches its time limit or is preempted is requeued and
     continues. `retbench jobs` lists the jobs.
     """

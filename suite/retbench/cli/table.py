@@ -1,5 +1,6 @@
 """`retbench table`: the results of an experiment from the records on disk, without torch."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,9 +52,21 @@ def read_results(path: Path) -> "Results":
     from retbench.report.frames import load_results
 
     found = load_results(path)
-    for problem in found.problems:
-        typer.echo(f"retbench: {problem}", err=True)
+    print_problems(found.problems)
     return found
+
+
+_MOST_PROBLEMS = 5
+"""Lines that cannot be read, as they are printed one by one."""
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Print on stderr the first of the lines that cannot be read, and how many others there are."""
+    for problem in problems[:_MOST_PROBLEMS]:
+        typer.echo(f"retbench: {problem}", err=True)
+    if len(problems) > _MOST_PROBLEMS:
+        more = len(problems) - _MOST_PROBLEMS
+        typer.echo(f"retbench: {more} more line{'' if more == 1 else 's'} cannot be read", err=True)
 
 
 def print_records(results: "Results", experiment: str, form: str) -> None:

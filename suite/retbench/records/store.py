@@ -199,11 +199,13 @@ def _read_object(line: bytes) -> dict[str, Any]:
         raise RecordError(
             f"not a whole JSON object (a torn line from an interrupted write?): {error}; it is left out."
         ) from error
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or "schema_version" not in raw:
+        raise RecordError("not a record, which is a JSON object with a schema_version; it is left out.")
+    version = raw["schema_version"]
     if version not in READABLE_VERSIONS:
         raise RecordError(
-            f"schema_version is {shown(version)} and this retbench reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}. Read it with the version that wrote it, or measure again."
+            f"schema_version is {shown(version)} and this retbench reads {READABLE_VERSIONS[0]} to "
+            f"{READABLE_VERSIONS[-1]}. Read it with the version that wrote it, or measure again."
         )
     if version < PROTOCOL_TABLE_SINCE and isinstance(raw.get("command"), str):
         raw["command"] = _PROTOCOL_LISTS.sub(_protocol_table, raw["command"])

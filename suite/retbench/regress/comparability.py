@@ -5,7 +5,7 @@ differ, a time that has moved is inconclusive, because they may have moved it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
@@ -29,6 +29,8 @@ CLOCK_TOLERANCE = 0.03
 SESSION = "measurement session"
 """The confounder of two sides that were not measured in turn."""
 
+_FOUND_BY_TRIAL = frozenset({"ran.weight_product", "ran.weight_layout", "ran.decode"})
+"""Facts that a run finds out by itself: the fastest methods to multiply and to attend."""
 _COUNTS = frozenset(
     {"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error", "cuda_graph_error"}
 )
@@ -157,13 +159,23 @@ def _distinct_keys(records: Sequence[Record], *, only_ok: bool) -> list[dict[str
     return found
 
 
+def trial_notes(differences: Iterable[FactDifference]) -> tuple[str, ...]:
+    """Return what to do about differences between methods that each run into another folder tries anew."""
+    if not any(one.fact in _FOUND_BY_TRIAL for one in differences):
+        return ()
+    return (
+        "runs into different folders try anew which methods multiply and attend fastest. Measure both sides into one "
+        "--out, the second with --fresh, and compare their two files; or ask for one method (backend).",
+    )
+
+
 def confounder_differences(first: RecordSet, second: RecordSet, *, interleaved: bool) -> list[FactDifference]:
     """Return the confounders that differ, the measurement session included unless the sides are interleaved."""
     found = compare_facts(confounders(first.records), confounders(second.records))
     found += compare_clocks(sm_clock_hz(first.records), sm_clock_hz(second.records))
     if not interleaved:
         moments = [min(started(record) for record in side.records) for side in (first, second)]
-        found.append(FactDifference(SESSION, *(f"{moment:%Y-%m-%d %H:%M}" for moment in moments)))
+        found.append(FactDifference(SESSION, *(f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments)))
     return found
 
 

@@ -65,15 +65,22 @@ def compare_record_sets(
             f"'{first.name}' and '{second.name}' have no point in common: the first has {_some(first)}, the second "
             f"{_some(second)}. Give records of the same experiment and profile."
         )
+    known = {(one.run_id, one.cell_id, one.round): one for one in first.records}
+    if any(known.get((one.run_id, one.cell_id, one.round)) == one for one in second.records):
+        raise RecordError(
+            f"'{first.name}' and '{second.name}' have the same records, so that nothing can differ. Give two sets that "
+            "were measured apart."
+        )
     interleaved = are_interleaved(first, second)
+    differences = comparability.key_differences(first.records, second.records)
     report = CheckReport(
         first=f"{first.name} ({first.revisions})",
         second=f"{second.name} ({second.revisions})",
         method=_PAIRED if interleaved else _UNPAIRED,
-        comparability_keys=tuple(comparability.key_differences(first.records, second.records)),
+        comparability_keys=tuple(differences),
         confounders=tuple(comparability.confounder_differences(first, second, interleaved=interleaved)),
         missing=tuple(_find_missing(*tried)),
-        notes=(*first.notes, *second.notes, *first.ratio_notes),
+        notes=(*comparability.trial_notes(differences), *first.notes, *second.notes, *first.ratio_notes),
     )
     if report.comparability_keys:
         return report
@@ -135,17 +142,18 @@ def compare_with_baseline(
         if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
         for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
     }
+    count = f"{len(baseline.runs)} run{'' if len(baseline.runs) == 1 else 's'}"
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
     accepted |= dict.fromkeys(keys, PointAttempts(1, {}))
     report = CheckReport(
-        first=f"{name}: {len(baseline.runs)} runs ({baseline.runs[-1].code_revision})",
+        first=f"{name}: {count} ({baseline.runs[-1].code_revision})",
         second=f"{run.name} ({run.revisions})",
-        method=f"one run against {len(baseline.runs)} accepted ones, with the prediction interval of a run",
+        method=f"one run against {count.replace(' ', ' accepted ')}, with the prediction interval of a run",
         comparability_keys=tuple(sorted(differences, key=str)),
         confounders=tuple(_baseline_confounders(baseline, run)),
         missing=tuple(_find_missing(accepted, tried)),
-        notes=(*run.notes, *run.ratio_notes),
+        notes=(*comparability.trial_notes(differences), *run.notes, *run.ratio_notes),
     )
     if report.comparability_keys:
         return report

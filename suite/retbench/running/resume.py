@@ -1,7 +1,7 @@
 """Identity of measurements, and what is on disk already and need not be measured again."""
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from retbench.measure import environment, nvml, source
 from retbench.measure.devices import device_uuid
 from retbench.measure.machine import cpu_quota, memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
-from retbench.records.record import Record, Status, computing_versions, conditions, excessive_load
+from retbench.records.record import Point, Record, Status, computing_versions, conditions, excessive_load
 from retbench.records.store import read_records
 from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost
@@ -58,26 +58,45 @@ def _identity(facts: Mapping[str, Any], workload: str) -> Identity:
 
 
 def finished_pairs(
-    folder: Path, identities: Mapping[str, Identity], runs: Container[str] | None = None
+    folder: Path,
+    cells: Iterable[Cell],
+    identities: Mapping[str, Identity],
+    runs: Container[str] | None = None,
 ) -> dict[tuple[str, int], Status]:
     """Return the status of every (cell_id, round) in the record files of `folder` that need not be measured again.
 
-    Lines that cannot be read (torn, or of another schema) do not count.
+    Lines that cannot be read (torn, or of another schema) do not count. Nor do costs at a point of a round that was
+    measured of some models only, because models are compared in the rounds of one session: after an interruption
+    between two models it is measured again of all. A model that was never measured shows an interruption in the last
+    round that was begun only, for it may be new.
 
     Args:
         folder: Where the records of the experiment are.
+        cells: Those of the plan.
         identities: The identity that a new record would have, by cell_id.
         runs: Ids of the runs whose records count; all when None.
     """
-    records, _ = read_records(folder)
-    return {
-        (record.cell_id, record.round): record.status
-        for record in records
+    records = [
+        record
+        for record in read_records(folder)[0]
         if record.cell_id in identities
         and identity_of(record) == identities[record.cell_id]
         and (runs is None or record.run_id in runs)
-        and _is_final(record)
-    }
+    ]
+    done = {(record.cell_id, record.round): record.status for record in records if _is_final(record)}
+    tried = {(record.cell_id, record.round) for record in records}
+    known, last = {cell_id for cell_id, _ in tried}, max((number for _, number in tried), default=0)
+    points: dict[tuple[str, Point], list[str]] = {}
+    for cell in cells:
+        if is_cost(cell.workload):
+            points.setdefault((cell.workload, cell.point), []).append(cell.cell_id)
+    for cell_ids in points.values():
+        for number in range(last + 1):
+            left = [one for one in cell_ids if (one, number) not in tried]
+            if any(one in known or number == last for one in left):
+                for one in cell_ids:
+                    done.pop((one, number), None)
+    return done
 
 
 def trials_code_here() -> str:

@@ -86,7 +86,7 @@ def count_on_disk(plan: Plan, out: Path, *, fresh: bool) -> int:
     """Return how many of a plan's measurements are on disk, and would not be taken again."""
     folder = folder_of(plan, out)
     runs = FreshRuns(folder, plan).read() if fresh else None
-    done = finished_pairs(folder, identities_here(plan.cells), runs)
+    done = finished_pairs(folder, plan.cells, identities_here(plan.cells), runs)
     return sum(
         (cell.cell_id, number) in done for cell in plan.cells for number in range(plan.rounds_of(cell))
     )
@@ -101,7 +101,7 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
     run = run.model_copy(update={"codes": codes, "trials_code": trials_code, "source": source.found_hashes()})
     fresh_runs = FreshRuns(folder, plan)
     identities = identities_here(plan.cells)
-    done = finished_pairs(folder, identities, fresh_runs.read() if fresh else None)
+    done = finished_pairs(folder, plan.cells, identities, fresh_runs.read() if fresh else None)
     ledger = Ledger(plan, run, folder / f"{run.run_id}.jsonl", done, notify)
     ledger.notify(events.RunPlanned(ledger.progress, ledger.skipped.total(), run.run_id, plan.note))
     interrupted = False

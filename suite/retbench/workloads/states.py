@@ -14,11 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
+from retbench.errors import StorageError
 from retbench.files import write_atomic
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
@@ -71,9 +73,22 @@ class StateStore:
         write_atomic(self._path(cell, state.position), save(tensors))
 
     def load(self, cell: Cell, state: DecoderState, position: int) -> None:
-        """Make every sequence of `state` what was stored after `position` tokens; at 0 it stays as it is."""
-        if position:
-            state.load_tensors(load_file(self._path(cell, position), device=str(state.device)))
+        """Make every sequence of `state` what was stored after `position` tokens; at 0 it stays as it is.
+
+        Raises:
+            StorageError: the file has gone, or cannot be read.
+        """
+        if not position:
+            return
+        path = self._path(cell, position)
+        try:
+            tensors = load_file(path, device=str(state.device))
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"{path}: the state that the run has stored here cannot be read ({error}). Leave the folder of the "
+                "results as it is during a run, and run the same command again."
+            ) from error
+        state.load_tensors(tensors)
 
 
 def is_streamed(model: LanguageModel) -> bool:
