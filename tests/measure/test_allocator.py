@@ -64,12 +64,16 @@ def test_a_step_after_the_first_needs_no_page_of_the_kernel_where_freed_memory_i
 
 @GLIBC
 @ON_REQUEST
-@pytest.mark.parametrize("call", ["", "keep_freed_memory()", "keep_small_freed_memory()"])
-def test_a_worker_on_a_cpu_computes_in_huge_pages(call: str) -> None:
+def test_a_worker_on_a_cpu_computes_in_huge_pages() -> None:
     asked, unasked = worker_environment(1, "cpu"), worker_environment(1, "cuda:0")
-    code = f"{call}\nprint(uses_huge_pages())"
-    assert run(code, **asked) == "True"
-    assert run(code, **unasked | {"GLIBC_TUNABLES": ""}) == "False"
+    code = """
+print(uses_huge_pages())
+for keep in (keep_freed_memory, return_freed_memory, keep_small_freed_memory):
+    keep()
+    print(uses_huge_pages())
+"""
+    assert run(code, **asked).split() == ["True"] * 4
+    assert run(code, **unasked | {"GLIBC_TUNABLES": ""}).split() == ["False"] * 4
 
 
 @ON_REQUEST
