@@ -33,8 +33,6 @@ _SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
 """Bytes that a timed sample reads at least."""
 _SMALLEST_SHARE = 0.01
 """Share of their time that queries but the first of each key take at least: a GPU may hide them all."""
-_NUM_EMPTY_CALLS = 100
-"""Calls of a product of hardly any width, whose time is that of the calls."""
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _ATTENTION_HEADS, _ATTENTION_HEAD_DIM, _CACHE_TOKENS, _NUM_CACHES = 8, 64, 1024, 4
@@ -137,12 +135,28 @@ def _product_rates(
     if device.type == "cuda":
         return _curve(_products(device, dtype, _WIDTH, by_output=by_output), footprints, device), 0.0
     looped = compiled and by_output
-    narrow, wide = (
+    small, large = (
         _loops(dtype, width) if looped else _products(device, dtype, width, by_output=by_output)
-        for width in (_NARROW_WIDTH, _WIDTH)
+        for width in (_WIDTH // 2, _WIDTH)
     )
-    call_s = _median_seconds(_repeated([narrow[1]()], _NUM_EMPTY_CALLS), device) / _NUM_EMPTY_CALLS
-    return _curve(wide, footprints, device, call_s=call_s), call_s
+    call_s = _call_seconds(small, large, footprints[-1])
+    return _curve(large, footprints, device, call_s=call_s), call_s
+
+
+def _call_seconds(
+    small: tuple[int, Callable[[], Call]], large: tuple[int, Callable[[], Call]], footprint: int
+) -> float:
+    """Return the seconds that a product takes beside those of its bytes, from products with weights of two sizes.
+
+    No cache holds the weights. On two cores of an AMD EPYC it was 14 us, and a product of hardly any width, which
+    starts no threads and waits for no memory, took 8.
+    """
+    series = [[make() for _ in range(max(1, footprint // (2 * size)))] for size, make in (small, large)]
+    found = []
+    for _ in range(_NUM_WARMUPS + _NUM_SAMPLES):  # in turn: a shared memory changes within seconds
+        smaller_s, larger_s = (_seconds(_repeated(calls, 1)) / len(calls) for calls in series)
+        found.append((large[0] * smaller_s - small[0] * larger_s) / (large[0] - small[0]))
+    return max(0.0, median(found[_NUM_WARMUPS:]))
 
 
 def _curve(
@@ -158,7 +172,7 @@ def _curve(
         part: Bytes that a call moves, and a function that allocates them and returns the call.
         footprints: Bytes, the smallest first.
         device: Where the calls run.
-        call_s: Seconds of a call that moves hardly any bytes, which do not count.
+        call_s: Seconds of a call beside those of its bytes, which do not count.
     """
     num_bytes, make = part
     calls: list[Call] = []
@@ -303,9 +317,7 @@ def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, oper
         """Return the seconds of the feed-forwards."""
         spent_s = 0.0
         for block, calls in zip(stack, products, strict=True):
-            started = time.perf_counter()
-            block(token)
-            spent_s += time.perf_counter() - started
+            spent_s += _seconds(partial(block, token))
             for call in calls:
                 call()
         return spent_s
@@ -350,6 +362,12 @@ def _median_seconds(call: Call, device: torch.device) -> float:
     """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
     run = capture_graph(call, device=device) if device.type == "cuda" else call
     return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
+
+
+def _seconds(call: Call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 @torch.inference_mode()
