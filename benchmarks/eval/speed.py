@@ -17,11 +17,12 @@ from benchmarks.eval.agreement import trained_model
 from benchmarks.eval.hf_lm import build_hf_lm
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import interleave, time_call
+from benchmarks.peers.rounds import interleave
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import UnsupportedError
 from retbench.evaluation.lm import DecoderLM
 from retbench.evaluation.tasks import load_task, quiet
+from retbench.measure.clock import time_call
 
 MAX_LENGTH = 2048
 HF_BATCHES = (4, 8, 16, 32)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, time_call
+from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
+from retbench.measure.clock import time_call
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LIMITS

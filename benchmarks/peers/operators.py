@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import interleave, time_call
+from benchmarks.peers.rounds import interleave
+from retbench.measure.clock import time_call
 from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.mixers.mamba2.config import HEAD_WIDTH, Mamba2

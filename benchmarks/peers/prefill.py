@@ -7,9 +7,10 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import interleave, time_call
+from benchmarks.peers.rounds import interleave
 from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
+from retbench.measure.clock import time_call
 
 PROMPT_LEN = 8192
 PROVEN_LEN = 2047

@@ -36,13 +36,6 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     return values
 
 
-def time_call(call: Callable[[], object]) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def time_greedy(step: Callable[[Tensor], Tensor], token: Tensor) -> float:
     """Return the median seconds of a step of greedy decoding: logits of one token, then the likeliest next.
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome, worst
-from benchmarks.peers.rounds import interleave, time_call
+from benchmarks.peers.rounds import interleave
 from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
+from retbench.measure.clock import time_call
 from retbench.models.decoder import Decoder
 from retbench.ops.decay import decay_schedule
 from retbench.ops.linear_operator import linear_parallel

@@ -25,6 +25,13 @@ def check_device(device: torch.device, what: str) -> None:
         raise UnsupportedError(f"device '{device}': {what} on 'cpu' and 'cuda' only. Give one of them.")
 
 
+def time_call(call: Callable[[], object]) -> float:
+    """Return the seconds of one call on a CPU."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def time_steps(
     step: Callable[[], object],
     before: Callable[[], object],

@@ -1,7 +1,6 @@
 """Trials of products with few rows, and of attention with single queries: which of several methods is the fastest."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from retbench.errors import UnsupportedError
 from retbench.measure import machine
-from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.clock import capture_graph, time_call, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
 from retbench.ops.attention import AttentionBackend, attend_products, attend_sdpa
@@ -322,11 +321,5 @@ def _weights(
 
 def _least_seconds(*calls: Callable[[], object]) -> list[float]:
     """Return the least seconds of each call; they take turns."""
-    rounds = [[_seconds(call) for call in calls] for _ in range(1 + _NUM_SAMPLES)]
+    rounds = [[time_call(call) for call in calls] for _ in range(1 + _NUM_SAMPLES)]
     return [min(samples) for samples in zip(*rounds[1:], strict=True)]  # the first of each also warms up
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

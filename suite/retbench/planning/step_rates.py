@@ -1,6 +1,5 @@
 """Measured rates of the operators that decode steps consist of: the facts behind a predicted time."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -12,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
-from retbench.measure.clock import capture_graph, check_device, time_steps
+from retbench.measure.clock import capture_graph, check_device, time_call, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import allocate_model
@@ -154,7 +153,7 @@ def _call_seconds(
     series = [[make() for _ in range(max(1, footprint // (2 * size)))] for size, make in (small, large)]
     found = []
     for _ in range(_NUM_WARMUPS + _NUM_SAMPLES):  # in turn: a shared memory changes within seconds
-        smaller_s, larger_s = (_seconds(_repeated(calls, 1)) / len(calls) for calls in series)
+        smaller_s, larger_s = (time_call(_repeated(calls, 1)) / len(calls) for calls in series)
         found.append((large[0] * smaller_s - small[0] * larger_s) / (large[0] - small[0]))
     return max(0.0, median(found[_NUM_WARMUPS:]))
 
@@ -317,7 +316,7 @@ def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, oper
         """Return the seconds of the feed-forwards."""
         spent_s = 0.0
         for block, calls in zip(stack, products, strict=True):
-            spent_s += _seconds(partial(block, token))
+            spent_s += time_call(partial(block, token))
             for call in calls:
                 call()
         return spent_s
@@ -362,12 +361,6 @@ def _median_seconds(call: Call, device: torch.device) -> float:
     """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
     run = capture_graph(call, device=device) if device.type == "cuda" else call
     return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
-
-
-def _seconds(call: Call) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 @torch.inference_mode()

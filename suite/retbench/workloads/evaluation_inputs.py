@@ -28,7 +28,7 @@ def choose_tokenizer(model: ModelUnderTest, asked: str | None, data_dir: Path | 
     if name is None:
         raise ConfigError(
             f"the checkpoint of '{model.model_name}' comes without a tokenizer. Name one in the workload's field "
-            "'tokenizer'."
+            "'tokenizer' (--set workloads.WORKLOAD.tokenizer=NAME)."
         )
     tokenizer = load_tokenizer(name, data_dir=data_dir)
     trained_with = weights.tokenizer_fingerprint
