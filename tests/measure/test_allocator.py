@@ -82,15 +82,18 @@ def test_a_process_that_becomes_a_worker_computes_in_huge_pages_unless_asked_oth
     tunable: str, found: str
 ) -> None:
     code = (
-        "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
-        "from retbench.measure.allocator import uses_huge_pages\nprint(uses_huge_pages())"
+        "import sys\nfrom retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
+        "from retbench.measure.allocator import uses_huge_pages\nprint(sys.argv[1:], uses_huge_pages())"
     )
-    kept = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    variables = kept | {"GLIBC_TUNABLES": tunable}
+    words = ["--only", "two words"]
     done = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"GLIBC_TUNABLES": tunable},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == found
+    assert done.stdout.strip() == f"{words} {found}"
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def env(
 
     form = output_format(form, as_json=as_json)
     name = find_device(device).name
-    busy = machine.busy_ratio()
     threads = become_worker(name)
+    busy = machine.busy_ratio()
     facts = environment.describe_environment(name, threads)
     ceilings = measure_ceilings_by_dtype(name, "retbench env") if measure else None
     backends = _find_backends(name)

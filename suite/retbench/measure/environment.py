@@ -40,8 +40,6 @@ _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 """Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _CUBLAS_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
 """Makes torch keep the workspaces of cuBLAS (ATen/cuda/CUDAContextLight.h of torch 2.15)."""
-_HUGE_PAGES_OF_TORCH = "THP_MEM_ALLOC_ENABLE"
-"""Has torch ask for huge pages for its tensors of 2 MiB and more (c10/core/impl/alloc_cpu.cpp)."""
 _GRAIN_VALUES = 32768
 """PyTorch gives each thread at least this many values of a pointwise operator (at::internal::GRAIN_SIZE)."""
 
@@ -91,17 +89,19 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
 
 
 def become_worker(threads: int, device: str) -> None:
-    """Set the variables of a worker in this process, and pin it. Call this before torch is loaded.
+    """Make this process a worker: with its variables, and pinned. Call this before torch is loaded.
 
-    glibc has read its own variables by now, so torch asks for huge pages.
+    glibc reads its variables only when a program starts. Where one of them is new, the command of this process starts
+    again in its place: do nothing before this call that must not be done twice.
 
     Raises:
         UnsupportedError: there are fewer CPUs than threads.
     """
     variables = worker_environment(threads, device)
-    if variables.keys() & allocator.with_huge_pages(os.environ).keys():  # the user has not decided
-        os.environ.setdefault(_HUGE_PAGES_OF_TORCH, "1")
+    starts_again = not allocator.with_huge_pages(os.environ).keys().isdisjoint(variables)
     os.environ.update(variables)
+    if starts_again:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     pin_process(threads)
 
 
