@@ -82,8 +82,10 @@ def test_a_process_that_becomes_a_worker_computes_in_huge_pages_unless_asked_oth
     tunable: str, found: str
 ) -> None:
     code = (
-        "import sys\nfrom retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
-        "from retbench.measure.allocator import uses_huge_pages\nprint(sys.argv[1:], uses_huge_pages())"
+        "import sys, torch\nfrom retbench.measure import machine\n"
+        "from retbench.measure.allocator import uses_huge_pages\n"
+        "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
+        "print(sys.argv[1:], len(machine.allowed_cpus()), uses_huge_pages())"
     )
     words = ["--only", "two words"]
     done = subprocess.run(
@@ -93,7 +95,7 @@ def test_a_process_that_becomes_a_worker_computes_in_huge_pages_unless_asked_oth
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == f"{words} {found}"
+    assert done.stdout.strip() == f"{words} {len(machine.allowed_cpus())} {found}"
 
 
 @pytest.mark.parametrize(

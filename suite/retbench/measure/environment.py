@@ -98,10 +98,11 @@ def become_worker(threads: int, device: str) -> None:
         UnsupportedError: there are fewer CPUs than threads.
     """
     variables = worker_environment(threads, device)
-    starts_again = not allocator.with_huge_pages(os.environ).keys().isdisjoint(variables)
+    new = allocator.with_huge_pages(os.environ)
+    if new.items() <= variables.items() and new:
+        # Without the other variables: OpenMP, loaded before this call, would bind the process to one CPU.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | new)
     os.environ.update(variables)
-    if starts_again:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     pin_process(threads)
 
 
