@@ -1,10 +1,15 @@
 """Products of one row, and with matrices of a low rank."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from retbench.measure.clock import time_call
+from retbench.measure.compiled import compile_step
 from retbench.models.equivalence import relative_error
-from retbench.ops.linear import SMALL_PRODUCT, Linear, RowProducts, multiply_thin
+from retbench.ops.linear import SMALL_PRODUCT, Linear, RowProducts, loop, multiply_thin
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,23 @@ def test_few_compiled_rows_are_multiplied_in_a_loop_where_the_weight_is_stored_b
             compiled(x)
     operators = {event.key for event in profiler.key_averages()}
     assert not any(part in name for name in operators for part in ("::mm", "::addmm", "linear_pointwise"))
+
+
+def test_what_a_compiled_product_multiplies_is_computed_once_and_not_for_each_output() -> None:
+    width, calls = 4096, 20
+    x, weight = torch.randn(1, width), torch.randn(width, width)
+
+    def activate(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(8):
+            x = F.gelu(x)
+        return x
+
+    seconds = []
+    with torch.inference_mode():
+        for step in (lambda x: loop(activate(x), weight), lambda x: loop(x, weight)):
+            run = compile_step(step, x).run
+            seconds.append(min(time_call(partial(run, x)) for _ in range(calls)))
+    assert seconds[0] < 2 * seconds[1], "for each output it took many times as long"
 
 
 @pytest.mark.parametrize(
