@@ -32,7 +32,11 @@ def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcom
 
     The rates behind the predictions are measured again in each round; they are the same for all models.
     """
-    models = {spec.architecture: (resolve_model(spec, size), spec.backend) for spec in named_specs().values()}
+    models = {
+        name: (resolve_model(spec, size), spec.backend)
+        for name, spec in named_specs().items()
+        if name == spec.architecture
+    }
     predicted: dict[tuple[str, int], list[float]] = {(name, depth): [] for name in models for depth in DEPTHS}
     measured: dict[tuple[str, int], list[float]] = {place: [] for place in predicted}
     counts = {

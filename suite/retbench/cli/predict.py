@@ -258,13 +258,17 @@ def _describe_rates(target: "PredictionTarget") -> str:
     words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
     words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
     words.append(f"queries that share keys {format_rate(rates.shared_key_flops_per_s, 'FLOP/s')}")
-    if rates.operator_s:
-        totals = ", ".join(f"{name} {count.total}" for name, count in target.operators.items())
-        words.append(f"{format_seconds(rates.operator_s)} per operator ({totals} per step)")
-    if any(seconds for _, seconds in rates.product_s):
-        products = ", ".join(f"{name} {count.products}" for name, count in target.operators.items())
-        more = " more" if rates.operator_s else ""
-        words.append(f"{_ends(rates.product_s, format_seconds)}{more} per product ({products} per step)")
+    costs = {
+        "operator": (((1, rates.operator_s),), "total", ""),
+        "product": (rates.product_s, "products", " more"),
+        "attention": (rates.attention_s, "attentions", " more"),
+        "view": (((1, rates.view_s),), "views", ""),
+    }
+    for name, (curve, counted, more) in costs.items():
+        counts = {model: getattr(count, counted) for model, count in target.operators.items()}
+        if any(seconds for _, seconds in curve) and any(counts.values()):
+            per_step = ", ".join(f"{model} {number}" for model, number in counts.items())
+            words.append(f"{_ends(curve, format_seconds)}{more} per {name} ({per_step} per step)")
     return f"Measured: {'; '.join(words)}."
 
 

@@ -39,11 +39,16 @@ Curve = tuple[tuple[int, float], ...]
 
 
 class OperatorCount(NamedTuple):
-    """The operators of a decode step that execute: views are left out."""
+    """The operators of a decode step."""
 
     total: int
+    """Those that execute a kernel."""
     products: int
-    """Those that a compiler calls and does not fuse: matrix products and attention."""
+    """Matrix products."""
+    attentions: int = 0
+    """Attention of all heads in one operator."""
+    views: int = 0
+    """Those that execute no kernel, and take the time of their call in an eager step."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,11 @@ class StepRates:
         recurrence: Bytes of a state, read and written, per second.
         matmul_flops_per_s: FLOP/s of matrix products.
         shared_key_flops_per_s: FLOP/s of attention, by queries that share keys with another one.
-        operator_s: Seconds per operator of an eager step, or per kernel of a replayed CUDA graph, beside what its bytes
-            take; 0 for a compiled step.
+        operator_s: Seconds per operator of a step, or per kernel of a replayed CUDA graph, beside what its bytes take.
+            It is less in a compiled step, which fuses operators.
         product_s: Seconds that a product takes in addition, beside what its bytes take, by the footprint of the step.
+        attention_s: The same of an attention.
+        view_s: Seconds per view in an eager step on a CPU.
     """
 
     products: Curve
@@ -68,6 +75,8 @@ class StepRates:
     shared_key_flops_per_s: float
     operator_s: float = 0.0
     product_s: Curve = ((1, 0.0),)
+    attention_s: Curve = ((1, 0.0),)
+    view_s: float = 0.0
 
 
 def expected(
@@ -92,7 +101,9 @@ def expected(
             + costs.shared_key_flops(model, batch_size, context_len) / rates.shared_key_flops_per_s
             + moved.states / interpolate(rates.recurrence, moved.footprint)
             + count.total * rates.operator_s
+            + count.views * rates.view_s
             + count.products * interpolate(rates.product_s, moved.footprint)
+            + count.attentions * interpolate(rates.attention_s, moved.footprint)
         )
 
     return step_seconds

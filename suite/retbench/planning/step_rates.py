@@ -43,22 +43,26 @@ _STATE_SHAPE = (4, 128, 256)
 _NARROW_WIDTH, _NARROW_BLOCKS, _PRODUCTS_PER_BLOCK = 16, 8, 2
 """Sizes of a stack of feed-forwards so small that only the calls of its operators take time, and the products
 between two of them: an eager step of the models at hand has three to four operators per product."""
+_NUM_VIEWS = 1000
+"""Views that are timed together."""
+_COMPILED_WIDTH = 128
+"""Width of such feed-forwards in compiled code, which has no parallel loops for smaller ones and so waits for none."""
+_FEW_TOKENS = 16
+"""Tokens of a cache so small that only the call of its attention takes time."""
 
 _CALLS_WITHOUT_KERNEL = """
 _unsafe_view alias as_strided chunk detach empty expand expand_as flatten narrow permute promote_types reshape select
 slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as
 """
 _WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
-_PRODUCTS = frozenset(
-    ["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv", "scaled_dot_product_attention"]
-)
-"""Operators that a compiler calls and does not fuse."""
+_PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv"])
+_ATTENTION = "scaled_dot_product_attention"
 
 Call = Callable[[], object]
 
 
 class CountedOperators(TorchDispatchMode):
-    """Counts the operators that execute, except views and conversions to the dtype that a tensor has.
+    """Counts the operators that execute; conversions to the dtype that a tensor has are views.
 
     Attributes:
         found: The counts so far.
@@ -76,9 +80,14 @@ class CountedOperators(TorchDispatchMode):
         """Count an operator and run it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name not in _WITHOUT_KERNEL and not (args and out is args[0] and not name.endswith("_")):
-            total, products = self.found
-            self.found = OperatorCount(total + 1, products + (name in _PRODUCTS))
+        is_view = name in _WITHOUT_KERNEL or (args and out is args[0] and not name.endswith("_"))
+        total, products, attentions, views = self.found
+        self.found = OperatorCount(
+            total=total + (not is_view),
+            products=products + (name in _PRODUCTS),
+            attentions=attentions + (name == _ATTENTION),
+            views=views + bool(is_view),
+        )
         return out
 
 
@@ -93,7 +102,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     Args:
         device: `cpu` or `cuda:N`; nothing else may run on it.
         dtype: Floating-point type of the weights and caches.
-        compiled: Measure what a product costs in a compiled step instead of what an operator costs in an eager one.
+        compiled: Measure what an operator costs in a compiled step instead of an eager one.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor CUDA, or torch cannot compile here.
@@ -102,12 +111,16 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
     attention = tuple(_curve(_attention(device, dtype, size), [size], device)[0] for size in footprints)
-    operator_s = 0.0 if compiled else _operator_seconds(device, dtype)
-    product_s: Curve = (
-        ((1, _compiled_product_seconds(device, dtype)),)
-        if compiled
-        else _product_seconds(device, dtype, footprints, call_s, operator_s)
-    )
+    product_s: Curve = ((1, 0.0),)
+    view_s = 0.0 if compiled else _view_seconds(device)
+    if compiled:
+        operator_s = _compiled_operator_seconds(device, dtype, products[0][1])
+        attention_s: Curve = ((1, _compiled_attention_seconds(device, dtype)),)
+    else:
+        narrow_s, count = _narrow_seconds(device, dtype), _count_narrow(dtype)
+        operator_s = (narrow_s - count.views * view_s) / count.total
+        longer_s = max(0.0, call_s - operator_s)
+        attention_s = product_s = _product_seconds(device, dtype, footprints, longer_s, narrow_s)
     return StepRates(
         products=products,
         attention=attention,
@@ -116,6 +129,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         shared_key_flops_per_s=_shared_key_rate(device, dtype, attention),
         operator_s=operator_s,
         product_s=product_s,
+        attention_s=attention_s,
+        view_s=view_s,
     )
 
 
@@ -268,10 +283,10 @@ def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable
 class _NarrowBlock(nn.Module):
     """A feed-forward of hardly any width with its norm and residual."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(_NARROW_WIDTH, eps=1e-6)
-        self.ffn = SwigluFeedForward(_NARROW_WIDTH, _NARROW_WIDTH)
+        self.norm = RMSNorm(width, eps=1e-6)
+        self.ffn = SwigluFeedForward(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, 1, D) to (1, 1, D)."""
@@ -279,14 +294,22 @@ class _NarrowBlock(nn.Module):
         return out
 
 
-def _operator_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds per operator of narrow feed-forwards."""
+def _view_seconds(device: torch.device) -> float:
+    """Return the seconds of a view. A replayed CUDA graph has none."""
+    if device.type == "cuda":
+        return 0.0
+    x = torch.zeros(1, 2, 2)
+    return _median_seconds(_repeated([lambda: x.transpose(1, 2)], _NUM_VIEWS), device) / _NUM_VIEWS
+
+
+def _narrow_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds of narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
-    return _median_seconds(lambda: stack(token), device) / _count_narrow(dtype).total
+    return _median_seconds(lambda: stack(token), device)
 
 
 def _product_seconds(
-    device: torch.device, dtype: torch.dtype, footprints: Sequence[int], call_s: float, operator_s: float
+    device: torch.device, dtype: torch.dtype, footprints: Sequence[int], longer_s: float, narrow_s: float
 ) -> Curve:
     """Return the seconds that an eager product takes more than another operator, beside its bytes, by footprint.
 
@@ -294,12 +317,11 @@ def _product_seconds(
     """
     if device.type == "cuda":
         return ((1, 0.0),)
-    longer_s = max(0.0, call_s - operator_s)
-    cold_s = [max(0.0, _cold_seconds(device, dtype, size, operator_s)) for size in footprints]
+    cold_s = [max(0.0, _cold_seconds(device, dtype, size, narrow_s)) for size in footprints]
     return tuple((size, longer_s + cold) for size, cold in zip(footprints, cold_s, strict=True))
 
 
-def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, operator_s: float) -> float:
+def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, narrow_s: float) -> float:
     """Return the seconds that a product on a CPU adds to the operators after it.
 
     The weights that it streams through the caches drive out what the processor needs for the next calls: on an Intel
@@ -322,23 +344,42 @@ def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, oper
         return spent_s
 
     spent_s = median([run_all() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:])
-    return (spent_s - operator_s * _count_narrow(dtype).total) / num_products
+    return (spent_s - narrow_s) / num_products
 
 
-def _compiled_product_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds per product of compiled narrow feed-forwards."""
-    stack, token = _narrow_stack(device, dtype)
+def _compiled_operator_seconds(device: torch.device, dtype: torch.dtype, bytes_per_s: float) -> float:
+    """Return the seconds per operator of compiled narrow feed-forwards, beside those of the bytes of their weights."""
+    stack, token = _narrow_stack(device, dtype, _COMPILED_WIDTH)
     for layer in stack.modules():
         if isinstance(layer, Linear):
             layer.store(by_output=storing_by_output_is_faster(device, dtype, compiled=True))
     run = compile_step(stack.__call__, token).run
-    return _median_seconds(lambda: run(token), device) / _count_narrow(dtype).products
+    bytes_s = sum(weight.nbytes for weight in stack.parameters()) / bytes_per_s
+    return max(0.0, _median_seconds(lambda: run(token), device) - bytes_s) / _count_narrow(dtype).total
 
 
-def _narrow_stack(device: torch.device, dtype: torch.dtype) -> tuple[nn.Sequential, Tensor]:
+def _compiled_attention_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds of an attention to a cache of hardly any tokens, in code that is compiled."""
+    products_from = row_products(device, dtype).attention_from
+    shape = (1, _ATTENTION_HEADS, _FEW_TOKENS, _ATTENTION_HEAD_DIM)
+    caches = torch.randn(_NARROW_BLOCKS, 2, *shape, device=device, dtype=dtype)
+    query = caches[0, 0, :, :, :1].clone()
+
+    def step(query: Tensor, caches: Tensor) -> Tensor:
+        for keys, values in caches.unbind():
+            query = attend("auto", query, keys, values, products_from)
+        return query
+
+    run = compile_step(step, query, caches).run
+    return _median_seconds(lambda: run(query, caches), device) / _NARROW_BLOCKS
+
+
+def _narrow_stack(
+    device: torch.device, dtype: torch.dtype, width: int = _NARROW_WIDTH
+) -> tuple[nn.Sequential, Tensor]:
     """Return feed-forwards of hardly any width, and a token for them."""
-    stack = nn.Sequential(*(_NarrowBlock() for _ in range(_NARROW_BLOCKS)))
-    token = torch.randn(1, 1, _NARROW_WIDTH, device=device, dtype=dtype)
+    stack = nn.Sequential(*(_NarrowBlock(width) for _ in range(_NARROW_BLOCKS)))
+    token = torch.randn(1, 1, width, device=device, dtype=dtype)
     return stack.to(device=device, dtype=dtype).requires_grad_(False), token
 
 
