@@ -130,10 +130,12 @@ def test_a_run_of_many_rounds_is_read_back(tmp_path: Path) -> None:
     assert set(found.runs[0].points[0].values) == set(range(25))
 
 
-def test_a_run_is_not_saved_twice(baseline: Path, runs: list[Path]) -> None:
-    done = save(baseline.parents[1], runs[3])
-    assert done.exit_code == 2
-    assert "already" in done.stderr
+def test_a_run_of_the_window_is_neither_saved_again_nor_compared_with_it(
+    baseline: Path, runs: list[Path]
+) -> None:
+    for done in (save(baseline.parents[1], runs[3]), call("compare", baseline, runs[3])):
+        assert done.exit_code == 2
+        assert "already" in done.stderr
 
 
 def test_a_run_that_has_moved_is_accepted_only_with_a_reason(baseline: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Records do not depend on the other models of their experiment; models of different sessions are compared unpaired."""
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -88,6 +89,23 @@ def test_models_of_different_sessions_have_an_unpaired_ratio(published: list[Rec
     assert all("unpaired" in text for text in texts)
     columns = pd.read_csv(io.StringIO(render(table, "csv"))).columns
     assert UNPAIRED in columns
+
+
+def test_a_ratio_of_fewer_rounds_than_have_a_value_says_so(published: list[Record]) -> None:
+    def is_torn(record: Record) -> bool:
+        return record.model.name == "transformer" and (record.round, record.point.context_len) == (0, 1024)
+
+    torn = [
+        record.model_copy(update={"run_id": "continued"}) if is_torn(record) else record
+        for record in published
+    ]
+    found = contents(torn)
+    readable = readable_tables(table_of(found, EXPERIMENT), found.labels)["decode"].frame
+    num_rounds = len({record.round for record in published})
+    assert Counter(readable["rounds"]) == {
+        f"{num_rounds} of {num_rounds}": len(readable) - 1,
+        f"{num_rounds} of {num_rounds} ({num_rounds - 1} paired)": 1,
+    }
 
 
 def test_models_of_one_session_stay_paired(published: list[Record]) -> None:

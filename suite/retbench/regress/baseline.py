@@ -141,6 +141,11 @@ def baseline_path(folder: Path, baseline: Baseline) -> Path:
     return own_path(folder, baseline.machine, f"{baseline.experiment}-{baseline.profile}.json")
 
 
+def identity(side: RecordSet) -> tuple[str, str]:
+    """Return the identifier of a side's newest run, and when its first measurement began."""
+    return max(side.records, key=started).run_id, min(record.started_at for record in side.records)
+
+
 def make_run(side: RecordSet) -> StoredRun:
     """Return the records of a side as one run."""
     points: dict[MeasurementPoint, dict[int, float]] = {}
@@ -149,9 +154,10 @@ def make_run(side: RecordSet) -> StoredRun:
             points.setdefault(point, {})[number] = value
     if not points:
         raise RecordError(f"'{side.name}' holds no value that could be stored: every cell of it failed.")
+    run_id, started_at = identity(side)
     return StoredRun(
-        run_id=max(side.records, key=started).run_id,
-        started_at=min(record.started_at for record in side.records),
+        run_id=run_id,
+        started_at=started_at,
         code_revision=side.revisions,
         confounders=confounders(side.records),
         sm_clock_hz=sm_clock_hz(side.records),

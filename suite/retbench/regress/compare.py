@@ -16,6 +16,7 @@ from retbench.regress.baseline import (
     Baseline,
     StoredRun,
     baseline_path,
+    identity,
     make_baseline,
     make_run,
     read_baseline,
@@ -127,7 +128,8 @@ def compare_with_baseline(
 ) -> CheckReport:
     """Compare one run with a baseline; what differs between sessions is in the spread of the baseline's runs.
 
-    As `compare_record_sets`, where confounders count that differ from those of every accepted run.
+    As `compare_record_sets`, where confounders count that differ from those of every accepted run. ConfigError means
+    that the run is one of those.
     """
     keys = baseline.keys_by_point()
     tried = run.attempts()
@@ -136,6 +138,8 @@ def compare_with_baseline(
             f"'{name}' is of {baseline.experiment}, profile {baseline.profile}, and '{run.name}' has no point of it. "
             "Give records of the same experiment and profile."
         )
+    if identity(run) in ((one.run_id, one.started_at) for one in baseline.runs):
+        raise ConfigError(f"'{run.name}': run {identity(run)[0]} is in {name} already. Give another run.")
     differences = {
         difference
         for record in run.records
@@ -254,9 +258,6 @@ def _check_complete(side: RecordSet) -> None:
 
 def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
     """Return the window with one more run, which must agree with it."""
-    run = make_run(side)
-    if any((run.run_id, run.started_at) == (one.run_id, one.started_at) for one in baseline.runs):
-        raise ConfigError(f"'{side.name}': run {run.run_id} is in {path} already. Give another run.")
     # Confounders may explain why a run has moved, but then it does not predict the next run either.
     report = compare_with_baseline(str(path), baseline, side, accept_confounders=True)
     gaps = [one for one in report.missing if one.kind != "both"]
@@ -271,7 +272,7 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
             f"'{side.name}' has moved against {path}:\n{render(report, 'text', strict=False)}"
             "After an intended change, `retbench baseline accept` begins the window anew."
         )
-    return baseline.model_copy(update={"runs": (*baseline.runs, run)[-MAX_RUNS:]})
+    return baseline.model_copy(update={"runs": (*baseline.runs, make_run(side))[-MAX_RUNS:]})
 
 
 def _some(side: RecordSet) -> str:

@@ -23,7 +23,15 @@ from retbench.report.cells import (
 from retbench.report.columns import NONE
 from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
-from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, RATIO, REFERENCE, UNPAIRED
+from retbench.report.tables import (
+    COST_LEAD,
+    PAIRED_ROUNDS,
+    POINT_COLUMNS,
+    QUALITY_LEAD,
+    RATIO,
+    REFERENCE,
+    UNPAIRED,
+)
 from retbench.report.wording import POINTS, describe_status, format_p, with_interval
 from retbench.units import (
     format_bytes,
@@ -110,7 +118,7 @@ def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Ite
 def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
     """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
     headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
-    lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED}
+    lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED, PAIRED_ROUNDS}
     present = [
         name
         for name in dict.fromkeys([*headings, *(str(name) for row in rows for name in row)])
@@ -130,7 +138,9 @@ def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str
         columns.setdefault(name, Column(headings.get(name, name), metric=name))
     for row in rows:
         line = {column: _cost_cell(row, name, main) for name, column in columns.items()}
-        yield line | {Column("rounds"): f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}"}
+        num_paired = number_of(row.get(PAIRED_ROUNDS))
+        paired = "" if num_paired is None else f" ({num_paired:.0f} paired)"
+        yield line | {Column("rounds"): f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}{paired}"}
 
 
 def _ratio_heading(metric: str, rows: Sequence[Row], labels: Mapping[str, str]) -> str:

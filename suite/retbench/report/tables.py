@@ -35,6 +35,8 @@ REFERENCE = "reference"
 """Column with the name of the model that a row is compared with; in a table of costs there only if some are."""
 UNPAIRED = "ratio_is_unpaired"
 """Column of rows whose ratio compares different measurement sessions; there only if some do."""
+PAIRED_ROUNDS = "ratio_rounds"
+"""Column with the rounds behind a ratio where they are fewer than those with a value; there only if some are."""
 
 COST_LEAD = ("model", "workload", "batch_size", "context_len", "status", "rounds_ok", "rounds")
 POINT_COLUMNS = ("task", "protocol", "context_len", "num_fewshot", "num_pairs")
@@ -167,6 +169,7 @@ def _cost_rows(sweep: CostSweep) -> Iterator[dict[str, Any]]:
     found = {(p.model, p.context_len, p.metric): (p.value, p.low, p.high) for p in sweep.points.itertuples()}
     found |= {(p.model, p.context_len, RATIO): (p.ratio, p.low, p.high) for p in ratios.itertuples()}
     unpaired = {(p.model, p.context_len): p.unpaired for p in ratios.itertuples()}
+    paired = {(p.model, p.context_len): p.num_rounds for p in ratios.itertuples() if not p.unpaired}
     for model, length in product(sweep.models.models, sweep.lengths):
         row = _outcome(sweep, model, length)
         for metric in (*metrics_of(sweep), MetricSpec(RATIO, RATIO, has_interval=True)):
@@ -175,7 +178,11 @@ def _cost_rows(sweep: CostSweep) -> Iterator[dict[str, Any]]:
             row |= {f"{metric.name}{end}": value for end, value in zip(ends, values, strict=False)}
         if unpaired:
             row[REFERENCE] = sweep.models.reference if (model, length) in unpaired else None
-        yield row | ({UNPAIRED: unpaired.get((model, length))} if any(unpaired.values()) else {})
+        if any(unpaired.values()):
+            row[UNPAIRED] = unpaired.get((model, length))
+        if (num_paired := paired.get((model, length), row["rounds_ok"])) < row["rounds_ok"]:
+            row[PAIRED_ROUNDS] = num_paired
+        yield row
 
 
 def metrics_of(sweep: CostSweep) -> list[MetricSpec]:
@@ -187,7 +194,7 @@ def metrics_of(sweep: CostSweep) -> list[MetricSpec]:
     return [metric for metric in known.metrics if metric.name in found or not metric.optional]
 
 
-def _outcome(sweep: CostSweep, model: str, length: int) -> dict[str, object]:
+def _outcome(sweep: CostSweep, model: str, length: int) -> dict[str, Any]:
     """Return the outcome of one model at one length: 'ok' where any round has a value."""
     statuses = [record.status for record in sweep.cell(model, length)]
     num_ok = statuses.count("ok")
