@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.peers.bars import Bar, missing_packages
 from retbench.errors import RetbenchError, unknown_name
+from retbench.measure.allocator import own_process
 from retbench.measure.environment import become_worker
 from retbench.running.locks import Interrupted
 
@@ -26,6 +27,8 @@ def run_command(
         description: Purpose of the command, for its help.
         epilog: End of its help.
     """
+    if arguments is None:
+        own_process()
     options = _parse(arguments, prog, description, epilog)
     if options.list:
         for name, bar in bars.items():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from retbench.cli.env import measure_ceilings_by_dtype
 from retbench.cli.in_process import become_worker
 from retbench.errors import RetbenchError
-from retbench.measure import environment
+from retbench.measure import allocator, environment
 from retbench.measure.devices import find_device
 
 
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print one JSON object, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.ceilings", description=__doc__)
     parser.add_argument("--device", default="cuda")
+    if arguments is None:
+        allocator.own_process()
     options = parser.parse_args(arguments)
     try:
         print(json.dumps(measure(find_device(options.device).name)))

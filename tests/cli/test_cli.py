@@ -207,7 +207,9 @@ def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(tmp_path: P
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline and process.poll() is None:
+    while not any(path.stat().st_size for path in tmp_path.rglob("*.jsonl")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

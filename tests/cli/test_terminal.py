@@ -83,7 +83,6 @@ def test_report_ends_with_the_answer_and_the_place_of_the_page(results: Path, tm
 
 
 def test_env_warns_on_a_busy_machine_and_says_each_reason_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # nothing for which a process starts again
     monkeypatch.setattr("retbench.measure.machine.busy_ratio", lambda: 0.45)
     result = CliRunner().invoke(app, ["env", "--device", "cpu"])
     assert result.exit_code == 0
@@ -93,7 +92,6 @@ def test_env_warns_on_a_busy_machine_and_says_each_reason_once(monkeypatch: pyte
 
 
 def test_env_measures_ceilings_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")  # nothing for which a process starts again
     monkeypatch.setattr("retbench.measure.machine.busy_ratio", lambda: 0.0)
     result = CliRunner().invoke(app, ["env", "--device", "cpu", "--json"])
     assert json.loads(result.stdout)["ceilings"] is None

@@ -77,15 +77,18 @@ for keep in (keep_freed_memory, return_freed_memory, keep_small_freed_memory):
 
 
 @ON_REQUEST
-@pytest.mark.parametrize(("tunable", "found"), [("", "True"), ("glibc.malloc.hugetlb=0", "False")])
-def test_a_process_that_becomes_a_worker_computes_in_huge_pages_unless_asked_otherwise(
-    tunable: str, found: str
+@pytest.mark.parametrize(
+    ("owned", "tunable", "found"),
+    [(True, "", "True"), (True, "glibc.malloc.hugetlb=0", "False"), (False, "", "False")],
+)
+def test_a_program_of_its_own_that_becomes_a_worker_computes_in_huge_pages_unless_asked_otherwise(
+    owned: bool, tunable: str, found: str
 ) -> None:
     code = (
-        "import sys, torch\nfrom retbench.measure import machine\n"
-        "from retbench.measure.allocator import uses_huge_pages\n"
-        "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
-        "print(sys.argv[1:], len(machine.allowed_cpus()), uses_huge_pages())"
+        "import sys, torch\nfrom retbench.measure import allocator, machine\n"
+        + ("allocator.own_process()\n" if owned else "")
+        + "from retbench.measure.environment import become_worker\nbecome_worker(1, 'cpu')\n"
+        "print(sys.argv[1:], len(machine.allowed_cpus()), allocator.uses_huge_pages())"
     )
     words = ["--only", "two words"]
     done = subprocess.run(

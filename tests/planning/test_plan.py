@@ -138,6 +138,10 @@ def test_the_profile_fits_the_device(
     assert found.settings.device == name
 
 
+def test_the_only_profile_of_an_experiment_need_not_be_named(tiny_experiment: Path) -> None:
+    assert make(str(tiny_experiment), profile=None).profile_name == "smoke"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -79,7 +79,10 @@ class _Commands(TyperGroup):
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run the program."""
         from retbench.cli.streams import protect_streams
+        from retbench.measure.allocator import own_process
 
+        if not args and "args" not in settings:  # the words of the command line
+            own_process()
         protect_streams()
         _end_when_terminated()
         return super().main(*args, **settings)

@@ -66,7 +66,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return format_count(next(iter(value.values())))
     if isinstance(value, list | tuple):
-        return " ".join(_by_mixer([str(one) for one in value]))
+        return " ".join(_by_mixer([str(one) for one in value])) or "–"
     return "–" if value is None else str(value)
 
 
@@ -124,11 +124,20 @@ def _models() -> _Listing:
     from retbench.architectures.registry import named_specs
     from retbench.cli.in_process import backends_of
 
+    named = {"architecture", "variant", "backend", "pattern"}
     rows = [
-        {"name": name, **spec.model_dump(), "backends": backends_of(spec)}
+        {
+            "name": name,
+            **spec.model_dump(),
+            "options": [
+                f"{key}={value}"
+                for key, value in spec.model_dump(exclude_defaults=True, exclude=named).items()
+            ],
+            "backends": backends_of(spec),
+        }
         for name, spec in named_specs().items()
     ]
-    columns = {"model": "name", **{name: name for name in ("architecture", "variant", "backends")}}
+    columns = {"model": "name", **{name: name for name in ("architecture", "variant", "options", "backends")}}
     return "models", rows, columns
 
 

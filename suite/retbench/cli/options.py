@@ -199,7 +199,7 @@ ProfileName = Annotated[
         metavar="[smoke|cpu|paper]",
         callback=not_empty,
         autocompletion=complete_profile,
-        help="By default paper on a GPU of 70 GB or more, else cpu.",
+        help="By default the only one of the experiment; of several, paper on a GPU of 70 GB or more, else cpu.",
     ),
 ]
 SizeName = Annotated[

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args
 
 from pydantic import (
     BaseModel,
@@ -305,12 +305,19 @@ def _scalars(node: object) -> Iterator[object]:
         yield node
 
 
-def default_profile(memory_bytes: int | None) -> str:
-    """Return the name of the profile that a device runs where none is given.
+def default_profile(name_or_path: str, memory_bytes: int | None) -> str:
+    """Return the name of the profile of an experiment that a device runs where none is given: if it has one, that.
 
     Args:
+        name_or_path: As of `load_experiment`.
         memory_bytes: Memory of a CUDA device; None for the CPU.
+
+    Raises:
+        ConfigError: the file is absent or not TOML.
     """
+    profiles = _read(name_or_path).raw.get("profiles")
+    if isinstance(profiles, dict) and len(profiles) == 1:
+        return str(next(iter(profiles)))
     return "paper" if memory_bytes is not None and memory_bytes >= PAPER_MEMORY_BYTES else "cpu"
 
 
@@ -345,17 +352,7 @@ def load_experiment(
     Raises:
         ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
     """
-    path = _find(name_or_path)
-    is_path = name_or_path.endswith(".toml")
-    place = shown(str(path)).strip("'\"") if is_path else f"experiment '{name_or_path}'"
-    try:
-        raw = parse_toml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{place}: not valid TOML: {error}. Correct the file there.") from error
+    path, place, raw = _read(name_or_path)
     if "name" in raw:
         raise ConfigError(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
@@ -375,6 +372,29 @@ def load_experiment(
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
         raise ConfigError(explain(error, Experiment, where, whole)) from error
+
+
+class _File(NamedTuple):
+    """The file of an experiment, as messages name it, and its contents."""
+
+    path: Path
+    place: str
+    raw: dict[str, Any]
+
+
+def _read(name_or_path: str) -> _File:
+    """Read the file of an experiment; ConfigError if it is absent or not TOML."""
+    path = _find(name_or_path)
+    is_path = name_or_path.endswith(".toml")
+    place = shown(str(path)).strip("'\"") if is_path else f"experiment '{name_or_path}'"
+    try:
+        return _File(path, place, parse_toml(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{place}: not valid TOML: {error}. Correct the file there.") from error
 
 
 def _find(name_or_path: str) -> Path:

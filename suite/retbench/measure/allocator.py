@@ -15,6 +15,7 @@ library other than glibc.
 import ctypes
 import os
 import resource
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -47,6 +48,25 @@ def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
     if _HUGE_PAGES in tunables:
         return {}
     return {_TUNABLES: ":".join(filter(None, (tunables, f"{_HUGE_PAGES}1")))}
+
+
+_owns_process = False
+
+
+def own_process() -> None:
+    """Let the program of this process start again. Call this where it runs one command, and nothing was done yet."""
+    global _owns_process
+    _owns_process = True
+
+
+def start_again_with_huge_pages() -> None:
+    """Start this program anew in its process where that has glibc ask for huge pages; glibc reads variables only then.
+
+    Nothing happens in a program that called `own_process` never, such as a notebook, or where the user has decided.
+    """
+    new = with_huge_pages(os.environ)
+    if _owns_process and new:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | new)
 
 
 def uses_huge_pages() -> bool | None:

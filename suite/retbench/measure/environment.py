@@ -91,17 +91,15 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
 def become_worker(threads: int, device: str) -> None:
     """Make this process a worker: with its variables, and pinned. Call this before torch is loaded.
 
-    glibc reads its variables only when a program starts. Where one of them is new, the command of this process starts
-    again in its place: do nothing before this call that must not be done twice.
+    On a CPU the command of this process starts again where it may; see `allocator.start_again_with_huge_pages`.
 
     Raises:
         UnsupportedError: there are fewer CPUs than threads.
     """
     variables = worker_environment(threads, device)
-    new = allocator.with_huge_pages(os.environ)
-    if new.items() <= variables.items() and new:
-        # Without the other variables: OpenMP, loaded before this call, would bind the process to one CPU.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | new)
+    if device == "cpu":
+        # Before the other variables are set: OpenMP, if it is loaded by now, would bind the new program to one CPU.
+        allocator.start_again_with_huge_pages()
     os.environ.update(variables)
     pin_process(threads)
 

@@ -106,7 +106,7 @@ def make_plan(
     """
     dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
-    profile_name = config.default_profile(found.memory_bytes) if profile is None else profile
+    profile_name = config.default_profile(name_or_path, found.memory_bytes) if profile is None else profile
     loaded = config.load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
     experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"

@@ -50,7 +50,7 @@ def make_training_plan(
     """
     launch = launch or Launch()
     found = _find_device(device, launch)
-    profile_name = default_profile(found.memory_bytes) if profile is None else profile
+    profile_name = default_profile(experiment, found.memory_bytes) if profile is None else profile
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
     spec = training_spec(loaded, profile_name)
     check_processes(spec, launch.world_size)
