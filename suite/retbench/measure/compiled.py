@@ -18,10 +18,6 @@ T = TypeVar("T")
 
 _MOST_STEPS = 64
 """Compiled steps of one function that may be alive in a process, such as those of several models: torch allows 8."""
-_MOST_READS = 1
-"""Tensors behind a value that code for a CPU computes again in each place of use; what takes more is computed once and
-stored. With torch's own limit, 4, a product with one row computed its operand anew for every output: on an AMD EPYC a
-step then took up to 1.3 times as long."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,9 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     # took 0.1 ms of a step of 3 ms.
     filtered: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     run = torch.compile(_with_own_code(step), fullgraph=True, dynamic=True, options=filtered)
-    settings: dict[str, Any] = {"freezing": packs_weights}
     is_on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
-    if is_on_cpu:
-        settings["realize_reads_threshold"] = _MOST_READS
     with (
-        inductor.patch(settings),
+        inductor.patch(freezing=packs_weights),
         # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice.
         torch._dynamo.config.patch(recompile_limit=_MOST_STEPS, specialize_float=True),
         _explained("--no-compile", is_on_cpu=is_on_cpu),
