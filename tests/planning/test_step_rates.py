@@ -141,7 +141,7 @@ def _count_on_cpu(config: ModelConfig, backend: str) -> OperatorCount:
     return counted.found
 
 
-def test_the_products_are_those_with_weights_and_one_to_three_of_each_mixer_but_convolutions() -> None:
+def test_the_products_are_those_with_weights_and_one_or_two_of_each_mixer_but_convolutions() -> None:
     for config, backend in MODELS.values():
         model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
         # Random features multiply queries and keys; low ranks are matrices outside of projections.
@@ -151,4 +151,4 @@ def test_the_products_are_those_with_weights_and_one_to_three_of_each_mixer_but_
         matrices = sum(weight.dim() > 1 for weight in model.parameters()) - 1  # the embedding is looked up
         _, products, attentions, _ = count_operators(config, torch.float32, backend=backend)
         mixing = sum(layer.mixer.mixer != "gated_convolution" for layer in config.layers)
-        assert with_weights + mixing <= products + attentions <= max(with_weights, matrices) + 3 * mixing
+        assert with_weights + mixing <= products + attentions <= max(with_weights, matrices) + 2 * mixing

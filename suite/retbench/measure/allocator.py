@@ -62,7 +62,7 @@ def own_process() -> None:
 def start_again_with_huge_pages() -> None:
     """Start this program anew in its process where that has glibc ask for huge pages; glibc reads variables only then.
 
-    Nothing happens in a program that called `own_process` never, such as a notebook, or where the user has decided.
+    Nothing happens in a program that never called `own_process`, such as a notebook, or where the user has decided.
     """
     new = with_huge_pages(os.environ)
     if _owns_process and new:

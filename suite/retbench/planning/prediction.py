@@ -46,7 +46,7 @@ class OperatorCount(NamedTuple):
     products: int
     """Matrix products."""
     attentions: int = 0
-    """Attention of all heads, in one operator or around a softmax."""
+    """Attention of all heads in one operator."""
     views: int = 0
     """Those that execute no kernel, and take the time of their call in an eager step."""
 

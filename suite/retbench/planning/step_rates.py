@@ -56,8 +56,7 @@ slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view
 """
 _WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
 _PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv"])
-_ATTENTION = frozenset(["scaled_dot_product_attention", "softmax"])
-"""Attention in one operator, and what only attention by products has."""
+_ATTENTION = "scaled_dot_product_attention"
 
 Call = Callable[[], object]
 
@@ -86,7 +85,7 @@ class CountedOperators(TorchDispatchMode):
         self.found = OperatorCount(
             total=total + (not is_view),
             products=products + (name in _PRODUCTS),
-            attentions=attentions + (name in _ATTENTION),
+            attentions=attentions + (name == _ATTENTION),
             views=views + bool(is_view),
         )
         return out
