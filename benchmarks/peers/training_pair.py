@@ -23,6 +23,8 @@ BATCH_SIZE = 2
 WARM, TIMED = 1, 5
 """Untimed and timed steps per round."""
 LIMIT = 0.8
+OVERRIDES: tuple[str, ...] = ("training.corpus=python",)
+"""Changes of the experiment's profile beside the size and the number of steps."""
 
 
 class _Training:
@@ -108,7 +110,7 @@ def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:
 def _plan(num_steps: int) -> TrainingPlan:
     """Return the experiment's plan for two cores, with one size, seed and rate and without a data folder."""
     overrides = (
-        "training.corpus=python",
+        *OVERRIDES,
         f'training.sizes=["{SIZE}"]',
         "training.tuning_sizes=[]",
         "training.seeds_by_size={}",

@@ -12,6 +12,8 @@ pytestmark = pytest.mark.peers
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SIZE": "300k", "LENGTH": 300, "TIMED": 2}.items():
         monkeypatch.setattr(training_pair, name, value)
+    # Both sides take longer to compile than all of the rest.
+    monkeypatch.setattr(training_pair, "OVERRIDES", (*training_pair.OVERRIDES, "training.compile=false"))
 
 
 @pytest.mark.usefixtures("_small")
