@@ -306,7 +306,7 @@ def _scalars(node: object) -> Iterator[object]:
 
 
 def default_profile(name_or_path: str, memory_bytes: int | None) -> str:
-    """Return the name of the profile of an experiment that a device runs where none is given: if it has one, that.
+    """Return the name of the profile that a device runs where none is given: the experiment's only one, if it is.
 
     Args:
         name_or_path: As of `load_experiment`.

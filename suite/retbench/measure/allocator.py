@@ -51,6 +51,7 @@ def with_huge_pages(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 _owns_process = False
+"""True in a process that runs one command of ours and serves nothing else."""
 
 
 def own_process() -> None:

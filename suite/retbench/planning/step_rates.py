@@ -80,13 +80,13 @@ class CountedOperators(TorchDispatchMode):
         """Count an operator and run it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        is_view = name in _WITHOUT_KERNEL or (args and out is args[0] and not name.endswith("_"))
+        is_view = name in _WITHOUT_KERNEL or bool(args and out is args[0] and not name.endswith("_"))
         total, products, attentions, views = self.found
         self.found = OperatorCount(
             total=total + (not is_view),
             products=products + (name in _PRODUCTS),
             attentions=attentions + (name == _ATTENTION),
-            views=views + bool(is_view),
+            views=views + is_view,
         )
         return out
 
