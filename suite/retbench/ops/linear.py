@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retbench.ops.registration import realise
+
 SMALL_PRODUCT = 1 << 20
 """Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
 
@@ -109,11 +111,9 @@ def loop(x: Tensor, weight: Tensor) -> Tensor:
     A compiler makes one loop of it, which reads the weight once in its order for all rows, and joins it with what comes
     next. As one sum over the last of three dimensions it would read the weight once for each row.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if torch.compiler.is_compiling():
-        # Has the rows stored. A compiler may else compute what precedes them anew for each output: steps of 25M with
-        # GELU took 1.5 to 1.7 times as long.
-        rows = torch.ops.prims.inductor_force_stride_order(rows, rows.stride())
+    # A compiler may else compute what precedes the rows anew for each output: steps of 25M with GELU took 1.5 to 1.7
+    # times as long.
+    rows = realise(x.reshape(-1, x.shape[-1]))
     sums = [(row * weight).sum(-1) for row in rows.unbind()]
     return (torch.stack(sums) if len(sums) > 1 else sums[0]).view(*x.shape[:-1], weight.shape[0])
 

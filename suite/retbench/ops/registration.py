@@ -1,9 +1,10 @@
-"""Registration of functions as operators of torch, which a compiled step holds as one node."""
+"""What compiled code computes as it is told to: registered operators, which are one node of it, and stored values."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("retbench", "FRAGMENT")
 
@@ -38,3 +39,12 @@ def shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function
 
     return register
+
+
+def realise(x: Tensor) -> Tensor:
+    """Return x, which compiled code stores in the order of its axes instead of computing it anew where it is read."""
+    if not torch.compiler.is_compiling():
+        return x
+    stored = x.contiguous()
+    realised: Tensor = torch.ops.prims.inductor_force_stride_order(stored, stored.stride())
+    return realised
