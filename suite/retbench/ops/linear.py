@@ -197,11 +197,11 @@ def _bags(num_rows: int, num_bags: int) -> tuple[Tensor, Tensor]:
 def multiply_thin(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Multiply (..., M, K) by a matrix of a low rank, (..., K, N); `added` joins several products, (J, M, N) each.
 
-    A small 16-bit product in a compiled model is a loop of the compiler, joined with what comes next. With eight rows
-    on two cores of a CPU that took half to two thirds of the time of torch's product; in float32 it gained nothing.
+    A small product in a compiled model is a loop of the compiler, joined with what comes next. On two cores of an AMD
+    EPYC the products took half to two thirds of the time of torch's with eight rows in bfloat16, and steps of RWKV-6 in
+    float32 0.88 to 0.98 of the time with one row or eight.
     """
-    small = x.numel() * weight.shape[-1] <= SMALL_PRODUCT
-    if small and x.element_size() == 2 and torch.compiler.is_compiling():
+    if x.numel() * weight.shape[-1] <= SMALL_PRODUCT and torch.compiler.is_compiling():
         product = (x.unsqueeze(-1) * weight.unsqueeze(-3)).sum(-2)
         return product if added is None else added + product
     return x @ weight if added is None else torch.baddbmm(added, x, weight)
