@@ -46,7 +46,7 @@ class OperatorCount(NamedTuple):
     products: int
     """Matrix products."""
     attentions: int = 0
-    """Attention of all heads in one operator."""
+    """Attention of all heads, by one operator or by products."""
     views: int = 0
     """Those that execute no kernel, and take the time of their call in an eager step."""
 

@@ -56,7 +56,8 @@ slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view
 """
 _WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
 _PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv"])
-_ATTENTION = "scaled_dot_product_attention"
+_ATTENTIONS = frozenset(["scaled_dot_product_attention", "_softmax"])
+"""Operators of which there is one per attention: of all of it, or between its products."""
 
 Call = Callable[[], object]
 
@@ -85,7 +86,7 @@ class CountedOperators(TorchDispatchMode):
         self.found = OperatorCount(
             total=total + (not is_view),
             products=products + (name in _PRODUCTS),
-            attentions=attentions + (name == _ATTENTION),
+            attentions=attentions + (name in _ATTENTIONS),
             views=views + is_view,
         )
         return out
