@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from retbench.architectures import costs
+from retbench.cli import app
 from retbench.errors import UnsupportedError
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
 from retbench.running import estimates
-from retbench.running.estimates import estimate
+from retbench.running.estimates import estimate, estimate_with
 from retbench.running.locks import LOCK_DIR_VARIABLE
 from retbench.running.protocol import Failed
 from retbench.workloads.metrics import EFFICIENCY
@@ -29,14 +31,11 @@ def make(name: object, **changes: Any) -> Plan:
     return make_plan(str(name), **(settings | changes))
 
 
-def test_an_estimate_grows_with_what_is_to_be_done(
-    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+def test_an_estimate_grows_with_what_is_to_be_done(tiny_experiment: Path) -> None:
     lengths = "workloads.decode.context_len=[4096, 32768]"
     found = {
         (one.cell.model_name, one.cell.point.context_len): one
-        for one in estimate(make(tiny_experiment, overrides=[lengths, "rounds=2"]))
+        for one in estimate_with(make(tiny_experiment, overrides=[lengths, "rounds=2"]), CEILINGS)
     }
     assert len(found) == 4
     assert found["transformer", 32768].memory_bytes > found["transformer", 4096].memory_bytes
@@ -45,18 +44,15 @@ def test_an_estimate_grows_with_what_is_to_be_done(
     deepest = found["retnet", 32768].cell
     streamed_s = costs.prefill_flops(deepest.model, 1, 32768, "chunkwise", 128) / CEILINGS.matmul_flops_per_s
     assert found["retnet", 32768].seconds - found["retnet", 4096].seconds > streamed_s
-    more = estimate(make(tiny_experiment, overrides=[lengths, "rounds=4"]))
+    more = estimate_with(make(tiny_experiment, overrides=[lengths, "rounds=4"]), CEILINGS)
     assert sum(one.seconds for one in more) > sum(one.seconds for one in found.values())
 
 
-def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
-    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(tiny_experiment: Path) -> None:
     batches = ["workloads.decode.context_len=[32768]", "workloads.decode.batch_size=[1, 2]", "min_steps=1"]
     one, two = [
         item
-        for item in estimate(make(tiny_experiment, overrides=batches))
+        for item in estimate_with(make(tiny_experiment, overrides=batches), CEILINGS)
         if item.cell.model_name == "retnet"
     ]
     streamed_s = (
@@ -67,14 +63,11 @@ def test_an_estimate_counts_one_streamed_sequence_whatever_the_batch(
     assert abs(one.seconds - two.seconds) == pytest.approx(streamed_s, rel=0.05)
 
 
-def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
-    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(tiny_experiment: Path) -> None:
     found = {}
     for limit in (10**8, 10**9):
         search = ["workloads.largest_batch.context_len=[4096]", f"memory_limit_bytes={limit}"]
-        for item in estimate(make(tiny_experiment, overrides=search)):
+        for item in estimate_with(make(tiny_experiment, overrides=search), CEILINGS):
             if item.cell.workload == "largest_batch":
                 found[item.cell.model_name, limit] = item
     for name in ("retnet", "transformer"):
@@ -84,12 +77,11 @@ def test_an_estimate_of_the_largest_batch_is_of_all_the_memory(
         assert more.seconds > less.seconds
 
 
-def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimates, "_ask_ceilings", lambda _plan: CEILINGS)
+def test_an_estimate_of_training_tells_square_from_linear() -> None:
     lengths = "workloads.training.context_len=[2048, 8192]"
 
     def grown(*overrides: str) -> dict[str, float]:
-        found = estimate(make("training_cost", overrides=[lengths, *overrides]))
+        found = estimate_with(make("training_cost", overrides=[lengths, *overrides]), CEILINGS)
         assert all(one.seconds > 0 for one in found)
         by_point = {(one.cell.model_name, one.cell.point.context_len): one.memory_bytes for one in found}
         return {name: by_point[name, 8192] / by_point[name, 2048] for name, _ in by_point}
@@ -98,7 +90,9 @@ def test_an_estimate_of_training_tells_square_from_linear(monkeypatch: pytest.Mo
     assert max(ratios["retnet_chunkwise"], ratios["transformer_fused"]) <= 4
     assert min(ratios["retnet_parallel"], ratios["transformer_plain"]) > 8
     few, many = (
-        estimate(make("training_cost", overrides=[f"activation_checkpointing={value}"]))[0].memory_bytes
+        estimate_with(make("training_cost", overrides=[f"activation_checkpointing={value}"]), CEILINGS)[
+            0
+        ].memory_bytes
         for value in ("true", "false")
     )
     assert few < many
@@ -111,6 +105,31 @@ def test_an_estimate_measures_the_machine(
     found = estimate(make(tiny_experiment))
     assert all(one.seconds > 0 and one.memory_bytes > 0 for one in found)
     assert len(found) == 4
+
+
+def test_a_dry_run_says_which_models_cannot_run_here(tiny_experiment: Path) -> None:
+    request = ["models.transformer.backend=flash"]
+    errors = {one.cell.model_name: one.error for one in estimate(make(tiny_experiment, overrides=request))}
+    assert errors.keys() == {"retnet", "transformer"}
+    assert errors["retnet"] is None
+    assert "flash-attn runs on CUDA devices only" in str(errors["transformer"])
+    command = [
+        "run",
+        str(tiny_experiment),
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        "--dry-run",
+        "--set",
+        *request,
+    ]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == UnsupportedError.exit_code
+    rows = [line for line in shown.stdout.splitlines() if line.startswith("| transformer")]
+    assert rows
+    assert all("cannot run" in row for row in rows)
+    assert "flash-attn runs on CUDA devices only; use backend 'sdpa'" in " ".join(shown.stdout.split())
 
 
 def test_an_estimate_does_not_disturb_a_run(

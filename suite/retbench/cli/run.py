@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 app = new_app()
 _FAILURES = frozenset({"failed", "timeout", "gate_failed"})
 """Statuses of a failed run. Running out of memory is a result: it says where the memory ends."""
-_NOT_ESTIMATED = "not estimated"
+_NOT_ESTIMATED, _CANNOT_RUN = "not estimated", "cannot run"
 
 
 @app.command(epilog="Example: retbench run latency --profile smoke")
@@ -106,7 +106,7 @@ def run(
         _say_empty(plan, str(part), form)
     elif dry_run:
         note = f"shard {part}: {len(chosen.cells)} of {len(plan.cells)} cells" if part else None
-        _show_plan(chosen, out, form, note, fresh=fresh)
+        raise typer.Exit(_show_plan(chosen, out, form, note, fresh=fresh))
     else:
         raise typer.Exit(_measure(chosen, out, form, fresh=fresh))
 
@@ -171,8 +171,11 @@ def _print_results(plan: "Plan", out: Path, form: str) -> None:
     print_records(replace(results, records=own), plan.experiment.name, form)
 
 
-def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None, *, fresh: bool) -> None:
+def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None, *, fresh: bool) -> int:
     """Print every cell with its approximate time and memory, then notes on the shard, the disk and this machine.
+
+    Returns:
+        The exit code, which is that of the run where a model cannot run here.
 
     Raises:
         ConfigError: the run could not write to `out`.
@@ -188,6 +191,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
         f"{found} of {total} measurements are on disk already and would not be taken again" if found else None
     )
     note = "; ".join(text for text in (shard_note, disk_note, plan.note) if text) or None
+    errors = {item.cell.under_test.label: item.error for item in estimates if item.error}
     if form == "json":
         print_json(
             {
@@ -201,7 +205,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )
-        return
+        return UnsupportedError.exit_code if errors else 0
     print_table(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
@@ -211,6 +215,10 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
     if note:
         typer.echo()
         print_prose(f"{note[0].upper()}{note[1:]}.")
+    for label, error in errors.items():
+        typer.echo()
+        print_prose(f"{label}: {error}")
+    return UnsupportedError.exit_code if errors else 0
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:
@@ -229,6 +237,7 @@ def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None
         "context_len": point.context_len,
         "seconds": item.seconds,
         "memory_bytes": item.memory_bytes,
+        "error": item.error,
     }
 
 
@@ -241,16 +250,21 @@ def _estimate_row(item: "CellEstimate") -> tuple[str, ...]:
         describe_work(item.cell),
         str(point.batch_size),
         format_tokens(point.context_len),
-        _NOT_ESTIMATED if item.seconds is None else format_duration(item.seconds),
+        _CANNOT_RUN if item.error else _format_seconds(item.seconds),
         _NOT_ESTIMATED if item.memory_bytes is None else format_bytes(item.memory_bytes),
     )
 
 
+def _format_seconds(seconds: float | None) -> str:
+    return _NOT_ESTIMATED if seconds is None else format_duration(seconds)
+
+
 def _total_row(estimates: "Sequence[CellEstimate]") -> tuple[str, ...]:
     """Return the time and the peak memory of all cells with an estimate."""
-    seconds = [item.seconds for item in estimates if item.seconds is not None]
-    if not seconds:
+    counted = [item for item in estimates if item.seconds is not None and item.error is None]
+    if not counted:
         return ("none is estimated", *[""] * 5)
-    name = "all" if len(seconds) == len(estimates) else "all that are estimated"
-    peak = max(item.memory_bytes for item in estimates if item.memory_bytes is not None)
-    return (name, *[""] * 3, format_duration(sum(seconds)), format_bytes(peak))
+    name = "all" if len(counted) == len(estimates) else "all that are estimated"
+    seconds = sum(item.seconds or 0.0 for item in counted)
+    peak = max(item.memory_bytes or 0 for item in counted)
+    return (name, *[""] * 3, format_duration(seconds), format_bytes(peak))

@@ -12,7 +12,7 @@ from retbench.architectures.costs import mixer_params
 from retbench.errors import ConfigError
 from retbench.measure.products import row_products
 from retbench.mixers.module import Depth, StatefulModule
-from retbench.models.decoder import Decoder
+from retbench.models.decoder import Decoder, check_decode_operators
 from retbench.ops import fused
 
 INIT_STD = 0.02
@@ -83,6 +83,22 @@ def allocate_model(
     model.set_decode_operators(decode_operators)
     model.set_row_products(row_products(model.device, dtype))
     return model.eval()
+
+
+def check_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str,
+    decode_operators: str | None = None,
+) -> None:
+    """Raise the error that building a model would raise, without memory for it; arguments as of `build_model`."""
+    with _default_dtype(dtype), torch.device("meta"):
+        model = Decoder(config, backend, None)
+    model.check_runs(backend, device)
+    if decode_operators is not None:
+        check_decode_operators(decode_operators, device, dtype)
 
 
 def _check_params(model: Decoder) -> None:

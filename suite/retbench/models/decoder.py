@@ -130,15 +130,15 @@ class Decoder(LanguageModel):
 
     def backends(self) -> dict[str, str | None]:
         """Return every backend of the model with None if it can run here, else the reason why not."""
-        return {name: self._missing_reason(name) for name in self.config.forms}
+        return {name: self._missing_reason(name, self.device) for name in self.config.forms}
 
-    def _missing_reason(self, name: str) -> str | None:
-        """Return why a backend cannot run on this device at the dtype of its inputs; None if it can."""
+    def _missing_reason(self, name: str, device: torch.device) -> str | None:
+        """Return why a backend cannot run on a device at the dtype of its inputs; None if it can."""
         dtype = self.compute_dtype or self.dtype
         first = {mixer.config: mixer for mixer in reversed(self.mixers)}
         # Checks the requested forms only: checking others may import packages that this process never needs.
         reasons = (
-            mixer.missing_reason(form_of(config, name), self.device, dtype) for config, mixer in first.items()
+            mixer.missing_reason(form_of(config, name), device, dtype) for config, mixer in first.items()
         )
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -163,6 +163,12 @@ class Decoder(LanguageModel):
         executed = self.executed_backends().get("prefill", "")
         return True in forms or _QUADRATIC_KERNEL in executed.split("+")
 
+    def check_runs(self, name: str, device: torch.device) -> None:
+        """Raise UnsupportedError if a backend cannot run on a device at the dtype of its inputs."""
+        reason = self._missing_reason(name, device)
+        if reason is not None:
+            raise UnsupportedError(f"{self.config.architecture} backend '{name}' cannot run here: {reason}.")
+
     def set_backend(self, name: str) -> None:
         """Set the form of every mixer.
 
@@ -171,9 +177,7 @@ class Decoder(LanguageModel):
             UnsupportedError: it cannot run on this device at the dtype of its inputs.
         """
         check_backend(self.config, name)
-        reason = self._missing_reason(name)
-        if reason is not None:
-            raise UnsupportedError(f"{self.config.architecture} backend '{name}' cannot run here: {reason}.")
+        self.check_runs(name, self.device)
         for mixer in self.mixers:
             mixer.set_backend(form_of(mixer.config, name))
         self.backend = name
@@ -185,12 +189,7 @@ class Decoder(LanguageModel):
             ConfigError: unknown name.
             UnsupportedError: they cannot run on this device at this dtype.
         """
-        names = get_args(DecodeOperators)
-        if name not in names:
-            raise unknown_name("decode operators", name, names)
-        reason = fused.missing_reason(self.device, self.dtype) if name == "fused" else None
-        if reason is not None:
-            raise UnsupportedError(f"decode operators '{name}' cannot run here: {reason}.")
+        check_decode_operators(name, self.device, self.dtype)
         for module in self.modules():
             if isinstance(module, FusedSteps):
                 module.fused = name == "fused"
@@ -348,3 +347,13 @@ class Decoder(LanguageModel):
             self._run_blocks(self._last_stateful + 1, segment, state, last_only=True)
         logits: Tensor = self(last, state, last_only=True)
         return logits
+
+
+def check_decode_operators(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError for an unknown name, and UnsupportedError for operators that cannot run on a device."""
+    names = get_args(DecodeOperators)
+    if name not in names:
+        raise unknown_name("decode operators", name, names)
+    reason = fused.missing_reason(device, dtype) if name == "fused" else None
+    if reason is not None:
+        raise UnsupportedError(f"decode operators '{name}' cannot run here: {reason}.")

@@ -1,6 +1,6 @@
 """Estimates of a plan: time and memory of each cell, from analytical costs and measured ceilings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from retbench.architectures import costs
@@ -12,7 +12,7 @@ from retbench.records.record import Ceilings
 from retbench.running.gates import GATE_DEPTH, gate_depth
 from retbench.running.locks import refuse_estimate, timing_lock
 from retbench.running.process import WorkerExit, start_worker
-from retbench.running.protocol import Failed, Measured, RunInfo
+from retbench.running.protocol import Failed, Measured, Refused, RunInfo
 from retbench.workloads.metrics import estimated_prefill_seconds, training_bytes
 from retbench.workloads.workload import find_workload
 
@@ -41,11 +41,13 @@ class CellEstimate:
             equivalence check. The deepest cell of a streamed model includes the streaming.
         memory_bytes: Weights, state, the activations in flight, and what training keeps for the gradients; without the
             process itself.
+        error: Why the cell's model cannot run here; None where it can.
     """
 
     cell: Cell
     seconds: float | None
     memory_bytes: int | None
+    error: str | None = None
 
 
 def estimate(plan: Plan) -> list[CellEstimate]:
@@ -54,7 +56,9 @@ def estimate(plan: Plan) -> list[CellEstimate]:
     Raises:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
-    return estimate_with(plan, _ask_ceilings(plan))
+    ceilings, errors = _ask_worker(plan)
+    found = estimate_with(plan, ceilings)
+    return [replace(item, error=errors.get(item.cell.under_test.label)) for item in found]
 
 
 def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
@@ -101,17 +105,21 @@ def _compilation_seconds(cell: Cell, plan: Plan) -> float:
     return cell.model.num_layers * of_block_s / len(sharing)
 
 
-def _ask_ceilings(plan: Plan) -> Ceilings:
-    """Measure the device's ceilings as a run would."""
+def _ask_worker(plan: Plan) -> tuple[Ceilings, dict[str, str]]:
+    """Measure the device's ceilings as a run would; also return why models cannot run here, by their label."""
+    of_each = list({cell.under_test.label: cell for cell in plan.cells}.values())
+    errors: dict[str, str] = {}
     run, settings = RunInfo.of(plan, "estimate", code_revision()), plan.settings
     with (
         timing_lock(plan.command, settings.device, wait=refuse_estimate, threads=settings.threads),
-        start_worker(plan, "ceilings", plan.cells[:1], run, SimpleQueue()) as worker,
+        start_worker(plan, "ceilings", of_each, run, SimpleQueue()) as worker,
     ):
         for message in worker.messages(plan.profile.timeout_s):
             match message:
                 case Measured(ceilings=ceilings):
-                    return ceilings
+                    return ceilings, errors
+                case Refused(cells=cells, error=error):
+                    errors |= {of_each[index].under_test.label: error for index in cells}
                 case WorkerExit(reason=reason):
                     raise RetbenchError(f"the ceilings could not be measured: {reason}")
                 case Failed():

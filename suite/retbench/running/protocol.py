@@ -64,7 +64,7 @@ class Job(Strict):
     prepare: run the equivalence check, and stream the states that decode cells start from into `states_dir`.
     measure: measure the cells in the order given, appending each record to `records_path`.
     serve: measure one cell per request, so that two workers can take turns.
-    ceilings: measure the device's ceilings, for an estimate.
+    ceilings: for an estimate, refuse the cells whose model cannot run here, and measure the device's ceilings.
     """
 
     task: Task

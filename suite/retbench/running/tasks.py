@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from retbench.architectures import costs
 from retbench.checkpoints.loading import import_code, load_model
 from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
 from retbench.data import text
@@ -20,7 +21,7 @@ from retbench.measure import allocator, environment, products, source
 from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
 from retbench.measure.nvml import watch_device
-from retbench.models.build import build_model
+from retbench.models.build import build_model, check_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
@@ -88,6 +89,7 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     _check_codes(job)
     match job.task:
         case "ceilings":
+            _check_models(job, device, send)
             send(Measured(ceilings=measure_ceilings(device, dtype)))
         case "prepare":
             _prepare(job, device, _store(job), send)
@@ -95,6 +97,20 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
             in_order = (MeasureCell(index=index, round=job.round) for index in range(len(job.cells)))
             wanted = requests if job.task == "serve" else in_order
             _measure(job, device, Surroundings(facts), send, wanted)
+
+
+def _check_models(job: Job, device: torch.device, send: Send) -> None:
+    """Refuse the cells whose model cannot run here, as its `prepare` task would."""
+    for index, cell in enumerate(job.cells):
+        if costs.missing_reason(cell.model) is None:
+            with _refusing(job, [index], send):
+                check_model(
+                    cell.model,
+                    dtype=getattr(torch, cell.settings.dtype),
+                    device=device,
+                    backend=cell.backend,
+                    decode_operators=cell.settings.decode_operators,
+                )
 
 
 def _check_codes(job: Job) -> None:
