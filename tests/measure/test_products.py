@@ -13,7 +13,7 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import product_trials, products
 from retbench.models import build
-from retbench.ops.linear import Linear, RowProducts, multiply_in_batches, stored_weight, stream
+from retbench.ops.linear import FewestKeys, Linear, RowProducts, multiply_in_batches, stored_weight, stream
 from tests.measure.outcomes import ROW_OUTCOMES
 
 
@@ -99,9 +99,15 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
         ((0.7, 1.1, 0.5), 1024),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "key_heads"), [(torch.float64, 8), (torch.bfloat16, 8), (torch.float32, 2)]
+)
 def test_attention_by_products_must_beat_torchs_own_over_all_keys_from_the_fewest_on(
-    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], fewest: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: tuple[float, ...],
+    fewest: int,
+    dtype: torch.dtype,
+    key_heads: int,
 ) -> None:
     remaining = iter(ratios)
 
@@ -111,7 +117,7 @@ def test_attention_by_products_must_beat_torchs_own_over_all_keys_from_the_fewes
         return [next(remaining), 1.0]
 
     monkeypatch.setattr(product_trials, "_least_seconds", seconds)
-    assert product_trials.measure_attention(dtype) == fewest
+    assert product_trials.measure_attention(dtype, key_heads=key_heads) == fewest
 
 
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +128,12 @@ def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = dict(zip(ROW_OUTCOMES, (1024, 4096, 1, 8), strict=True)) | {"attention_from, bfloat16": 4096}
+    found = dict(zip(ROW_OUTCOMES, (1024, 2048, 4096, 1, 8), strict=True))
+    found |= {"attention_from, bfloat16": 4096, "attention_from, shared, bfloat16": 0}
     monkeypatch.setattr(products, "_found", found)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert products.row_products(cpu, torch.float32) == RowProducts(1024, True, 4096, 8)
-    assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=4096)
+    assert products.row_products(cpu, torch.float32) == RowProducts(FewestKeys(1024, 2048), True, 4096, 8)
+    assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=FewestKeys(4096))
     assert products.row_products(gpu, torch.float32) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()

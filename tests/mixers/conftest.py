@@ -5,7 +5,10 @@ import pytest
 from retbench.measure import products
 from tests.measure.outcomes import ROW_OUTCOMES
 
-OUTCOMES = (*ROW_OUTCOMES, "attention_from, bfloat16", "attention_from, float64")
+OUTCOMES = (
+    *ROW_OUTCOMES,
+    *(f"attention_from, {what}" for what in ("bfloat16", "float64", "shared, bfloat16", "shared, float64")),
+)
 
 
 @pytest.fixture(autouse=True)

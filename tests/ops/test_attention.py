@@ -22,6 +22,7 @@ from retbench.ops.attention import (
     missing_reason,
     sdpa_kernel,
 )
+from retbench.ops.linear import FewestKeys
 
 CUDA = torch.device("cuda")
 
@@ -57,20 +58,24 @@ def test_products_say_that_only_a_single_query_is_theirs():
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "kv_heads", "products_from", "chosen"),
+    ("name", "length", "kv_heads", "alone", "shared", "chosen"),
     [
-        ("auto", 1, 4, 9, "products"),
-        ("auto", 1, 4, 10, "sdpa"),
-        ("auto", 1, 4, None, "sdpa"),
-        ("auto", 1, 2, 9, "sdpa"),
-        ("auto", 7, 4, 9, "sdpa"),
-        ("sdpa", 1, 4, 9, "sdpa"),
-        ("products", 1, 2, None, "products"),
+        ("auto", 1, 4, 9, None, "products"),
+        ("auto", 1, 4, 10, 1, "sdpa"),
+        ("auto", 1, 4, None, 1, "sdpa"),
+        ("auto", 1, 2, None, 9, "products"),
+        ("auto", 1, 1, None, 9, "products"),
+        ("auto", 1, 2, 1, 10, "sdpa"),
+        ("auto", 1, 2, 1, None, "sdpa"),
+        ("auto", 7, 4, 9, 9, "sdpa"),
+        ("sdpa", 1, 4, 9, 9, "sdpa"),
+        ("products", 1, 2, None, None, "products"),
     ],
 )
-def test_only_auto_chooses_and_only_for_single_queries_of_many_keys_that_share_none(
-    name, length, kv_heads, products_from, chosen
+def test_only_auto_chooses_and_only_for_single_queries_of_many_keys(
+    name, length, kv_heads, alone, shared, chosen
 ):
+    products_from = FewestKeys(alone, shared)
     q, k, v = make_inputs(length, 9, kv_heads=kv_heads)
     assert chosen_backend(name, q, k, products_from) == chosen
     expected = BACKENDS[chosen](q, k, v)
@@ -79,7 +84,7 @@ def test_only_auto_chooses_and_only_for_single_queries_of_many_keys_that_share_n
 
 def test_compiled_code_chooses_anew_for_every_number_of_keys():
     attend = torch.compile(
-        lambda q, k, v: attention.attend("auto", q, k, v, 33), fullgraph=True, dynamic=True
+        lambda q, k, v: attention.attend("auto", q, k, v, FewestKeys(33)), fullgraph=True, dynamic=True
     )
     with torch.inference_mode(), torch.compiler.set_stance("default"):
         attend(*make_inputs(1, 20))

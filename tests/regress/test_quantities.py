@@ -105,7 +105,8 @@ def test_the_method_that_is_faster_here_does_not_change_them(
 ) -> None:
     found = products.row_products(torch.device("cpu"), torch.float32)
     others = {
-        "attention_from, float32": 0 if found.attention_from else 1,
+        "attention_from, float32": 0 if found.attention_from.alone else 1,
+        "attention_from, shared, float32": 0 if found.attention_from.shared else 1,
         "slice_width": 0 if found.slice_width else 1,
         "batches": not found.batches,
         "onednn_rows": 0 if found.onednn_rows else 32,

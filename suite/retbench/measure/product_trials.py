@@ -45,7 +45,9 @@ _ONEDNN_TRIALS = (((2, 4), 2), ((64,), 12))
 would not do: while others use the memory, any product of two rows takes as long as the reading of the weights."""
 
 _HEADS, _HEAD_DIM = 8, 64
-"""Heads of the queries and keys by which attention is compared, and their width."""
+"""Heads of the queries by which attention is compared, and their width."""
+SHARED_KEY_HEADS = 2
+"""Heads of keys for so many queries where queries share keys: each for four, as in Llama 3."""
 _KEYS = (16384, 4096, 1024)
 """Numbers of keys that attention by products is tried with, falling."""
 _CACHE_BYTES = 64 * MIB
@@ -172,17 +174,23 @@ def _most_onednn_rows(weights: Sequence[Tensor]) -> int:
 
 
 @torch.inference_mode()
-def measure_attention(dtype: torch.dtype) -> int:
+def measure_attention(dtype: torch.dtype, *, key_heads: int = _HEADS) -> int:
     """Measure from how many keys on single queries attend faster by products than by torch's kernel; 0: they do not.
 
     All lengths decide together: one that a disturbance made slow does not settle the others.
+
+    Args:
+        dtype: Of queries, keys and values.
+        key_heads: Heads of keys that eight heads of queries attend to.
     """
     query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
-    longest = 2 * _HEADS * max(_KEYS) * _HEAD_DIM  # of 64 MiB in float32, and more in float64
+    longest = (
+        2 * key_heads * max(_KEYS) * _HEAD_DIM
+    )  # of 64 MiB in float32 for all heads, and more in float64
     held = torch.ones(max(longest, _CACHE_BYTES // dtype.itemsize), dtype=dtype, device="cpu")
     fewest, gain, best_gain = 0, 0.0, 0.0
     for length in _KEYS:
-        caches = held.view(-1, 2, 1, _HEADS, length, _HEAD_DIM)
+        caches = held.view(-1, 2, 1, key_heads, length, _HEAD_DIM)
         products_s, fused_s = _least_seconds(
             *(partial(_attend_all, method, query, caches) for method in (attend_products, attend_sdpa))
         )

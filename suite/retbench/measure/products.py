@@ -12,13 +12,14 @@ from functools import partial
 import torch
 
 from retbench.measure.product_trials import (
+    SHARED_KEY_HEADS,
     measure_attention,
     measure_layouts,
     measure_loops,
     measure_packing,
     measure_rows,
 )
-from retbench.ops.linear import MOST_LOOPED_ROWS, RowProducts
+from retbench.ops.linear import MOST_LOOPED_ROWS, FewestKeys, RowProducts
 
 _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
@@ -32,7 +33,7 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
     """
     if device.type != "cpu":
         return RowProducts()
-    attention_from = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype)) or None
+    attention_from = _attention_from(dtype)
     if dtype != torch.float32:
         return RowProducts(attention_from)
     if "onednn_rows" not in _found:
@@ -43,6 +44,14 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
         slice_width=_found["slice_width"] or None,
         onednn_rows=_found["onednn_rows"],
     )
+
+
+def _attention_from(dtype: torch.dtype) -> FewestKeys:
+    """Return from how many keys on single queries attend by products."""
+    alone = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype))
+    sharing = partial(measure_attention, dtype, key_heads=SHARED_KEY_HEADS)
+    shared = _once(f"attention_from, shared, {_name(dtype)}", sharing)
+    return FewestKeys(alone or None, shared or None)
 
 
 def storing_by_output_is_faster(

@@ -15,7 +15,7 @@ from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.mixers.state import LayerState, allocate_state
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
-from retbench.ops.linear import Linear
+from retbench.ops.linear import FewestKeys, Linear
 from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import (
     Readout,
@@ -100,12 +100,12 @@ class MixerModule(StatefulModule):
 
     Attributes:
         executed: Phase (prefill, decode) to the form or kernel that was executed since the form was set.
-        products_from: Fewest keys from which single queries attend by products in the form `auto`; see
+        products_from: Fewest keys from which a single query attends by products in the form `auto`; see
             `ops.attention.chosen_backend`.
     """
 
     config: Mixer
-    products_from: int | None = None
+    products_from = FewestKeys()
 
     def __init__(self, config: Mixer, form: str, chunk_size: int | None) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
+from retbench.ops.linear import FewestKeys
 from retbench.ops.registration import operator, shapes_of
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -142,33 +143,34 @@ def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend_sdpa(q, k, v) if q.shape[2] > 1 else _attend_single(q, k, v, 0)
 
 
-def attend(name: str, q: Tensor, k: Tensor, v: Tensor, products_from: int | None) -> Tensor:
+def attend(name: str, q: Tensor, k: Tensor, v: Tensor, products_from: FewestKeys) -> Tensor:
     """Attend by a backend in `BACKENDS`, or for auto by the one that `chosen_backend` names."""
     if name != "auto":
         return BACKENDS[name](q, k, v)
-    if products_from is None or not _is_alone(q, k):
-        return attend_sdpa(q, k, v)
-    return _attend_single(q, k, v, products_from)
+    fewest = _fewest_keys(q, k, products_from)
+    return attend_sdpa(q, k, v) if fewest is None else _attend_single(q, k, v, fewest)
 
 
-def chosen_backend(name: str, q: Tensor, k: Tensor, products_from: int | None) -> str:
+def chosen_backend(name: str, q: Tensor, k: Tensor, products_from: FewestKeys) -> str:
     """Return the backend that a requested one stands for with these queries and keys: another only for `auto`.
 
     Args:
         name: A name in `BACKENDS`, or auto.
         q: Queries, (B, H, T, K).
         k: Keys, (B, Hkv, S, K).
-        products_from: Fewest keys from which a single query that shares none attends by `products`; None: never.
+        products_from: Fewest keys from which a single query attends by `products`.
     """
     if name != "auto":
         return name
-    by_products = products_from is not None and _is_alone(q, k) and k.shape[2] >= products_from
-    return "products" if by_products else "sdpa"
+    fewest = _fewest_keys(q, k, products_from)
+    return "sdpa" if fewest is None or k.shape[2] < fewest else "products"
 
 
-def _is_alone(q: Tensor, k: Tensor) -> bool:
-    """Return whether there is one query for each head of keys."""
-    return q.shape[2] == 1 and q.shape[1] == k.shape[1]
+def _fewest_keys(q: Tensor, k: Tensor, products_from: FewestKeys) -> int | None:
+    """Return from how many keys on these queries attend by products; None for several positions."""
+    if q.shape[2] > 1:
+        return None
+    return products_from.alone if q.shape[1] == k.shape[1] else products_from.shared
 
 
 def _attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
