@@ -20,16 +20,16 @@ class FewestKeys(NamedTuple):
     """Fewest keys from which a single query attends by products; None: torch's fused attention always does it."""
 
     alone: int | None = None
-    """Where each head of queries has its own keys."""
+    """With keys for each head of queries."""
     shared: int | None = None
-    """Where several heads of queries share keys, as in grouped-query attention."""
+    """With keys that several heads of queries share, as in grouped-query attention."""
 
 
 class RowProducts(NamedTuple):
     """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.
 
     Attributes:
-        attention_from: Where a single query attends by `attention.attend_products` in the form `auto`.
+        attention_from: Fewest keys from which a single query attends by `attention.attend_products` in the form `auto`.
         batches: Whether `multiply_in_batches` multiplies single rows by weights that are stored by output.
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows by weights that are stored by
             input; None: torch's product does.
