@@ -1,4 +1,4 @@
-"""What compiled code computes as it is told to: registered operators, which are one node of it, and stored values."""
+"""Functions that compiled code holds as one node each, and values that it stores."""
 
 from collections.abc import Callable
 from typing import Any
