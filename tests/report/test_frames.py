@@ -1,5 +1,6 @@
 """Frames: exact columns and types, the record that counts, and nothing pooled that must not be."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,13 @@ def test_results_keep_records_and_problems(results: Path, cpu_records: list[Reco
     assert len(loaded.records) == len(cpu_records)
     assert len(loaded.problems) == 1
     assert "old.jsonl:1: schema_version is 0" in loaded.problems[0]
+
+
+def test_a_copy_of_a_file_adds_no_record(results: Path, cpu_records: list[Record]) -> None:
+    shutil.copytree(results, results / "published" / "copy")
+    loaded = load_results(results)
+    assert len(loaded.records) == len(cpu_records)
+    assert not loaded.source_of(loaded.records[0]).is_published
 
 
 @pytest.mark.parametrize("some", [True, False])

@@ -69,7 +69,7 @@ class Results:
     """Contents of a results folder.
 
     Attributes:
-        records: Every readable record, duplicates included, in the order of files and lines.
+        records: Every readable record, in the order of files and lines; of copies of one record the first.
         problems: One sentence per line that could not be read.
         folders: Folder of the per-document results, for each record that has some.
         sources: File of each run.
@@ -107,7 +107,7 @@ class ComparableSet:
 
 
 def load_results(root: Path) -> Results:
-    """Return every record in a file or below a folder.
+    """Return every record in a file or below a folder; a folder may hold copies of others.
 
     Raises:
         RecordError: the path does not exist, or no record in it can be read; the message says what to run.
@@ -116,14 +116,18 @@ def load_results(root: Path) -> Results:
     if not root.exists():
         raise RecordError(f"no results at '{root}': there is no such file or folder. {advice}")
     records: list[Record] = []
+    first: dict[tuple[object, ...], Record] = {}
     problems: list[str] = []
     folders: dict[Documents, Path] = {}
     sources: dict[RunKey, Source] = {}
     for path, found, faults in read_files(root):
-        records += found
+        for record in found:
+            same = first.setdefault((run_of(record), record.cell_id, record.round, record.started_at), record)
+            if same is record or same != record:
+                records.append(record)
         below = path.relative_to(root).as_posix() if path != root else path.name
         source = Source(visible(below), is_published=PUBLISHED in (*path.parts, root.resolve().name))
-        sources |= dict.fromkeys(map(run_of, found), source)
+        sources = dict.fromkeys(map(run_of, found), source) | sources
         problems += faults + _future_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
