@@ -184,9 +184,8 @@ def measure_attention(dtype: torch.dtype, *, key_heads: int = _HEADS) -> int:
         key_heads: Heads of keys that eight heads of queries attend to.
     """
     query = torch.ones(1, _HEADS, 1, _HEAD_DIM, dtype=dtype, device="cpu")
-    longest = (
-        2 * key_heads * max(_KEYS) * _HEAD_DIM
-    )  # of 64 MiB in float32 for all heads, and more in float64
+    # 64 MiB in float32 where each head of queries has its own keys, and more in float64.
+    longest = 2 * key_heads * max(_KEYS) * _HEAD_DIM
     held = torch.ones(max(longest, _CACHE_BYTES // dtype.itemsize), dtype=dtype, device="cpu")
     fewest, gain, best_gain = 0, 0.0, 0.0
     for length in _KEYS:
