@@ -14,7 +14,7 @@ from report.words import check_words
 from retbench.papers.figure6 import PaperPoint, keep_comparable, paper_points
 from retbench.papers.papers import find_number, load_papers
 from retbench.records.record import Record
-from retbench.report import style
+from retbench.report import looks, style
 from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.selection import select
@@ -65,7 +65,7 @@ def lines(axes: Axes) -> dict[str, list[list[tuple[float, float]]]]:
     """The points of the lines that are measured, by colour."""
     found: dict[str, list[list[tuple[float, float]]]] = {}
     for line in axes.lines:
-        if line.get_marker() in style.HOLLOW and line.get_markerfacecolor() != "none":
+        if line.get_marker() in looks.HOLLOW and line.get_markerfacecolor() != "none":
             found.setdefault(str(line.get_color()), []).append(
                 [tuple(point) for point in np.asarray(line.get_xydata())]
             )
@@ -101,7 +101,7 @@ def test_lines_are_the_data_beside_them(drawing: Drawing) -> None:
     units = {"a": ("peak_bytes", 1e9), "b": ("tokens_per_s", 1.0)}
     for axes, (panel, (metric, size)) in zip(drawing.figure.axes, units.items(), strict=False):
         for index, model in enumerate(("retnet", "transformer")):
-            (line,) = [each for each in lines(axes)[style.look(index).line] if each]
+            (line,) = [each for each in lines(axes)[looks.look(index).line] if each]
             assert [x for x, _ in line] == list(LENGTHS)
             drawn = [y * size for _, y in line]
             assert drawn == pytest.approx(values(ours, panel=panel, metric=metric, model=model))
@@ -112,7 +112,7 @@ def test_latency_is_of_the_transformer_at_each_length_and_of_retnet_at_its_worst
     ours = drawing.data[(drawing.data["kind"] == "measured") & (drawing.data["panel"] == "c")]
     assert set(ours[ours["model"] == "retnet"]["context_len"]) == {8192}
     assert set(ours[ours["model"] == "transformer"]["context_len"]) == set(LENGTHS)
-    drawn = [line for line in lines(axes)[style.look(1).line] if line]
+    drawn = [line for line in lines(axes)[looks.look(1).line] if line]
     for line, length in zip(drawn, LENGTHS, strict=True):
         assert [x for x, _ in line] == [1, 2, 4, 8]
         expected = values(ours, model="transformer", context_len=length)

@@ -19,11 +19,13 @@ from matplotlib.lines import Line2D
 
 from report.synthetic_records import CPU, GPU, SMALL, SMALL_TRAINER, TRAINER, Maker, with_mixer
 from report.words import check_words
+from retbench.architectures.registry import architectures
 from retbench.errors import RecordError, StorageError
 from retbench.records.record import Metric, Record
-from retbench.report import style
+from retbench.report import looks, style
 from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
+from retbench.report.points import Lineup
 from retbench.report.selection import select
 
 NAMES = [
@@ -215,7 +217,7 @@ def test_training_shows_speed_above_memory_and_the_lines_through_it(training_rec
 
 def model_lines(axes: Axes) -> list[Line2D]:
     """The lines of models, in their order."""
-    return [line for line in axes.lines if line.get_marker() in style.HOLLOW]
+    return [line for line in axes.lines if line.get_marker() in looks.HOLLOW]
 
 
 def all_words(drawing: Drawing) -> list[str]:
@@ -375,14 +377,35 @@ def test_a_model_looks_the_same_in_every_figure(drawings: list[Drawing]) -> None
             for text in axes.texts
             if text.get_text().startswith("Transformer")
         }
-        assert colours <= {style.look(1).text}
+        assert colours <= {looks.look(1).text}
 
 
 def test_no_two_of_many_models_look_the_same() -> None:
-    looks = [style.look(index) for index in range(100)]
-    assert len({(look.line, look.marker, look.dash) for look in looks}) == len(looks)
-    assert len({look.line for look in looks[:8]}) == 8
-    assert looks[:10] == [style.look(index) for index in range(10)]
+    found = [looks.look(number) for number in range(100)]
+    assert len({(look.line, look.marker, look.dash) for look in found}) == len(found)
+    assert len({look.line for look in found[:8]}) == 8
+
+
+def look_of_each(kinds: dict[str, str]) -> dict[str, looks.Look]:
+    lineup = Lineup(tuple(kinds), None, kinds, kinds)
+    return {name: looks.look_of(lineup, name) for name in kinds}
+
+
+def test_an_architecture_has_one_look_beside_any_other_models() -> None:
+    pair = look_of_each({"retnet": "retnet", "transformer": "transformer"})
+    assert list(pair.values()) == [looks.look(0), looks.look(1)]
+    variants = {"retnet": "retnet", "wide": "retnet", "gated_retnet": "retnet"}
+    others = {"gla": "gla", "mamba2": "mamba2", "own": "another library's", "transformer": "transformer"}
+    many = look_of_each(variants | others)
+    assert len({look.line for look in many.values()}) == len(many)
+    assert pair.items() <= many.items()
+    for name in ("gla", "mamba2"):
+        assert look_of_each({name: name, "transformer": "transformer"})[name] == many[name]
+
+
+def test_as_many_models_as_there_are_differ_in_their_look() -> None:
+    every = {name: name for name in architectures()} | {f"retnet_{number}": "retnet" for number in range(90)}
+    assert len(set(look_of_each(every).values())) == len(every)
 
 
 def ten_models(records: list[Record]) -> list[Record]:
@@ -408,10 +431,10 @@ def test_ten_models_have_looks_and_names_of_their_own() -> None:
         check_words(drawing)
         if drawing.name == "latency_decode_batch8":
             lines = model_lines(drawing.figure.axes[0])
-            looks = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
-            assert len(lines) == len(looks) == 10
+            drawn = {(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in lines}
+            assert len(lines) == len(drawn) == 10
             names = [text.get_text() for text in drawing.figure.axes[0].texts]
-            assert {name[0] for name in names} >= {style.FILLED[str(line.get_marker())] for line in lines}
+            assert {name[0] for name in names} >= {looks.FILLED[str(line.get_marker())] for line in lines}
         if drawing.name == "throughput_decode_throughput":
             widths_in = [axes.get_position().width * style.WIDTH_IN for axes in drawing.figure.axes]
             assert min(widths_in) > 0.45
@@ -529,7 +552,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_words_and_lines_stand_out_from_the_paper(dark: bool) -> None:
-    colours = {name: pair[dark] for name, pair in style.css_colours().items()}
+    colours = {name: pair[dark] for name, pair in looks.css_colours().items()}
     paper = luminance(colours["paper"])
     for name, colour in colours.items():
         bright, dim = sorted((luminance(colour), paper), reverse=True)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from report.synthetic_scores import KIN, SEEDS, TASKS, TRAINED_LEN, ScoreMaker, evaluations_of
 from report.words import check_words
-from retbench.report import style
+from retbench.report import looks
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.frames import load_results
@@ -308,7 +308,7 @@ def test_of_ten_models_each_has_its_own_look_and_its_note_beside_its_own_dot(tmp
     for drawing in drawings:
         check_words(drawing)
         for axes in drawing.figure.axes:
-            for line in (line for line in axes.lines if line.get_marker() in style.HOLLOW):
+            for line in (line for line in axes.lines if line.get_marker() in looks.HOLLOW):
                 xs = line.get_transform().transform(np.asarray(line.get_xydata()))[:, 0]
                 assert axes.bbox.x0 <= xs.min() <= xs.max() <= axes.bbox.x1, drawing.name
     (axes,) = next(drawing for drawing in drawings if "zeroshot" in drawing.name).figure.axes

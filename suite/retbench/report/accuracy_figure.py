@@ -15,6 +15,7 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in, shorten
+from retbench.report.looks import look_of
 from retbench.report.panels import Point
 from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.wording import POINTS, describe_p, file_stem, with_interval
@@ -139,7 +140,7 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
         top += len(rows.points) + 1
     axes.set_ylim(top - 1, -1)
     axes.set_yticks(middles, [rows.task for rows in tasks])
-    looks = [style.look(models.models.index(name)) for name in names]
+    looks = [look_of(models, name) for name in names]
     marks = [(name, look.marker, look.line, look.text) for name, look in zip(labels, looks, strict=True)]
     marks += [("guessing", "|", style.MUTED, style.MUTED)] if guesses else []
     figure.legend(
@@ -162,7 +163,7 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
 def _draw_task(axes: Axes, rows: TaskRows, models: Lineup, top: int) -> None:
     """Draw dots, intervals, notes and the accuracy of guessing of one task."""
     for y, (point, note) in enumerate(zip(rows.points, rows.notes, strict=True), top):
-        look = style.look(models.models.index(point.model))
+        look = look_of(models, point.model)
         interval = axes.hlines(y, 100 * point.low, 100 * point.high, color=look.line, linewidth=0.8)
         x = 100 * point.value
         dot = axes.plot(x, y, look.marker, color=look.line, markeredgecolor=style.PAPER, markeredgewidth=0.4)

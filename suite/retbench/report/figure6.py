@@ -20,6 +20,7 @@ from retbench.report import curves, style
 from retbench.report.claims import describe_setup
 from retbench.report.drawing import Drawing
 from retbench.report.labels import Label, add_text, label_ends
+from retbench.report.looks import HOLLOW
 from retbench.report.panels import TIME_UNITS, Panel, Units, frame_points, highest
 from retbench.report.points import Lineup
 from retbench.report.provenance import describe_conditions
@@ -136,7 +137,7 @@ class Figure6Panel:
         longest = panel.ticks[-1]
         labels = curves.end_labels(panel, lambda p: curves.with_length(self.describe(p.value), p, longest))
         for architecture, value in {point.architecture: point.number.value for point in self.paper}.items():
-            text = f"{style.HOLLOW[self.markers[architecture]]} paper {self.describe(value)}"
+            text = f"{HOLLOW[self.markers[architecture]]} paper {self.describe(value)}"
             labels.append(Label(0, value / panel.size, text, style.MUTED, is_bold=False))
         return labels
 

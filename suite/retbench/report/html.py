@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pandas as pd
 from markupsafe import Markup, escape
 
-from retbench.report import style
 from retbench.report.cells import Cell
+from retbench.report.looks import css_colours
 from retbench.report.wording import bind_units
 
 
@@ -19,7 +19,7 @@ def prose(text: str) -> Markup:
 
 def colour_rules() -> dict[str, str]:
     """Return the CSS declarations of the colour variables for the light and the dark page."""
-    colours = style.css_colours()
+    colours = css_colours()
     return {
         "light": " ".join(f"--{name}: {light};" for name, (light, _) in colours.items()),
         "dark": " ".join(f"--{name}: {dark};" for name, (_, dark) in colours.items()),

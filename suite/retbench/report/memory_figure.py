@@ -11,6 +11,7 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import DOTTED, describe_crosses
 from retbench.report.labels import add_text, shorten
+from retbench.report.looks import Look, look_of
 from retbench.report.panels import MEMORY_UNITS, unit_for
 from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes, format_tokens
@@ -69,7 +70,7 @@ def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
         style.set_linear_length_axis(axes, sweep.lengths)
         style.set_value_axis(axes, max(tops) / size)
         _draw_model(axes, sweep, each[each["model"] == model], model, size)
-        look = style.look(sweep.models.models.index(model))
+        look = look_of(sweep.models, model)
         label = shorten(sweep.models.labels[model]) + (f", batch {sweep.batch_size}" if several else "")
         heading = axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
         style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, heading])
@@ -84,7 +85,7 @@ def _largest(rows: pd.DataFrame) -> float:
 
 def _draw_model(axes: Axes, sweep: CostSweep, rows: pd.DataFrame, model: str, size: float) -> None:
     """Draw the parts of one model, their analytical size and what failed, with the names of the parts."""
-    look = style.look(sweep.models.models.index(model))
+    look = look_of(sweep.models, model)
     measured = rows[rows["metric"] != EXPECTED]
     expected = rows[rows["metric"] == EXPECTED].sort_values("context_len")
     _draw_parts(axes, measured, look, size)
@@ -123,7 +124,7 @@ def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axe
     return figure, style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN, count=count)
 
 
-def _draw_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, size: float) -> None:
+def _draw_parts(axes: Axes, rows: pd.DataFrame, look: Look, size: float) -> None:
     """Draw areas stacked from weights up; a bar where there is only one length."""
     parts = (
         rows.pivot(index="context_len", columns="metric", values="value")
@@ -156,7 +157,7 @@ def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size
         axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _name_parts(axes: Axes, rows: pd.DataFrame, look: style.Look, parts: Sequence[str]) -> None:
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: Look, parts: Sequence[str]) -> None:
     """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
     names = zip(PARTS, parts, (style.MUTED, look.text, look.text), strict=True)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from retbench.report import style
 from retbench.report.curves import draw_intervals
+from retbench.report.looks import Look, look_of
 from retbench.report.panels import frame_points
 from retbench.report.points import Lineup
 from retbench.report.wording import with_interval
@@ -42,7 +43,7 @@ class ModelLine(NamedTuple):
     rows: pd.DataFrame
     model: str
     label: str
-    look: style.Look
+    look: Look
     dash: Any
 
 
@@ -76,7 +77,7 @@ def add_model_panels(
     )
     lines = []
     for axes, name, title in zip(panels, names, titles, strict=True):
-        look, own = style.look(models.models.index(name)), data[data["model"] == name]
+        look, own = look_of(models, name), data[data["model"] == name]
         axes.set_title(title, fontsize=6.4, fontweight="bold", loc="left", pad=3, color=look.text)
         for _, rows in own.groupby(["size", *own.columns.intersection(["seed"])], sort=False):
             size = str(rows["size"].iloc[0])

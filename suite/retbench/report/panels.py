@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from retbench.report import style
 from retbench.report.labels import shorten
+from retbench.report.looks import FILLED, Look, look_of, repeats
 from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep
 from retbench.report.wording import with_interval
@@ -167,13 +167,13 @@ class Panel:
         """Name of the unit of the vertical axis."""
         return unit_for(self.top, self.units)[1]
 
-    def look(self, model: str) -> style.Look:
+    def look(self, model: str) -> Look:
         """Return the look of a model."""
-        return style.look(self.models.models.index(model))
+        return look_of(self.models, model)
 
     def name(self, model: str) -> str:
         """Return the label of a model, led by its marker where colours alone do not distinguish the models."""
-        mark = f"{style.FILLED[self.look(model).marker]} " if style.repeats(len(self.models.models)) else ""
+        mark = f"{FILLED[self.look(model).marker]} " if repeats(len(self.models.models)) else ""
         return f"{mark}{shorten(self.models.labels[model])}"
 
     def words(self, point: Point, place: str) -> str:

@@ -200,12 +200,14 @@ class Lineup:
         models: Names, baselines last.
         reference: The baseline that the others are compared with; None without a baseline.
         labels: A readable name of each.
+        architectures: The architecture of each.
         refusals: Why a model is not compared with the reference, by model.
     """
 
     models: tuple[str, ...]
     reference: str | None
     labels: Mapping[str, str]
+    architectures: Mapping[str, str]
     refusals: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -219,22 +221,22 @@ class Lineup:
 def lineup(records: Sequence[Record]) -> Lineup:
     """Return the models of these records."""
     infos = {record.model.name: record.model for record in records}
-    architectures = {name: info.architecture for name, info in infos.items()}
+    kinds = {name: info.architecture for name, info in infos.items()}
     weak = {name for name, info in infos.items() if concatenates_cache(info.architecture, info.config)}
     places = {name: place for place, name in enumerate(registered())}
 
     def place(name: str) -> tuple[bool, int, bool, bool, str]:
-        kind = architectures[name]
+        kind = kinds[name]
         return is_baseline(kind), places.get(kind, len(places)), name in weak, name != kind, name
 
-    models = sorted(architectures, key=place)
-    baselines = [name for name in models if is_baseline(architectures[name])]
+    architectures = {name: kinds[name] for name in sorted(kinds, key=place)}
+    baselines = [name for name, kind in architectures.items() if is_baseline(kind)]
     reference = baselines[0] if baselines else None
-    labels = _labels({name: architectures[name] for name in models}, weak)
+    labels = _labels(architectures, weak)
     labels |= {
         record.model.name: f"{record.model.name} (unmatched)" for record in records if not is_matched(record)
     }
-    return Lineup(tuple(models), reference, labels, _refusals(records, reference))
+    return Lineup(tuple(architectures), reference, labels, architectures, _refusals(records, reference))
 
 
 def _labels(architectures: Mapping[str, str], weak: Container[str]) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """The look of every figure: sizes, type, colours and axes.
 
 A figure is as wide as a journal's column and is set at that size, so that its type is legible in print and on
-a phone. The first colours are Okabe and Ito's, which colour-blind people can distinguish. A model has one colour,
-marker and dash pattern everywhere. Only matplotlib's object interface is used: no global state is left behind.
+a phone. Only matplotlib's object interface is used: no global state is left behind.
 """
 
 import re
@@ -74,78 +73,6 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "ytick.labelcolor": INK,
     "ytick.major.size": 0.0,
 }
-
-
-# ---- the look of a model ---------------------------------------------------------------------------------------------
-
-
-class Colour(NamedTuple):
-    """One hue: `line` for curves, `text` dark enough to be read, `tint` for lighter areas."""
-
-    line: str
-    text: str
-    tint: str
-
-
-_COLOURS = (
-    (Colour("#0072b2", "#00629a", "#9ccbe8"), Colour("#56b4e9", "#7cc6f0", "#285873")),
-    (Colour("#d55e00", "#ac4c00", "#f3b98f"), Colour("#e69f00", "#f0b840", "#7a5706")),
-    (Colour("#009e73", "#007756", "#8fd6bf"), Colour("#2bbf93", "#5ad3ae", "#125c46")),
-    (Colour("#cc79a7", "#a04b7a", "#e9c3d8"), Colour("#d991b8", "#e6b3cf", "#6e4159")),
-    (Colour("#b58900", "#7d5f00", "#e8d69a"), Colour("#f0e442", "#f4ec7a", "#6b6412")),
-    (Colour("#5e4fa2", "#51449a", "#c3bce0"), Colour("#a99de0", "#bdb3ea", "#443a7a")),
-    (Colour("#8c564b", "#74443a", "#d3b8b1"), Colour("#c49a8f", "#d4b1a8", "#5c3a32")),
-    (Colour("#4a4f57", "#3d4148", "#a9aeb5"), Colour("#c9ced6", "#d9dde3", "#4b525b")),
-)
-"""Every hue as in the files and, lighter, as on a dark page."""
-
-HOLLOW = {"o": "○", "s": "□", "^": "△", "D": "◇", "v": "▽", "<": "◁", ">": "▷", "p": "⬠", "*": "☆"}
-"""Every marker, and the character that looks like it when it is not filled."""
-FILLED = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "p": "⬟", "*": "★"}
-"""The character that looks like each marker."""
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-
-
-class Look(NamedTuple):
-    """Colours, marker and dash pattern of one model."""
-
-    line: str
-    text: str
-    tint: str
-    marker: str
-    dash: Any
-
-    @property
-    def marker_scale(self) -> float:
-        """Size of the marker over that of the others: a star of their size is all edge."""
-        return 1.7 if self.marker == "*" else 1.0
-
-
-def look(index: int) -> Look:
-    """Return the look of the model at `index` in the line-up; 288 models have different ones."""
-    colour, _ = _COLOURS[index % len(_COLOURS)]
-    dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-    return Look(*colour, list(HOLLOW)[index % len(HOLLOW)], dash)
-
-
-def repeats(num_models: int) -> bool:
-    """Return whether some of as many models have the same colour."""
-    return num_models > len(_COLOURS)
-
-
-def css_colours() -> dict[str, tuple[str, str]]:
-    """Return every colour by a name for style sheets: as in the files, and on a dark page."""
-    colours = {
-        "ink": (INK, "#e8eaed"),
-        "muted": (MUTED, "#a2abb5"),
-        "grid": (GRID, "#343a41"),
-        "paper": (PAPER, "#14171a"),
-        "neutral": (NEUTRAL, "#59616b"),
-    }
-    for number, (light, dark) in enumerate(_COLOURS):
-        for part in Colour._fields:
-            colours[f"{part}{number}"] = (getattr(light, part), getattr(dark, part))
-    return colours
 
 
 # ---- what the page shows of a figure beyond its lines ----------------------------------------------------------------

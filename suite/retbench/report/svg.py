@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from retbench.report import style
 from retbench.report.drawing import Drawing
+from retbench.report.looks import css_colours
 from retbench.report.style import marks_of, model_of
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -132,6 +133,6 @@ def _tidy_attribute(name: str, text: str, ids: dict[str, str]) -> tuple[str, str
 
 def _variable(match: re.Match[str]) -> str:
     """Return the CSS variable of a palette colour; any other colour unchanged."""
-    names = {light: name for name, (light, _) in style.css_colours().items()}
+    names = {light: name for name, (light, _) in css_colours().items()}
     name = names.get(match[0])
     return f"var(--{name})" if name else match[0]
