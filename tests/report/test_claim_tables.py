@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
@@ -249,6 +249,20 @@ def test_forms_that_differ_are_seen_though_others_agree() -> None:
         assert entry.verdict == "not reproduced"
         assert "largest error 0.5 (recurrent = parallel, 7 tokens)" in entry.here[0].measured
         assert entry.here[0].num_results == 2
+
+
+def test_of_forms_that_agree_those_are_seen_that_differ_most() -> None:
+    def by(error: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        check = GateCheck(name="recurrent = parallel", length=7, error=error, limit=1e-3)
+        return lambda arguments: arguments | {"gate": Gate(passed=True, dtype="float32", checks=(check,))}
+
+    small, large = (
+        Maker(place, change=by(error)).latency((1024,)) for place, error in ((CPU, 1e-5), (GPU, 3e-5))
+    )
+    for records in ([*small, *large], [*large, *small]):
+        entry = entry_of("equal_forms", records)
+        assert entry.verdict == "reproduced"
+        assert "largest error 3e-05" in entry.here[0].measured
 
 
 def test_records_that_do_not_decide_are_seen_and_the_command_stands() -> None:

@@ -911,6 +911,18 @@ def test_an_ablation_is_held_against_the_whole(tmp_path: Path) -> None:
     assert judge(CLAIMS["ablation_decay"], results).verdict == "not_testable"
 
 
+def test_an_interval_over_seeds_is_seen_rather_than_one_seed_nearer_to_the_claim(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        return as_model(sizes={"200m": "125m"})(WITHOUT_GATE(arguments))
+
+    results = scored(tmp_path, ask_last, change, seeds={"25m": (0,), "1m": (0, 1, 2)})
+    (group,) = make_claim_section([judge(CLAIMS["ablation_swish_gate"], results)]).groups
+    (result,) = group.entries[0].here
+    assert result.conditions.startswith("1M, ")
+    assert result.conditions.endswith("seeds 0, 1, 2")
+    assert result.num_results == 2
+
+
 def without_gate_by_seed(folder: Path, factors: Sequence[float]) -> ClaimRow:
     """The row of the gate's claim where the whole RetNet loses so many times as much as it would, by seed."""
     left = list(factors)

@@ -257,6 +257,14 @@ def test_a_hump_that_noise_may_have_made_is_not_shown() -> None:
     assert (found.apart, found.differs) == (None, False)
 
 
+def test_of_many_lengths_at_the_margin_one_is_called_apart_in_one_of_twenty() -> None:
+    generator, found = np.random.default_rng(2), 0
+    for _ in range(1000):
+        values = np.array([1.0, *[1.05] * 5]) * np.exp(generator.normal(0, 0.02, size=(10, 6)))
+        found += slope_equivalence(LENGTHS, values.tolist(), 0.05).apart is not None
+    assert found / 1000 <= 0.06
+
+
 def test_noise_wider_than_the_margin_shows_no_equivalence() -> None:
     found = slope_equivalence([1, 2], [[1.0, 1.2], [1.0, 0.8], [1.0, 1.0]], 0.05)
     assert found.equivalent is False

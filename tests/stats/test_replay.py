@@ -8,13 +8,15 @@ import pytest
 
 from retbench.regress.interleaved import SampledRounds, sample
 from retbench.regress.items import Times
+from retbench.stats.intervals import geometric_interval
 from retbench.stats.sequential import DecisionRules
 from stats.corpus import Replay, read_corpus
 
 ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
 ROUNDS_OF_A_HALF = 100
 """From so many on, rounds that are drawn anew say something of the rules."""
-PAGE = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
+PAGE_FOLDER = Path(__file__).parents[2] / "docs"
+PAGE = (PAGE_FOLDER / "checks.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=["idle", "one core busy"])
@@ -92,3 +94,31 @@ def test_what_has_moved_is_found_within_twenty_rounds(
 def test_the_page_names_the_rounds_of_the_corpus() -> None:
     total = sum(len(rounds) for rounds in read_corpus().values())
     assert f"replaying {total} recorded rounds" in PAGE
+
+
+def test_a_ratio_is_in_its_interval_and_a_time_not_always_as_the_page_says(
+    machine: str, rounds: list[Times]
+) -> None:
+    decode = sorted(point for point in rounds[0] if (point.workload, point.batch_size) == ("decode", 1))
+    times = {point: np.array([measured[point][0] for measured in rounds]) for point in decode}
+    retnet, transformer = (
+        [times[point] for point in decode if point.model == model] for model in ("retnet", "transformer")
+    )
+    of_times, of_ratios = (
+        f"{100 * np.mean([covered_share(series) for series in many]):.0f}"
+        for many in (retnet + transformer, [a / b for a, b in zip(retnet, transformer, strict=True)])
+    )
+    faq = (PAGE_FOLDER / "faq.md").read_text(encoding="utf-8").replace("\n", " ")
+    told = re.search(
+        r"in (\d+) % \(idle\) and (\d+) % \(one core busy\) of cases for the time .* in (\d+) and (\d+) % for",
+        faq,
+    )
+    assert told is not None
+    assert (of_times, of_ratios) == told.groups()[machine == "one core busy" :: 2]
+
+
+def covered_share(series: np.ndarray[tuple[int], np.dtype[np.float64]], num_rounds: int = 5) -> float:
+    """Return in which share of all runs of neighbouring rounds the interval holds the mean of the whole series."""
+    mean, runs = np.exp(np.log(series).mean()), np.lib.stride_tricks.sliding_window_view(series, num_rounds)
+    intervals = [geometric_interval(list(run)) for run in runs]
+    return float(np.mean([bool(one.low <= mean <= one.high) for one in intervals]))

@@ -20,7 +20,7 @@ from retbench.papers.claims import (
     ShareRule,
     Verdict,
 )
-from retbench.records.record import Record
+from retbench.records.record import GateCheck, Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
 from retbench.report.wording import describe_status, with_interval
@@ -358,10 +358,22 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     """Return whether every equivalence check of the setup passed, with the largest error."""
-    gates = [record.gate for record in setup.challenger if record.gate and record.gate.checks]
-    if not gates:
+    worst = max(_checks(setup.challenger), key=_share_of_limit, default=None)
+    if worst is None:
         return None
-    checks = [check for gate in gates for check in gate.checks]
-    worst = max(checks, key=lambda check: math.inf if math.isnan(check.error) else check.error / check.limit)
+    gates = [record.gate for record in setup.challenger if record.gate and record.gate.checks]
     text = f"largest error {worst.error:.2g} ({worst.name}, {worst.length} tokens), limit {worst.limit:.2g}"
     return decided(all(gate.passed for gate in gates), text)
+
+
+def largest_error(records: Iterable[Record]) -> float:
+    """Return the largest error of the equivalence checks of records over its limit; -1 without a check."""
+    return max(map(_share_of_limit, _checks(records)), default=-1.0)
+
+
+def _checks(records: Iterable[Record]) -> list[GateCheck]:
+    return [check for record in records if record.gate for check in record.gate.checks]
+
+
+def _share_of_limit(check: GateCheck) -> float:
+    return math.inf if math.isnan(check.error) else check.error / check.limit

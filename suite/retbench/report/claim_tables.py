@@ -189,14 +189,16 @@ def _main_rows(each: JudgedClaim) -> list[tuple[ClaimRow, int]]:
 def _distance(claim: Claim, row: ClaimRow) -> tuple[object, ...]:
     """Return how far a row is from the subject of a claim; the least is the nearest.
 
-    Another baseline is another subject. Then the point or range counts, then the size of the models, whether the row
-    decides, whether the steps ran as in the paper, and the order of the claim's experiments.
+    Another baseline is another subject. Then the point or range counts, then whether several seeds were trained, the
+    size of the models, whether the row decides, whether the steps ran as in the paper, and the order of the claim's
+    experiments.
     """
     distance, unlike = row.finding.distance, row.features & set(claim.scale.without)
     params = max((record.model.num_params_nonembedding for record in row.records), default=0)
     size = abs(math.log(find_size(claim.scale.size).budget / params)) if claim.scale.size and params else 0.0
     named = claim.experiments.index(row.experiment) if row.experiment in claim.experiments else 0
-    return len(unlike - {"graphs"}), not distance, distance, size, not row.finding.decides, len(unlike), named
+    point = len(unlike - {"graphs"}), not distance, distance
+    return *point, len(row.seeds) == 1, size, not row.finding.decides, len(unlike), named
 
 
 def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:

@@ -23,7 +23,7 @@ from retbench.papers.claims import (
 )
 from retbench.records.record import Record
 from retbench.report.claim_rows import ClaimRow, Scope, in_order
-from retbench.report.claim_rules import ClaimFinding, Setup, judge_cost
+from retbench.report.claim_rules import ClaimFinding, Setup, judge_cost, largest_error
 from retbench.report.claim_words import describe_missing
 from retbench.report.frames import Results, keep_latest, set_of, started
 from retbench.report.points import mismatch
@@ -66,6 +66,8 @@ def judge(claim: Claim, results: Results) -> JudgedClaim:
         for row in rows:
             files = sorted({results.source_of(record).path for record in row.records})
             found.append(replace(row, is_published=is_published, files=tuple(files)))
+    if isinstance(claim.rule, GateRule):  # the largest error stands for all
+        found.sort(key=lambda row: (row.is_published, -largest_error(row.records)))
     return _judged(claim, found)
 
 

@@ -318,7 +318,8 @@ def slope_equivalence(
 
     In each round a line is fitted to the logarithm of the cost over the logarithm of the length. The round's ratio is
     the rise of the line from the first length to the last. The tests are at 5 % each. A cost is not constant either
-    where the 95 % interval of any length's ratio to the first lies outside 1 ± margin. The lengths increase.
+    where the interval of any length's ratio to the first lies outside 1 ± margin; all of them together are of 95 %. The
+    lengths increase.
     """
     log_lengths, log_values = _logs(lengths, "lengths"), _logs(values_by_round, "values")
     centred = log_lengths - log_lengths.mean()
@@ -343,7 +344,12 @@ def _is_outside(ratio: Interval, margin: float) -> bool:
 def _farthest_outside(
     lengths: Sequence[int], log_values: Array, margin: float
 ) -> tuple[int, Interval] | None:
-    """Return the length whose ratio to the first is farthest from 1, of those with an interval outside the margin."""
-    rises = [paired(column - log_values[:, 0]).interval() for column in log_values.T]
-    outside = [item for item in zip(lengths, rises, strict=True) if _is_outside(item[1], margin)]
+    """Return the length whose ratio to the first is farthest from 1, of those with an interval outside the margin.
+
+    As many intervals as there are further lengths have one confidence together (Bonferroni).
+    """
+    first, *others = log_values.T
+    confidence = 1 - (1 - CONFIDENCE) / len(others)
+    rises = [paired(column - first).interval(confidence) for column in others]
+    outside = [item for item in zip(lengths[1:], rises, strict=True) if _is_outside(item[1], margin)]
     return max(outside, key=lambda item: abs(math.log(item[1].value)), default=None)
