@@ -1,10 +1,12 @@
 """Products of one row, and with matrices of a low rank."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from retbench.measure.clock import time_call
 from retbench.measure.compiled import compile_step
@@ -148,3 +150,18 @@ def test_a_compiled_product_does_not_copy_its_row(dtype: torch.dtype) -> None:
     operators = {event.key for event in profiler.key_averages()}
     assert "aten::mm" in operators or any("linear" in name for name in operators)
     assert not operators & {"aten::clone", "aten::copy_"}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_compiled_loop_has_gradients(rows: int) -> None:
+    layer, x = Linear(6, 4), torch.randn(rows, 6, requires_grad=True)
+    torch.nn.init.normal_(layer.weight)
+    layer.store(by_output=True)
+
+    def gradients(compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(compute(x).square().sum(), (x, layer.weight))
+
+    with torch.compiler.set_stance("default"):
+        compiled = gradients(torch.compile(layer, backend="aot_eager", fullgraph=True))
+    for found, expected in zip(compiled, gradients(layer), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -93,7 +93,10 @@ def check_model(
     backend: str,
     decode_operators: str | None = None,
 ) -> None:
-    """Raise the error that building a model would raise, without memory for it; arguments as of `build_model`."""
+    """Raise UnsupportedError if a model cannot run on a device; it is built without values.
+
+    Arguments as of `build_model`.
+    """
     with _default_dtype(dtype), torch.device("meta"):
         model = Decoder(config, backend, None)
     model.check_runs(backend, device)

@@ -29,6 +29,8 @@ TILE = 4096
 """Values of the state that one program holds at once: 16 KiB in float32, 32 per thread."""
 MIN_BLOCK_V = 32
 """Fewest columns of the state per program: a row of 32 float32 values is one cache line of 128 bytes."""
+MIN_BLOCK_K = 4
+"""Fewest rows of the state per tile, which with the fewest columns has a value for each thread of four warps."""
 MAX_BLOCK_V = 128
 MIN_PROGRAMS = 256
 """Programs that fill a GPU: about two for each multiprocessor of an A100 or H100."""
@@ -304,7 +306,8 @@ def _launch_step(state: Tensor, arguments: tuple[Any, ...], layout: str, decays_
     """Launch the kernel of `retention_step`."""
     batch, heads, key_dim, value_dim = state.shape
     block_v = value_block(batch * heads, value_dim)
-    block_k = min(_padded(key_dim), TILE // block_v)
+    # With fewer values than threads two threads would hold the same, and advance it twice.
+    block_k = max(MIN_BLOCK_K, min(_padded(key_dim), TILE // block_v))
     sizes = {"H": heads, "K": key_dim, "V": value_dim, "BLOCK_K": block_k, "BLOCK_V": block_v}
     grid = (batch * heads, _blocks(value_dim, block_v))  # the second axis of a grid ends at 65,535
     _launch("retention_step_kernel", grid, arguments, LAYOUT=layout, DECAYS_CHANNELS=decays_channels, **sizes)

@@ -42,8 +42,11 @@ def shapes_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def realise(x: Tensor) -> Tensor:
-    """Return x, which compiled code stores in the order of its axes instead of computing it anew where it is read."""
-    if not torch.compiler.is_compiling():
+    """Return x, which compiled code stores in the order of its axes instead of computing it anew where it is read.
+
+    Only where nothing is differentiated: the operator that has a value stored has no gradient.
+    """
+    if torch.is_grad_enabled() or not torch.compiler.is_compiling():
         return x
     stored = x.contiguous()
     realised: Tensor = torch.ops.prims.inductor_force_stride_order(stored, stored.stride())

@@ -100,17 +100,25 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
 
 
 def _check_models(job: Job, device: torch.device, send: Send) -> None:
-    """Refuse the cells whose model cannot run here, as its `prepare` task would."""
+    """Refuse the cells whose model cannot run here.
+
+    Any other error may be one of a model without values, which this check builds; the run shows those of the model.
+    """
     for index, cell in enumerate(job.cells):
-        if costs.missing_reason(cell.model) is None:
-            with _refusing(job, [index], send):
-                check_model(
-                    cell.model,
-                    dtype=getattr(torch, cell.settings.dtype),
-                    device=device,
-                    backend=cell.backend,
-                    decode_operators=cell.settings.decode_operators,
-                )
+        if costs.missing_reason(cell.model) is not None:
+            continue
+        try:
+            check_model(
+                cell.model,
+                dtype=getattr(torch, cell.settings.dtype),
+                device=device,
+                backend=cell.backend,
+                decode_operators=cell.settings.decode_operators,
+            )
+        except UnsupportedError as error:
+            send(Refused(cells=(index,), status="unsupported", error=str(error)))
+        except Exception as error:
+            traceback.print_exception(error)
 
 
 def _check_codes(job: Job) -> None:

@@ -179,6 +179,8 @@ class Trainer:
         self._monitor.check(step + 1, loss_value, norm_value)
         set_rate(self.optimizer, self._learning_rate(step))
         self.optimizer.step()
+        if self.device.type == "cuda":  # the clock of the step includes it
+            torch.cuda.synchronize(self.device)
         return loss_value, norm_value
 
     def _accumulate(self) -> Tensor:
