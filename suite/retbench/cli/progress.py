@@ -133,7 +133,7 @@ def _view_run(event: RunEvent) -> ShownEvent:
         case WaitingForLock():
             return ShownEvent(_describe_waiting(event), activity="waiting for another run")
         case events.RunPlanned(progress=progress, skipped=skipped, run_id=run_id, note=note):
-            found = f"; {skipped} are on disk already" if skipped else ""
+            found = f"; {skipped} {'is' if skipped == 1 else 'are'} on disk already" if skipped else ""
             found += f"; {note}" if note else ""
             text = f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
             return ShownEvent(text, activity="running")
