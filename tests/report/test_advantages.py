@@ -69,8 +69,10 @@ def test_the_number_is_the_ratio(value: float, metric: MetricSpec) -> None:
     assert (found.outcome == "better") == ((value < 1) == metric.lower_is_better)
 
 
-def test_a_wide_interval_is_written_without_an_exponent() -> None:
-    assert advantage(TIME, ratio(1.01, 0.6, 2.8)).interval == "95 % CI [180 % slower, 67 % faster]"
+def test_a_ratio_with_a_wide_interval_is_a_factor_as_its_ends_are() -> None:
+    found = advantage(TIME, ratio(1.01, 0.6, 2.8))
+    assert (found.size, found.interval) == ("1.01× slower", "95 % CI [2.80× slower, 1.67× faster]")
+    assert advantage(TIME, ratio(1.01, 0.6, 1.9)).interval == "95 % CI [90 % slower, 67 % faster]"
 
 
 def test_the_lead_names_the_shortest_context_only_if_it_says_something_else() -> None:

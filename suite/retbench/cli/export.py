@@ -7,6 +7,7 @@ import typer
 
 from retbench.cli.options import new_app, read_folder
 from retbench.errors import ConfigError
+from retbench.files import check_writable
 
 app = new_app()
 
@@ -48,6 +49,7 @@ def export(
     from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
     from retbench.checkpoints.writing import export_checkpoint
 
+    check_writable(folder, "FOLDER")
     if checkpoint.endswith(SUFFIX):
         if form != "auto":
             raise ConfigError(

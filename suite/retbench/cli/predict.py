@@ -18,6 +18,7 @@ from retbench.cli.options import (
     new_app,
     read_counts,
 )
+from retbench.errors import ConfigError
 from retbench.units import (
     GB,
     format_bytes,
@@ -161,6 +162,11 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
     specs = {model: spec, counterpart: find_named_model(counterpart)}
     for name, one in specs.items():
         if kv_heads is not None and "num_kv_heads" in type(one).model_fields:
+            if name == model and dict(one)["num_kv_heads"] is not None:
+                raise ConfigError(
+                    f"--kv-heads {kv_heads}: the model '{name}' is one with its own number of key-value heads. Leave "
+                    f"--kv-heads out, or name another model, such as '{one.architecture}'."
+                )
             specs[name] = one.model_copy(update={"num_kv_heads": kv_heads})
     return dict(sorted(specs.items(), key=lambda item: is_baseline(item[1].architecture)))
 

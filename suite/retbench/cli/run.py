@@ -207,7 +207,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
         )
         return UnsupportedError.exit_code if errors else 0
     print_table(
-        ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "memory"),
+        ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "peak memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
         form,
         keys=4,
@@ -251,12 +251,19 @@ def _estimate_row(item: "CellEstimate") -> tuple[str, ...]:
         str(point.batch_size),
         format_tokens(point.context_len),
         _CANNOT_RUN if item.error else _format_seconds(item.seconds),
-        _NOT_ESTIMATED if item.memory_bytes is None else format_bytes(item.memory_bytes),
+        _NOT_ESTIMATED if item.memory_bytes is None else _format_memory(item),
     )
 
 
 def _format_seconds(seconds: float | None) -> str:
     return _NOT_ESTIMATED if seconds is None else format_duration(seconds)
+
+
+def _format_memory(item: "CellEstimate") -> str:
+    """Return the memory of a cell, and that it is more than the experiment allows."""
+    limit, memory = item.cell.settings.memory_limit_bytes, item.memory_bytes or 0
+    over = limit is not None and memory > limit
+    return f"{format_bytes(memory)}, over {format_bytes(limit)}" if over and limit else format_bytes(memory)
 
 
 def _total_row(estimates: "Sequence[CellEstimate]") -> tuple[str, ...]:

@@ -17,6 +17,9 @@ from retbench.records.record import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 from retbench.units import format_size
 
+CHECKPOINT_SIZE = "checkpoint"
+"""Size of a model that is read from a checkpoint, unless the experiment gives one."""
+
 
 def find_models(
     experiment: Experiment,
@@ -133,7 +136,7 @@ def _checkpoint_model(experiment: Experiment, name: str, data_dir: Path | None) 
         corpus=noted.get("corpus"),
     )
     return _model_on_disk(
-        experiment, name, spec.size or "checkpoint", info, weights, noted.get("corpus_fingerprint")
+        experiment, name, spec.size or CHECKPOINT_SIZE, info, weights, noted.get("corpus_fingerprint")
     )
 
 

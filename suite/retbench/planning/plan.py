@@ -17,7 +17,7 @@ from retbench.measure.devices import Device, default_threads, find_device
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.planning import cells
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
-from retbench.planning.models import find_inputs, find_models
+from retbench.planning.models import CHECKPOINT_SIZE, find_inputs, find_models
 from retbench.planning.shards import Shard, unit_of
 from retbench.workloads.workload import WORKLOADS, find_workload
 
@@ -104,6 +104,7 @@ def make_plan(
         ConfigError: something is misspelt or contradicts itself.
         UnsupportedError: this machine cannot do what was asked.
     """
+    _check_given_once(overrides)
     dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
     profile_name = config.default_profile(name_or_path, found.memory_bytes) if profile is None else profile
@@ -140,8 +141,28 @@ def make_plan(
         command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
-        note=note,
+        note="; ".join(filter(None, [note, _describe_unmatched(models)])) or None,
     )
+
+
+def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
+    """Return which models are not compared with the others, as they have the size of their checkpoint."""
+    others = [one for one in models if one.size != CHECKPOINT_SIZE]
+    names = list(dict.fromkeys(one.model_name for one in models if one.size == CHECKPOINT_SIZE))
+    if not others or not names:
+        return None
+    return (
+        f"{', '.join(names)}: read from a checkpoint, which is not matched to the size of the other models, so that "
+        "tables show them apart and without a ratio"
+    )
+
+
+def _check_given_once(overrides: Sequence[str]) -> None:
+    """Raise ConfigError where --set gives a key more than once."""
+    keys = [item.partition("=")[0].strip() for item in overrides]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--set {shown(twice)[1:-1]}: given {keys.count(twice)} times. Give it once.")
 
 
 def _decide_compilation(

@@ -1,7 +1,8 @@
 """Advantages in words: a ratio of two costs, in the direction in which it is an advantage or a disadvantage.
 
-Ratios of 1.2 and more are factors ("7.63× faster"), smaller ones percentages ("12 % slower"). Of a time both are of
-speed where it is shorter: 1.25 times as fast is 25 % faster. Of memory a percentage is a share of the reference's.
+Ratios of 1.2 and more are factors ("7.63× faster"), smaller ones percentages ("12 % slower") unless an end of their
+interval is a factor of 2 or more. Of a time both are of speed where it is shorter: 1.25 times as fast is 25 % faster.
+Of memory a percentage is a share of the reference's.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ Outcome = Literal["better", "worse", "equal"]
 
 _LEAST_FACTOR = 1.2
 """Ratios below this one are percentages."""
+_FACTOR_OF_ENDS = 2.0
+"""An end of an interval from which on it and its ratio are factors."""
 _OPPOSITES = {
     "faster": "slower",
     "better": "worse",
@@ -91,16 +94,18 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
     has_interval, unpaired = low == low, bool(ratio["unpaired"])
     if value == 1:
         return Advantage(_EQUAL, "", "equal", "", unpaired)
+    widest = max(high, 1 / low) if has_interval and low > 0 else 1.0
+    as_factor = _is_factor(value) or widest >= _FACTOR_OF_ENDS
     is_better = (value < 1) == bool(metric.lower_is_better)
     outcome: Outcome = "better" if is_better else "worse"
     interval = ""
     if has_interval:
         outcome = "equal" if low <= 1 <= high else outcome
-        written = {_number(_of_speed(metric, end), as_factor=_is_factor(value)) for end in (value, low, high)}
+        written = {_number(_of_speed(metric, end), as_factor=as_factor) for end in (value, low, high)}
         if len(written) > 1 or outcome == "equal":
-            interval = f"95 % CI {_interval(metric, low, high, as_factor=_is_factor(value))}"
+            interval = f"95 % CI {_interval(metric, low, high, as_factor=as_factor)}"
     words = _comparative(metric, is_better=is_better)
-    size = f"{_number(_of_speed(metric, value), as_factor=_is_factor(value))} {words}"
+    size = f"{_number(_of_speed(metric, value), as_factor=as_factor)} {words}"
     is_lone = metric.has_interval and not has_interval
     return Advantage(size, interval, outcome, _verb(metric), unpaired, is_lone)
 

@@ -35,6 +35,7 @@ from retbench.workloads.workload import WORKLOADS, Workload
 HEADLINES = ("decode", "memory", "prefill")
 """Workloads that always have a line, in this order; others have one where none of these was measured."""
 NOT_MEASURED = "not measured in this run"
+NOT_COMPARED = "measured, but of no two models that are compared"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ def find_answer(contents: Contents) -> Answer:
     measured = [name for name in WORKLOADS if any(one.sweep.workload == name for one in compared)]
     topics = HEADLINES if not measured or {*HEADLINES} & {*measured} else tuple(measured)
     main = next((_farthest(compared, name) for name in topics if name in measured), None)
-    lines = [_cost_line(name, _farthest(compared, name, main), main) for name in topics]
+    alone = {one.workload for one in contents.sweeps} - set(measured)
+    lines = [
+        AnswerLine(_topic(name), NOT_COMPARED, "")
+        if name in alone
+        else _cost_line(name, _farthest(compared, name, main), main)
+        for name in topics
+    ]
     evaluations = contents.evaluations
     sweep = main.sweep if main else next(iter(contents.sweeps), None)
     models = sweep.models if sweep else evaluations.models if evaluations else None
@@ -155,7 +162,7 @@ def _farthest(
 
 def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -> AnswerLine:
     """Return the line of one workload."""
-    topic = name.replace("_", " ").capitalize()
+    topic = _topic(name)
     if found is None:
         return AnswerLine(topic, NOT_MEASURED, "")
     best, sweep = found.ranking[0], found.sweep
@@ -174,6 +181,10 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
         *_other_setting(found, main),
     ]
     return AnswerLine(topic, lead, "; ".join(parts))
+
+
+def _topic(workload: str) -> str:
+    return workload.replace("_", " ").capitalize()
 
 
 def _lead_of_best(found: _Comparison, last: End, num_ties: int) -> str:

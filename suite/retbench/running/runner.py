@@ -69,6 +69,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
         try:
             wait = wait_or_stop(inbox, lambda holder: notify(events.WaitingForLock(holder)))
             device, threads = plan.settings.device, plan.settings.threads
+            if count_on_disk(plan, out, fresh=fresh) < plan.num_measurements:
+                check_writable(folder_of(plan, out), "--out")  # before another run is waited for
             with timing_lock(plan.command, device, wait=wait, threads=threads):
                 return _run_locked(plan, out, fresh, notify, inbox)
         except Interrupted:
@@ -108,7 +110,6 @@ def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox
     if ledger.skipped.total() == ledger.total:
         remove_leftovers(folder)
     else:
-        check_writable(folder, "--out")
         if fresh:
             fresh_runs.add(run.run_id)
         costs = any(is_cost(cell.workload) for model in plan.models for cell in ledger.pending(model.label))
