@@ -123,3 +123,9 @@ def test_the_folder_of_a_training_run_stands_for_its_checkpoint(tmp_path):
     info = read_checkpoint(str(tmp_path / "retnet-300k-seed0"))
     assert info.path == tmp_path / "retnet-300k-seed0/final"
     assert info.weights_dtype is not None
+
+
+def test_a_format_that_is_not_the_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba2"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"not of format 'llama', but 'mamba2'\. Leave --format out"):
+        read_checkpoint(str(tmp_path), format="llama")

@@ -123,6 +123,7 @@ def read_checkpoint(
     try:
         described = FORMATS[format].describe(raw, config_path)
     except ValidationError as error:  # fields are missing, of another type, or contradict each other
+        _check_format(format, raw, config_path)
         raise _invalid(error, config_path) from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # from a recipe, for absurd sizes
         raise CheckpointError(
@@ -133,6 +134,18 @@ def read_checkpoint(
     return CheckpointInfo(
         **fields, format=format, weights_dtype=dtype, path=path, source=name, revision=commit
     )
+
+
+def _check_format(format: str, raw: dict[str, Any], config_path: Path) -> None:
+    """Raise ConfigError if a configuration that cannot be read in one format is recognised as of another."""
+    try:
+        recognised = _recognise(raw, config_path)
+    except CheckpointError:
+        return
+    if recognised != format:
+        raise ConfigError(
+            f"{config_path}: not of format '{format}', but '{recognised}'. Leave --format out, or give that one."
+        )
 
 
 def locate(
