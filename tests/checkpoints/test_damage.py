@@ -212,5 +212,8 @@ def test_a_format_can_be_forced(folder):
     with pytest.raises(ConfigError, match="Did you mean 'llama'"):
         read_checkpoint(str(folder), format="llamma")
     change_config(folder, intermediate_size=None)
+    with pytest.raises(ConfigError, match=r"not of format 'llama', but 'fla'\. Leave --format out"):
+        read_checkpoint(str(folder), format="llama")
+    change_config(folder, model_type="my-llama")
     with pytest.raises(CheckpointError, match="intermediate_size"):
         read_checkpoint(str(folder), format="llama")

@@ -208,7 +208,8 @@ def test_failures_other_machines_damage_and_old_lines_are_all_told(
     tmp_path: Path, cpu_records: list[Record], gpu_records: list[Record]
 ) -> None:
     newer = [r.model_copy(update={"started_at": "2026-02-01T00:00:00Z"}) for r in gpu_records]
-    root = write_results(tmp_path / "results", [*cpu_records, *newer, *newer[:2]])
+    again = [r.model_copy(update={"started_at": "2026-02-01T00:00:01Z"}) for r in newer[:2]]
+    root = write_results(tmp_path / "results", [*cpu_records, *newer, *again])
     with open(next((root / CPU.name / "latency").iterdir()), "ab") as file:
         file.write(b'{"schema_version": 1, "run\n{"schema_version": 0}\n\xff\xfe\n')
     write_pages(root, tmp_path / "out")
