@@ -158,3 +158,10 @@ def test_a_folder_with_files_and_an_unknown_format_are_refused(tmp_path: Path) -
         export_checkpoint(info, tmp_path / "theirs", format="fla")
     with pytest.raises(ConfigError, match="Known: auto, fla, llama"):
         export_checkpoint(info, tmp_path / "theirs", format="gguf")
+
+
+def test_a_folder_that_cannot_be_made_is_an_impossible_request(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    done = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "file" / "theirs")])
+    assert done.exit_code == 2
+    assert "cannot be written to: Not a directory" in done.stderr

@@ -268,3 +268,9 @@ def test_this_cpu_is_measured_operator_by_operator(tmp_path: Path) -> None:
     assert answer["ceilings"] is None
     assert answer["rates"]["matmul_flops_per_s"] > 0
     assert all(each["expected_s"] > 0 for each in answer["predictions"])
+
+
+def test_a_model_with_its_own_number_of_key_heads_takes_no_other() -> None:
+    code, _, error = run("transformer-mqa", "--kv-heads", "8", "--size", "25m")
+    assert code == 2
+    assert "--kv-heads 8: the model 'transformer-mqa' is one with its own number" in error

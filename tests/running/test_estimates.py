@@ -132,6 +132,15 @@ def test_a_dry_run_says_which_models_cannot_run_here(tiny_experiment: Path) -> N
     assert "flash-attn runs on CUDA devices only; use backend 'sdpa'" in " ".join(shown.stdout.split())
 
 
+def test_a_dry_run_marks_memory_over_the_limit(tiny_experiment: Path) -> None:
+    command = ["run", str(tiny_experiment), "--profile", "smoke", "--device", "cpu", "--dry-run"]
+    shown = CliRunner().invoke(app, [*command, "--set", "memory_limit_bytes=1024"])
+    assert shown.exit_code == 0, shown.output
+    rows = [line for line in shown.stdout.splitlines() if line.startswith(("| retnet", "| transformer"))]
+    assert rows
+    assert all(", over 1.00 KiB |" in row for row in rows)
+
+
 def test_an_estimate_does_not_disturb_a_run(
     tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

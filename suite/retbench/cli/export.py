@@ -49,7 +49,7 @@ def export(
     from retbench.checkpoints.reading import check_no_pickle, read_checkpoint
     from retbench.checkpoints.writing import export_checkpoint
 
-    check_writable(folder, "FOLDER")
+    check_writable(folder, "the argument FOLDER")
     if checkpoint.endswith(SUFFIX):
         if form != "auto":
             raise ConfigError(

@@ -251,7 +251,7 @@ def _estimate_row(item: "CellEstimate") -> tuple[str, ...]:
         str(point.batch_size),
         format_tokens(point.context_len),
         _CANNOT_RUN if item.error else _format_seconds(item.seconds),
-        _NOT_ESTIMATED if item.memory_bytes is None else _format_memory(item),
+        _format_memory(item.memory_bytes, item.cell.settings.memory_limit_bytes),
     )
 
 
@@ -259,11 +259,14 @@ def _format_seconds(seconds: float | None) -> str:
     return _NOT_ESTIMATED if seconds is None else format_duration(seconds)
 
 
-def _format_memory(item: "CellEstimate") -> str:
+def _format_memory(memory_bytes: int | None, limit_bytes: int | None) -> str:
     """Return the memory of a cell, and that it is more than the experiment allows."""
-    limit, memory = item.cell.settings.memory_limit_bytes, item.memory_bytes or 0
-    over = limit is not None and memory > limit
-    return f"{format_bytes(memory)}, over {format_bytes(limit)}" if over and limit else format_bytes(memory)
+    if memory_bytes is None:
+        return _NOT_ESTIMATED
+    is_over = limit_bytes is not None and memory_bytes > limit_bytes
+    return format_bytes(memory_bytes) + (
+        f", over {format_bytes(limit_bytes)}" if limit_bytes and is_over else ""
+    )
 
 
 def _total_row(estimates: "Sequence[CellEstimate]") -> tuple[str, ...]:

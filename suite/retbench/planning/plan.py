@@ -152,8 +152,8 @@ def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
     if not others or not names:
         return None
     return (
-        f"{', '.join(names)}: read from a checkpoint, which is not matched to the size of the other models, so that "
-        "tables show them apart and without a ratio"
+        f"tables show {', '.join(names)} apart and without a ratio, since a checkpoint is not matched to the size of "
+        "the other models"
     )
 
 
