@@ -162,6 +162,11 @@ def test_a_wrong_override_is_explained(tiny_experiment: Path, item: str, message
     assert "--set" in str(caught.value)
 
 
+def test_a_key_that_is_set_twice_is_refused(tiny_experiment: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--set rounds: given 2 times\. Give it once\.$"):
+        load_experiment(str(tiny_experiment), ["rounds=1", "rounds = 2"], profile="smoke")
+
+
 def test_a_fault_of_a_whole_table_does_not_print_the_table() -> None:
     with pytest.raises(ConfigError) as caught:
         load_experiment("quality", ["training.num_tokens=10"], profile="smoke")

@@ -178,8 +178,3 @@ def test_a_training_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> Non
         make("training_cost", profile="paper", overrides=["cuda_graph=true"])
     mixed = make("kin", profile="paper", overrides=["cuda_graph=true"])
     assert {"decode", "training"} <= {cell.workload for cell in mixed.cells}
-
-
-def test_a_key_that_is_set_twice_is_refused(tiny_experiment: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--set rounds: given 2 times\. Give it once\.$"):
-        make(tiny_experiment, overrides=["rounds=1", "rounds = 2"])

@@ -28,7 +28,7 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
-from retbench.config.overrides import apply_override
+from retbench.config.overrides import apply_overrides
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
@@ -359,8 +359,7 @@ def load_experiment(
         )
     if own_models.checkpoints:
         replace_models(raw, own_models)
-    for item in overrides:
-        apply_override(raw, item, profile)
+    apply_overrides(raw, overrides, profile)
     for text in _scalars(raw):
         if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
             raise ConfigError(f"{place}: {shown(text)} has characters that cannot be printed. Remove them.")

@@ -1,23 +1,34 @@
 """Items `key=value` of `--set`, which change the parsed TOML of an experiment before it is checked."""
 
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from retbench.errors import ConfigError, shown
 from retbench.parsing import MAX_DEPTH, parse_toml
 
 
-def apply_override(raw: dict[str, Any], item: str, profile: str | None) -> None:
-    """Set one `key=value` in the parsed TOML, in place.
+def apply_overrides(raw: dict[str, Any], items: Sequence[str], profile: str | None) -> None:
+    """Set each `key=value` in the parsed TOML, in place.
 
     Args:
         raw: The tables of an experiment file.
-        item: The item; its value is TOML, or bare words.
+        items: The items; a value is TOML, or bare words.
         profile: The profile that a key without a prefix changes; every profile when None.
 
     Raises:
-        ConfigError: it is not of that form, its value is not TOML, or its key leads through what is no table.
+        ConfigError: an item is not of that form, its value is not TOML, its key leads through what is no table, or two
+            items have one key.
     """
+    keys = [item.partition("=")[0].strip() for item in items]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--set {shown(twice)[1:-1]}: given {keys.count(twice)} times. Give it once.")
+    for item in items:
+        _apply(raw, item, profile)
+
+
+def _apply(raw: dict[str, Any], item: str, profile: str | None) -> None:
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"--set {shown(item)}: not of the form key=value. Example: --set rounds=3")

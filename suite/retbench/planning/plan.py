@@ -104,7 +104,6 @@ def make_plan(
         ConfigError: something is misspelt or contradicts itself.
         UnsupportedError: this machine cannot do what was asked.
     """
-    _check_given_once(overrides)
     dtype = None if dtype is None else config.find_dtype(dtype)
     found = find_device(device)
     profile_name = config.default_profile(name_or_path, found.memory_bytes) if profile is None else profile
@@ -155,14 +154,6 @@ def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
         f"tables show {', '.join(names)} apart and without a ratio, since a checkpoint is not matched to the size of "
         "the other models"
     )
-
-
-def _check_given_once(overrides: Sequence[str]) -> None:
-    """Raise ConfigError where --set gives a key more than once."""
-    keys = [item.partition("=")[0].strip() for item in overrides]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"--set {shown(twice)[1:-1]}: given {keys.count(twice)} times. Give it once.")
 
 
 def _decide_compilation(
