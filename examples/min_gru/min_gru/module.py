@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retbench.mixers.module import MixerModule
-from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.precision import wide_dtype
 
 
 class MinGruModule(MixerModule):

@@ -16,7 +16,6 @@ from retbench.mixers.state import LayerState, allocate_state
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import FewestKeys, Linear
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import (
     Readout,
     linear_chunkwise,
@@ -27,6 +26,7 @@ from retbench.ops.linear_operator import (
     linear_step_,
 )
 from retbench.ops.position import NoEncoding, Positions, Rotary, rotate, scale_frequencies
+from retbench.ops.precision import wide_dtype
 
 
 class Depth(NamedTuple):

@@ -19,8 +19,8 @@ from retbench.ops import DecodeOperators, fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.layers import add_norm_step, make_norm, norm_step
 from retbench.ops.linear import Linear, RowProducts
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
+from retbench.ops.precision import wide_dtype
 
 _QUADRATIC_KERNEL = "sdpa:math"
 """Kernel of torch that holds a score for every pair of tokens whatever the form, by its name in executed backends."""

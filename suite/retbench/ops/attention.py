@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 from retbench.ops.linear import FewestKeys
+from retbench.ops.precision import cast, wide_dtype
 from retbench.ops.registration import operator, shapes_of
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     length, keys = q.shape[2], k.shape[2]
     scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, H, T, S)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
-    scores = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(later, -torch.inf)
+    scores = scores.to(wide_dtype(q.dtype)).masked_fill(later, -torch.inf)
     out: Tensor = scores.softmax(dim=-1).to(q.dtype) @ v
     return out
 
@@ -204,8 +205,8 @@ def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     queries = _join_groups(q, k).flatten(0, 1)  # (B Hkv, H / Hkv, K)
     scores = torch.bmm(k.flatten(0, 1), queries.mT).mT  # (B Hkv, H / Hkv, S)
-    scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * k.shape[3] ** -0.5
-    out = sum_values(scores.softmax(dim=-1).to(q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
+    scores = cast(scores, wide_dtype(q.dtype)) * k.shape[3] ** -0.5
+    out = sum_values(cast(scores.softmax(dim=-1), q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
     return out.view(*q.shape[:3], v.shape[3])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.precision import cast, wide_dtype
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -85,9 +85,9 @@ def short_convolution_step_(
     """
     wide = wide_dtype(x.dtype)
     inputs = torch.cat([state, x], dim=1)  # (B, W, D)
-    out = (inputs.to(wide) * weight.to(wide).t()).sum(1, keepdim=True)
+    out = (cast(inputs, wide) * cast(weight, wide).t()).sum(1, keepdim=True)
     state.copy_(inputs[:, 1:])
-    return _activate(out if bias is None else out + bias.to(wide), activation, x.dtype)
+    return _activate(out if bias is None else out + cast(bias, wide), activation, x.dtype)
 
 
 def _convolve(
@@ -118,7 +118,7 @@ def _convolve(
 
 def _activate(out: Tensor, activation: Activation | None, dtype: torch.dtype) -> Tensor:
     """Apply the activation, where there is one, and round."""
-    return (out if activation is None else activation(out)).to(dtype)
+    return cast(out if activation is None else activation(out), dtype)
 
 
 def token_shift(x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from retbench.ops import fused
 from retbench.ops.fused import FusedSteps
 from retbench.ops.linear import Linear
+from retbench.ops.precision import cast
 from retbench.ops.rms_norm import rms_norm
 
 
@@ -18,7 +19,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        return rms_norm(x if self.weight is None else x.to(self.weight.dtype), self.weight, self.eps)
+        return rms_norm(x if self.weight is None else cast(x, self.weight.dtype), self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -79,7 +79,7 @@ class Linear(nn.Linear):
             rows, products = x.numel() // self.in_features, self.row_products
             if weight.is_contiguous():
                 if rows == 1 and products.batches:
-                    return multiply_in_batches(x, weight).view(*x.shape[:-1], self.out_features)
+                    return multiply_in_batches(x, weight)
             elif rows == 1 and products.slice_width is not None:
                 streamed = stream(x.flatten(), weight.t(), products.slice_width)
                 return streamed.view(*x.shape[:-1], self.out_features)
@@ -150,7 +150,7 @@ NUM_SLICES = 8
 
 
 def multiply_in_batches(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply one row (..., in) by a float32 weight (out, in) stored by output, in its order; returns (out,).
+    """Multiply one row (..., in) by a float32 weight (out, in) stored by output, in its order; returns (..., out).
 
     It is a batch of products of parts of the outputs with one column. On an AMD EPYC weights that no cache holds were
     read about as fast as by a sum, but a quarter as fast if the column was contiguous, and half as fast by nn.Linear.
@@ -161,8 +161,10 @@ def multiply_in_batches(x: Tensor, weight: Tensor) -> Tensor:
     # One view each: by three each a product of 256 x 256 took 12 us on an AMD EPYC, and it takes 9.
     parts = weight.as_strided((batch, each, inputs), (each * inputs, inputs, 1))
     columns = x.as_strided((batch, inputs, 1), (0, x.stride(-1), inputs))  # with the strides of a row
-    product = torch.bmm(parts, columns).flatten()
-    return torch.cat((product, torch.mv(weight[-left:], x.flatten()))) if left else product
+    product = torch.bmm(parts, columns)
+    if left:
+        product = torch.cat((product.flatten(), torch.mv(weight[-left:], x.flatten())))
+    return product.view(*x.shape[:-1], outputs)
 
 
 def stored_weight(weight: Tensor, *, by_output: bool) -> Tensor:

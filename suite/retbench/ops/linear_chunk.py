@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retbench.ops.chunk_decay import DecayFactors, drop_small, exp_sum, multiply_decay
+from retbench.ops.precision import cast
 
 QUARTERS = 4
 """Decays over a quarter of a block whose product is the least decay of a weight of it, in `vector_terms`.
@@ -23,11 +24,6 @@ QUARTERS = 4
 None is below the fourth root of the smallest float, so no weight is a denormal number, with which a CPU is many times
 slower. In float32 that root is 3e-10, a part in 200 of a rounding.
 """
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of state and decay: the wider of float32 and `dtype`."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class ChunkTerms(NamedTuple):
@@ -159,7 +155,7 @@ def _decay_half(x: Tensor, pairs: tuple[int, ...], which: int, factor: Tensor) -
 
 def read_own(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:
     """Return what queries read of their own values, (..., H) for q and k (..., H, K) and a bonus (H,) or (H, K)."""
-    return (q * k if bonus is None else q * k * bonus.to(q.dtype).view(q.shape[-2], -1)).sum(-1)
+    return (q * k if bonus is None else q * k * cast(bonus, q.dtype).view(q.shape[-2], -1)).sum(-1)
 
 
 def repeat_heads(x: Tensor, heads: int, dim: int = 1) -> Tensor:

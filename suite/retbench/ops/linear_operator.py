@@ -44,8 +44,8 @@ from retbench.ops.linear_chunk import (
     chunk_terms,
     read_own,
     repeat_heads,
-    wide_dtype,
 )
+from retbench.ops.precision import cast, wide_dtype
 from retbench.ops.shared_heads import attend_shared
 
 LinearForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
@@ -151,13 +151,13 @@ def linear_decayed_step_(
     dtype.
     """
     heads, wide = v.shape[2], state.dtype
-    wide_q, wide_k = _share_heads(q.to(wide), heads), _share_heads(k.to(wide), heads)
-    value = _extend(v, readout, wide).to(wide)
+    wide_q, wide_k = _share_heads(cast(q, wide), heads), _share_heads(cast(k, wide), heads)
+    value = cast(_extend(v, readout, wide), wide)
     if readout.bonus is not None:  # before the state is decayed
         out = _read(wide_q, state) + read_own(wide_q, wide_k, readout.bonus)[..., None] * value
     if decay is not None:
         state.mul_(decay.view(-1, heads, decay.shape[-1] if decay.dim() == 4 else 1, 1))
-    state.addcmul_(wide_k.squeeze(1).unsqueeze(-1), value.squeeze(1).unsqueeze(-2))
+    state.addcmul_(wide_k.view(-1, heads, wide_k.shape[3], 1), value.view(-1, heads, 1, value.shape[3]))
     if readout.bonus is None:
         out = _read(wide_q, state)
     return _finish(out, v, readout)
@@ -301,7 +301,7 @@ def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:
     """Return values with a column of ones in `dtype` where outputs are divided; else the values as they are."""
     if readout.eps is None:
         return v
-    return torch.cat([v.to(dtype), v.new_ones(*v.shape[:-1], 1, dtype=dtype)], dim=-1)
+    return torch.cat([cast(v, dtype), v.new_ones(*v.shape[:-1], 1, dtype=dtype)], dim=-1)
 
 
 def _finish(out: Tensor, v: Tensor, readout: Readout) -> Tensor:
@@ -309,7 +309,7 @@ def _finish(out: Tensor, v: Tensor, readout: Readout) -> Tensor:
     if readout.eps is not None:
         out = out.to(wide_dtype(v.dtype))
         out = out[..., :-1] / (out[..., -1:] + readout.eps)
-    return out.to(v.dtype)
+    return cast(out, v.dtype)
 
 
 def _per_state(decay: Tensor) -> Tensor:

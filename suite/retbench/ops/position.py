@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retbench.ops import ROTARY_BASE, Layout
-from retbench.ops.constants import Float64Constant
-from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.precision import Float64Constant, cast, wide_dtype
 
 
 class Positions(NamedTuple):
@@ -176,7 +175,7 @@ def rotate(x: Tensor, positions: Positions, layout: Layout) -> Tensor:
         # Compiled code keeps what is concatenated in memory, where it would compute a sum anew for each of its readers:
         # a rotated key for every column of a state.
         return _concatenated(x, cos, sin, layout).to(x.dtype)
-    return torch.addcmul(x * cos, _partners(x, layout), sin).to(x.dtype)
+    return cast(torch.addcmul(x * cos, _partners(x, layout), sin), x.dtype)
 
 
 def _concatenated(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:

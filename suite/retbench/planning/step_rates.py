@@ -19,8 +19,8 @@ from retbench.ops import DecodeOperators, fused
 from retbench.ops.attention import attend, attend_products
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import linear_decayed_step_
+from retbench.ops.precision import wide_dtype
 from retbench.planning.prediction import Curve, OperatorCount, StepRates
 from retbench.units import MIB
 

@@ -16,7 +16,7 @@ from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError, DivergedError
 from retbench.models.decoder import Decoder
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import wide_dtype
+from retbench.ops.precision import wide_dtype
 from retbench.training.sharding import full_tensor
 
 RECENT_STEPS = 64

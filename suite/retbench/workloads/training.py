@@ -27,7 +27,7 @@ def training_step(model: "Decoder", optimizer: "Optimizer", rows: "Tensor") -> N
     """Take one step on rows (B, T + 1): each of T tokens predicts the next; gradients are kept until the next step."""
     import torch.nn.functional as F
 
-    from retbench.ops.linear_chunk import wide_dtype
+    from retbench.ops.precision import wide_dtype
 
     optimizer.zero_grad(set_to_none=True)
     logits = model(rows[:, :-1])  # (B, T, N)

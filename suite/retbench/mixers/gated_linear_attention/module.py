@@ -11,8 +11,8 @@ from retbench.ops import fused, kernels
 from retbench.ops.decay import gated_log_decay
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
+from retbench.ops.precision import wide_dtype
 
 KERNELS = {"fla": kernels.gla_fla, "fla_recurrent": kernels.gla_fla_recurrent}
 

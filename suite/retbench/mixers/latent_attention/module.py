@@ -10,8 +10,8 @@ from retbench.mixers.state import LayerState
 from retbench.ops import attention
 from retbench.ops.layers import RMSNorm
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions, Rotary, rotate
+from retbench.ops.precision import cast, wide_dtype
 from retbench.ops.registration import realise
 
 
@@ -87,7 +87,7 @@ class LatentAttentionModule(MixerModule):
         q = torch.cat([content, rotate(rotary, positions.last if last_only else positions, "half")], dim=-1)
         latent, key = entries.split([config.kv_rank, config.rope_head_dim], dim=-1)
         key = rotate(key.unsqueeze(2), positions, "half").squeeze(2)
-        return q, torch.cat([self.latent_norm(latent).to(key.dtype), key], dim=-1).unsqueeze(1)
+        return q, torch.cat([cast(self.latent_norm(latent), key.dtype), key], dim=-1).unsqueeze(1)
 
     def _attend_expanded(self, q: Tensor, entries: Tensor) -> Tensor:
         """Attend with queries (B, T, H, K) to the keys and values of all entries (B, 1, S, R + P); (B, T, H, V)."""
@@ -142,7 +142,7 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
     else:
         later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
         scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
-    weights = scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)).to(q.dtype)
+    weights = cast(scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)), q.dtype)
     out = weights @ entries if length > 1 else attention.sum_values(weights, entries)
     return out.view(q.shape)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retbench.mixers.linear_attention.config import LinearAttention
-from retbench.ops.constants import WideConstant
+from retbench.ops.precision import WideConstant
 
 SEED = 0
 """Seed of the random features: every layer of every model has the same ones."""

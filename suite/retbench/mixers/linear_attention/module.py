@@ -8,11 +8,10 @@ from retbench.mixers.linear_attention.features import make_feature_map
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
-from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions
+from retbench.ops.precision import Float64Constant, WideConstant, cast, wide_dtype
 
 UNSCALED_EPS = 1e-30
 """Added to a sum of weights of any size: of Performer's, exp of minus half the square of a key, which has no scale."""
@@ -82,7 +81,7 @@ class LinearAttentionModule(LinearOperatorModule):
             ).unsqueeze(1)
         else:
             out = self.operate(q, k, v, self.log_decay.value, state, step_decay=self.decay.value)
-        mixed: Tensor = self.out_proj(self.head_norm(out).to(x.dtype).flatten(2))
+        mixed: Tensor = self.out_proj(cast(self.head_norm(out), x.dtype).flatten(2))
         return mixed
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,5 +97,5 @@ class LinearAttentionModule(LinearOperatorModule):
             return self.feature_map.of_queries(q), self.feature_map.of_keys(k), v
         wide = wide_dtype(x.dtype)  # of a sum of weights and its parts, so that no form rounds them apart
         ones = torch.ones_like(v[..., :1], dtype=wide)
-        values = torch.cat([v.to(wide), ones], dim=-1)
-        return self.feature_map.of_queries(q.to(wide)), self.feature_map.of_keys(k.to(wide)), values
+        values = torch.cat([cast(v, wide), ones], dim=-1)
+        return self.feature_map.of_queries(cast(q, wide)), self.feature_map.of_keys(cast(k, wide)), values

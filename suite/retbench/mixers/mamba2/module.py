@@ -14,8 +14,9 @@ from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
 from retbench.ops.convolution import short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import repeat_heads, wide_dtype
+from retbench.ops.linear_chunk import repeat_heads
 from retbench.ops.position import Positions
+from retbench.ops.precision import cast, wide_dtype
 from retbench.ops.rms_norm import rms_norm
 
 RATE_RANGE = 1.0, 16.0
@@ -38,7 +39,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H P) and (B, T, H P) to (B, T, H P) in the dtype of the weight."""
-        gated, weight = F.silu(gate.to(y.dtype)).mul_(y), self.weight.to(y.dtype)
+        gated, weight = F.silu(cast(gate, y.dtype)).mul_(y), cast(self.weight, y.dtype)
         if gated.device.type == "cpu" and gated.shape[1] > 1 and not torch.is_grad_enabled():
             # In place, and without a tensor of squares: new memory costs a CPU as much as the norm.
             groups = gated.unflatten(-1, (self.num_groups, -1))
@@ -50,7 +51,7 @@ class GatedNorm(nn.Module):
         else:
             groups = gated.unflatten(-1, (self.num_groups, -1))
             normed = rms_norm(groups, None, self.eps).flatten(-2) * weight
-        return normed.to(self.weight.dtype)
+        return cast(normed, self.weight.dtype)
 
 
 class Mamba2Module(LinearOperatorModule):
@@ -124,9 +125,11 @@ class Mamba2Module(LinearOperatorModule):
         b, c = (one.unflatten(-1, (config.num_groups, -1)) for one in (b, c))  # (B, T, G, N)
         if last_only:
             c = c[:, -1:]
-        dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
-        out = self.read_out(self._scan(c, b, values, dt, state)).to(wide)
-        skipped = torch.addcmul(out, values[:, -out.shape[1] :].to(wide), self.skip.to(wide)[:, None])
+        dt = F.softplus(cast(dt, wide) + cast(self.dt_bias, wide))
+        out = cast(self.read_out(self._scan(c, b, values, dt, state)), wide)
+        if last_only:
+            values = values[:, -1:]
+        skipped = torch.addcmul(out, cast(values, wide), cast(self.skip, wide).unsqueeze(-1))
         mixed: Tensor = self.out_proj(self.norm(skipped.flatten(2), gate))
         return mixed
 
@@ -153,14 +156,14 @@ class Mamba2Module(LinearOperatorModule):
     def _scan(self, c: Tensor, b: Tensor, x: Tensor, dt: Tensor, state: LayerState | None) -> Tensor:
         """Run the operator on queries c and keys b (B, T, G, N), values x (B, T, H, P) and time steps dt (B, T, H)."""
         out: Tensor
-        rate = -self.log_rate.to(dt.dtype).exp()
+        rate = -cast(self.log_rate, dt.dtype).exp()
         steps = state is not None and x.shape[1] == 1 and not torch.is_grad_enabled()
         if self.backend == "mamba_ssm" and c.shape[1] == x.shape[1] and not steps:
             self.executed["prefill"] = self.backend
             out, after = scan_mamba_ssm(c, b, x, dt, rate, None if state is None else state["values"])
             self.keep(state, "values", after)
             return out
-        log_decay, values = dt * rate, (x.to(dt.dtype) * dt[..., None]).to(x.dtype)
+        log_decay, values = dt * rate, cast(cast(x, dt.dtype) * dt.unsqueeze(-1), x.dtype)
         if state is not None and self.steps_fused(x):
             self.executed["decode"] = "fused"
             q, k = (repeat_heads(one.squeeze(1), x.shape[2]) for one in (c, b))

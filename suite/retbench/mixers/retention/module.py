@@ -10,12 +10,11 @@ from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.retention.config import Retention
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
-from retbench.ops.constants import Float64Constant, WideConstant
 from retbench.ops.decay import decay_schedule, gated_log_decay
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.position import Positions, Rotary, rotate
+from retbench.ops.precision import Float64Constant, WideConstant, wide_dtype
 
 _INPUT_GAIN, _OUTPUT_GAIN = 2**-2.5, 2**-1
 """Gains of the published Xavier-uniform draws of q, k, v and gates, and of the output."""

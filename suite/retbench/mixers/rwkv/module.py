@@ -12,9 +12,9 @@ from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
 from retbench.mixers.state import LayerState
 from retbench.ops.convolution import token_difference_step_, token_shift
 from retbench.ops.linear import Linear, multiply_thin
-from retbench.ops.linear_chunk import wide_dtype
 from retbench.ops.linear_operator import Readout
 from retbench.ops.position import Positions
+from retbench.ops.precision import cast, wide_dtype
 
 LOW_RANK_GAIN = 0.5
 """Root mean square of what a low rank adds at the start, for inputs of 1, if tanh left them as they are."""
@@ -164,7 +164,7 @@ class RwkvTimeMixModule(LinearOperatorModule):
 
     def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
         """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
-        log_rate = self.log_rate.to(wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
+        log_rate = cast(self.log_rate, wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
         if x_decay is not None and self.decay_down is not None and self.decay_up is not None:
             low = torch.tanh(multiply_thin(x_decay, self.decay_down))
             log_rate = log_rate + multiply_thin(low, self.decay_up)

@@ -1,4 +1,4 @@
-"""Constants that must not be rounded to a model's narrow dtype: decays and rotary frequencies."""
+"""Dtypes: what is computed in a wider one than a model's, and constants that must not be rounded to a narrow one."""
 
 from collections.abc import Callable
 from typing import Self
@@ -6,7 +6,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from retbench.ops.linear_chunk import wide_dtype
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of states, decays and sums: the wider of float32 and `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x in a dtype; without a call of torch where it has that, which would take as long as a small sum."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 class Float64Constant(nn.Module):
