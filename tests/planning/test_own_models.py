@@ -59,6 +59,22 @@ def test_code_of_the_checkpoint_is_part_of_the_cell_and_of_the_command(
     assert plain.cells[0].cell_id != trusting.cells[0].cell_id
 
 
+@pytest.mark.parametrize("place", ["models", "profiles.smoke.models"])
+def test_an_experiment_file_cannot_permit_code_to_run(
+    tiny_experiment: Path, tmp_path: Path, place: str
+) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    table = f'[{place}.mine]\narchitecture = "hf"\ncheckpoint = "{folder}"\n'
+    text = tiny_experiment.read_text(encoding="utf-8")
+    tiny_experiment.write_text(f"{text}\n{table}trust_remote_code = true\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--set models\.mine\.trust_remote_code=true"):
+        make(tiny_experiment)
+    tiny_experiment.write_text(f"{text}\n{table}", encoding="utf-8")
+    found = make(tiny_experiment, overrides=["models.mine.trust_remote_code=true"])
+    assert found.models[-1].trained_weights is not None
+    assert found.models[-1].trained_weights.runs_code
+
+
 def test_steps_are_left_eager_where_the_profile_leaves_it_to_the_machine(tmp_path: Path) -> None:
     found = make("latency", write_hf_folder(tmp_path / "own"), profile="cpu")
     assert not found.settings.compile

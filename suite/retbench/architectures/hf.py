@@ -31,7 +31,8 @@ class HfSpec(ModelSpec):
     chunk_size: None = None
     """A model of transformers chooses its chunks itself."""
     trust_remote_code: bool = False
-    """Run code that comes with the checkpoint, which models need that are not part of transformers."""
+    """Run code that comes with the checkpoint, which models need that are not part of transformers; see
+    `config.own_models.check_trust`."""
 
     @property
     def checkpoint_format(self) -> str:

@@ -29,7 +29,7 @@ from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
 from retbench.config.overrides import apply_overrides
-from retbench.config.own_models import NO_OWN_MODELS, OwnModels, replace_models
+from retbench.config.own_models import NO_OWN_MODELS, OwnModels, check_trust, replace_models
 from retbench.config.training import TrainingSpec
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.ops import DecodeOperators
@@ -357,6 +357,7 @@ def load_experiment(
         raise ConfigError(
             f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
         )
+    check_trust(raw, place)
     if own_models.checkpoints:
         replace_models(raw, own_models)
     apply_overrides(raw, overrides, profile)

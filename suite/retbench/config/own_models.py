@@ -1,4 +1,4 @@
-"""Models that are measured in place of an experiment's: checkpoints that another library runs."""
+"""Models of another library: those that replace an experiment's, and the permission to run their code."""
 
 import re
 from dataclasses import dataclass
@@ -51,3 +51,20 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
     for table in profiles.values() if isinstance(profiles, dict) else ():
         if isinstance(table, dict):
             table.pop("models", None)
+
+
+def check_trust(raw: dict[str, Any], place: str) -> None:
+    """Raise ConfigError where the parsed TOML of a file permits code of a checkpoint to run.
+
+    An experiment file may come from anyone: only the command line permits that.
+    """
+    profiles = raw.get("profiles")
+    parts = [raw, *(profiles.values() if isinstance(profiles, dict) else ())]
+    tables = [part.get("models") for part in parts if isinstance(part, dict)]
+    for models in tables:
+        for name, table in models.items() if isinstance(models, dict) else ():
+            if isinstance(table, dict) and table.get("trust_remote_code"):
+                raise ConfigError(
+                    f"{place}: [models.{name}] has trust_remote_code, and a file cannot permit code to run. Remove it, "
+                    f"and give --set models.{name}.trust_remote_code=true if you trust the checkpoint."
+                )
