@@ -47,6 +47,13 @@ def test_every_rate_is_that_of_its_footprint(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_no_rate_is_found_where_a_part_takes_longer_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_rates, "_call_seconds", lambda small, large, footprint: 1.0)
+    with pytest.raises(UnsupportedError, match="while nothing else runs"):
+        measure_step_rates(CPU, torch.float32)
+
+
+@pytest.mark.usefixtures("quick")
 def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_found", {"by_output, float32": 1})
     monkeypatch.setattr(step_rates, "_products", None)  # eager products, which are not to be measured

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
+from retbench.errors import UnsupportedError
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_call, time_steps
 from retbench.measure.compiled import compile_step
@@ -106,7 +107,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         compiled: Measure what an operator costs in a compiled step instead of an eager one.
 
     Raises:
-        UnsupportedError: the device is neither a CPU nor CUDA, or torch cannot compile here.
+        UnsupportedError: the device is neither a CPU nor CUDA, torch cannot compile here, or other processes disturb
+            the measurement too much.
     """
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
@@ -119,7 +121,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         attention_s: Curve = ((1, _compiled_attention_seconds(device, dtype)),)
     else:
         narrow_s, count = _narrow_seconds(device, dtype), _count_narrow(dtype)
-        operator_s = (narrow_s - count.views * view_s) / count.total
+        operator_s = _positive(narrow_s - count.views * view_s) / count.total
         longer_s = max(0.0, call_s - operator_s)
         attention_s = product_s = _product_seconds(device, dtype, footprints, longer_s, narrow_s)
     return StepRates(
@@ -196,9 +198,18 @@ def _curve(
         calls += [make() for _ in range(max(1, footprint // num_bytes) - len(calls))]
         repeats = max(1, _SAMPLE_BYTES[device.type] // (num_bytes * len(calls)))
         seconds = _median_seconds(_repeated(calls, repeats), device)
-        rate = num_bytes / (seconds / (repeats * len(calls)) - call_s)
-        rates.append((footprint, rate))
+        rates.append((footprint, num_bytes / _positive(seconds / (repeats * len(calls)) - call_s)))
     return tuple(rates)
+
+
+def _positive(seconds: float) -> float:
+    """Return the difference of two measured times; UnsupportedError where the part took longer than the whole."""
+    if seconds <= 0:
+        raise UnsupportedError(
+            "rates of operators cannot be measured: other processes disturb them so much that a part took longer than "
+            "the whole. Try again while nothing else runs."
+        )
+    return seconds
 
 
 def _products(
