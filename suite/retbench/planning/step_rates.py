@@ -57,7 +57,7 @@ slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view
 """
 _WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
 _PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv"])
-_ATTENTIONS = frozenset(["scaled_dot_product_attention", "_softmax"])
+_ATTENTIONS = frozenset(["scaled_dot_product_attention", "softmax"])
 """Operators of which there is one per attention: of all of it, or between its products."""
 
 Call = Callable[[], object]
