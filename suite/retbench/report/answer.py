@@ -17,7 +17,6 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
 from retbench.report.frames import set_of, started
-from retbench.report.over_seeds import describe_interval, ratio_over_seeds
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
@@ -28,7 +27,14 @@ from retbench.report.quality_findings import (
 )
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
-from retbench.report.wording import describe_estimate, device_name, format_length, join_words
+from retbench.report.wording import (
+    describe_estimate,
+    describe_interval,
+    device_name,
+    format_length,
+    join_words,
+)
+from retbench.stats.paired import ratio_over_seeds
 from retbench.units import format_count, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 

@@ -7,10 +7,15 @@ from retbench.records.record import Record
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations, chance, paper_average
 from retbench.report.findings import KeyFinding
-from retbench.report.over_seeds import MIN_SEEDS, difference_over_seeds
 from retbench.report.points import TaskPoint, accuracy, group
 from retbench.report.wording import POINTS, describe_p, join_words
-from retbench.stats.paired import SIGNIFICANT, PairedAccuracy, proportion_interval
+from retbench.stats.paired import (
+    MIN_SEEDS,
+    SIGNIFICANT,
+    PairedAccuracy,
+    difference_over_seeds,
+    proportion_interval,
+)
 from retbench.units import format_percent, format_size, format_tokens
 
 

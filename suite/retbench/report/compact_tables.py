@@ -15,7 +15,6 @@ from retbench.report.cells import Cell, Column, ReadableTable, length_cell, numb
 from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
-from retbench.report.over_seeds import MIN_SEEDS, describe_interval
 from retbench.report.points import Lineup
 from retbench.report.readable_tables import (
     MOST_MODELS,
@@ -26,8 +25,9 @@ from retbench.report.readable_tables import (
 )
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
-from retbench.report.wording import describe_status, section_title
+from retbench.report.wording import describe_interval, describe_status, section_title
 from retbench.stats.intervals import geometric_interval, mean_interval
+from retbench.stats.paired import MIN_SEEDS
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 

@@ -12,7 +12,6 @@ from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
 from retbench.report.frames import Results, started
-from retbench.report.overlaps import overlap_sentences
 from retbench.report.points import group, lineup, measures_cost
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
@@ -146,7 +145,7 @@ def _quality_section(evaluations: Evaluations) -> Section:
     blocks = [
         Block("sentences", evaluations.conditions, "Conditions"),
         Block("table", weights_table(evaluations), "Evaluated models"),
-        Block("sentences", overlap_sentences(evaluations), "Evaluated on training text"),
+        Block("sentences", diagnostics.overlap_sentences(evaluations), "Evaluated on training text"),
         *(
             Block("table", table.frame, section_title(experiment, workload))
             for experiment in experiments

@@ -1,16 +1,17 @@
-"""Formats of tables: JSON and CSV in base units, Markdown and LaTeX with readable units."""
+"""Formats of tables and sentences: JSON and CSV in base units; Markdown, HTML and LaTeX with readable units."""
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
+from markupsafe import Markup, escape
 
 from retbench.errors import unknown_name
-from retbench.report.cells import is_missing
+from retbench.report.cells import Cell, is_missing
 from retbench.report.columns import is_numeric
 from retbench.report.readable_tables import readable_tables
-from retbench.report.wording import csv_text
+from retbench.report.wording import bind_units, csv_text
 
 
 def to_json(frame: pd.DataFrame) -> str:
@@ -75,6 +76,23 @@ def code_block(lines: Sequence[str]) -> str:
     found = [" ".join(line.split()) for line in lines]
     fence = "`" * max(3, 1 + max((len(run) for line in found for run in re.findall("`+", line)), default=0))
     return "\n".join([fence, *found, fence])
+
+
+def html_text(text: str) -> Markup:
+    """Return a sentence as HTML: numbers keep to their units, `text` is code, and [text](#anchor) is a link."""
+    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(bind_units(text))))
+    return Markup(re.sub(r"\[([^\]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>', coded))
+
+
+def html_cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
+    """Yield the rows of a table of text, each cell with its sort key in base units; None for one without a number."""
+    for row in table.itertuples(index=False, name=None):
+        yield [(str(cell), _sort_key(cell)) for cell in row]
+
+
+def _sort_key(cell: object) -> str | None:
+    number = cell.number if isinstance(cell, Cell) else None
+    return None if number is None else f"{number:.6g}"
 
 
 def to_markdown(frame: pd.DataFrame, labels: Mapping[str, str]) -> str:

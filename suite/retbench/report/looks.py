@@ -116,3 +116,12 @@ def css_colours() -> dict[str, tuple[str, str]]:
         for part in Colour._fields:
             colours[f"{part}{number}"] = (getattr(light, part), getattr(dark, part))
     return colours
+
+
+def colour_rules() -> dict[str, str]:
+    """Return the CSS declarations of the colour variables for the light and the dark page."""
+    colours = css_colours()
+    return {
+        "light": " ".join(f"--{name}: {light};" for name, (light, _) in colours.items()),
+        "dark": " ".join(f"--{name}: {dark};" for name, (_, dark) in colours.items()),
+    }

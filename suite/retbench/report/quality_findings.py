@@ -1,7 +1,7 @@
 """Findings on quality: sentences computed from the paired comparisons of documents, whichever model they favour.
 
-Each is about one corpus or one group of tasks. Documents of several seeds are never pooled; `over_seeds` says from how
-many trainings on the interval over them decides. A sentence claims no more than the interval or test shows.
+Each is about one corpus or one group of tasks. Documents of several seeds are never pooled; `stats.paired` says from
+how many trainings on the interval over them decides. A sentence claims no more than the interval or test shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,17 @@ from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.over_seeds import MIN_SEEDS, describe_interval, ratio_over_seeds
 from retbench.report.points import TaskPoint, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
-from retbench.report.wording import describe_difference, describe_estimate, join_words, span
+from retbench.report.wording import (
+    describe_difference,
+    describe_estimate,
+    describe_interval,
+    join_words,
+    span,
+)
 from retbench.stats.intervals import Interval
-from retbench.stats.paired import Estimate
+from retbench.stats.paired import MIN_SEEDS, Estimate, ratio_over_seeds
 from retbench.units import format_count, format_size, format_tokens
 
 

@@ -1,8 +1,8 @@
 """Leads of one model over another in evaluations, and the verdicts of the rules on quality.
 
-A lead of several trainings is significant where its interval over them excludes 0 (`over_seeds`). That of one training
-is where its interval over documents does, or of accuracies by McNemar's test. Only significant leads confirm or refute
-a claim.
+A lead of several trainings is significant where its interval over them excludes 0 (`stats.paired`). That of one
+training is where its interval over documents does, or of accuracies by McNemar's test. Only significant leads confirm
+or refute a claim.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,16 @@ from retbench.papers.papers import find_number
 from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
-from retbench.report.over_seeds import MIN_SEEDS, difference_over_seeds, ratio_over_seeds
 from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
 from retbench.report.wording import POINTS, describe_difference
 from retbench.stats.intervals import Interval
-from retbench.stats.paired import Estimate, PairedAccuracy
+from retbench.stats.paired import (
+    MIN_SEEDS,
+    Estimate,
+    PairedAccuracy,
+    difference_over_seeds,
+    ratio_over_seeds,
+)
 from retbench.units import format_percent, format_size, format_tokens
 
 

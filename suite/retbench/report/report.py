@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from retbench.files import check_writable, write_atomic
-from retbench.report import html, provenance
+from retbench.report import provenance
 from retbench.report.answer import Answer, find_answer
 from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
 from retbench.report.claims import judge_claims
@@ -20,8 +20,16 @@ from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
-from retbench.report.formats import code_block, escape_markdown, markdown_table, markdown_text
+from retbench.report.formats import (
+    code_block,
+    escape_markdown,
+    html_cells,
+    html_text,
+    markdown_table,
+    markdown_text,
+)
 from retbench.report.frames import Results, load_results
+from retbench.report.looks import colour_rules
 from retbench.report.origins import select_by_origin
 from retbench.report.score_figures import draw_scores
 from retbench.report.svg import inline_svgs
@@ -78,7 +86,7 @@ def write_report(results: Path, out: Path) -> WrittenReport:
     svgs = {drawing.name: inline_svgs(drawing, f"f{number}-") for number, drawing in enumerate(page.drawings)}
     templates = _templates()
     for name in ("index.html", "evidence.html", "report.md"):
-        text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=html.colour_rules())
+        text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=colour_rules())
         write_atomic(out / name, text.encode())
         paths.append(out / name)
     return WrittenReport(page.answer, paths)
@@ -190,11 +198,11 @@ def _templates() -> Environment:
     )
     filters: dict[str, Any] = {
         "cell": escape_markdown,
-        "cells": html.cells,
+        "cells": html_cells,
         "claim_table": claim_table,
         "code_block": code_block,
         "markdown": markdown_table,
-        "prose": html.prose,
+        "prose": html_text,
         "result": describe_result,
         "text": markdown_text,
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.stats.intervals import Crossover
+from retbench.stats.intervals import Crossover, Interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_tokens
 
@@ -110,6 +110,12 @@ def describe_estimate(estimate: Estimate, sign: str = "") -> str:
 def describe_difference(difference: Estimate) -> str:
     """Return a difference with its sign and interval, or that there are too few documents for one."""
     return describe_estimate(difference, "+")
+
+
+def describe_interval(found: Interval) -> str:
+    """Return a mean over seeds with its interval: '0.924 [0.890, 0.958]'."""
+    ends = [f"{end:.3f}" for end in (found.low, found.high) if end is not None]
+    return with_interval(f"{found.value:.3f}", *ends)
 
 
 def format_length(tokens: float) -> str:

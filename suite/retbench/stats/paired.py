@@ -1,8 +1,11 @@
 """Statistics over documents: two models on the same texts or questions, compared document by document.
 
 The unit is the document, because another evaluation would draw other documents. Both models' results of a document
-stay together, so that its difficulty cancels. Training seeds are not units here: they are few, and vary other things.
-Functions raise RecordError for missing, unpaired or impossible values.
+stay together, so that its difficulty cancels. Functions raise RecordError for missing, unpaired or impossible values.
+
+An interval over documents is about two models as they were trained, and another seed's result often lies outside. From
+`MIN_SEEDS` trainings of one size on, Student's interval over them decides which model is better, on the documents that
+were scored.
 """
 
 import math
@@ -13,13 +16,22 @@ import numpy as np
 from scipy.special import bdtr, ndtr, ndtri, stdtrit
 
 from retbench.errors import RecordError
-from retbench.stats.intervals import CONFIDENCE, Array, finite_array
+from retbench.stats.intervals import (
+    CONFIDENCE,
+    Array,
+    Interval,
+    finite_array,
+    geometric_interval,
+    mean_interval,
+)
 
 NUM_RESAMPLES = 10_000
 SIGNIFICANT = 1 - CONFIDENCE
 """Largest p-value of a significant difference."""
 MIN_DOCUMENTS = 10
 """With fewer documents a bootstrap interval covers too little: only the value is given."""
+MIN_SEEDS = 3
+"""Fewest trainings of one size for an interval over them."""
 
 _DRAWN_AT_ONCE = 2_000_000
 """Documents drawn in one pass, which bounds the memory of resampling."""
@@ -168,3 +180,13 @@ def proportion_interval(num_right: int, num_documents: int) -> tuple[float, floa
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def ratio_over_seeds(ratios: Sequence[Estimate]) -> Interval | None:
+    """Return the geometric mean of a size's ratios with its interval over the trainings; None for too few of them."""
+    return geometric_interval([ratio.value for ratio in ratios]) if len(ratios) >= MIN_SEEDS else None
+
+
+def difference_over_seeds(pairs: Sequence[PairedAccuracy]) -> Interval | None:
+    """Return the mean of a size's differences of accuracies with its interval over the trainings, or None likewise."""
+    return mean_interval([pair.difference for pair in pairs]) if len(pairs) >= MIN_SEEDS else None

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from retbench.records.record import Record
-from retbench.report import html
 from retbench.report.compact_tables import cost_tables
 from retbench.report.diagnostics import failure_table
 from retbench.report.evaluations import Evaluations, weights_table
+from retbench.report.formats import html_cells
 from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import select
 from retbench.report.sweeps import make_sweeps
@@ -17,7 +17,7 @@ from retbench.report.tables import cost_table, quality_table
 def keys_of(table: pd.DataFrame, heading: str) -> dict[str, float | None]:
     """The sort key of each text of a column."""
     at = list(table.columns).index(heading)
-    cells = (row[at] for row in html.cells(table))
+    cells = (row[at] for row in html_cells(table))
     return {text: None if key is None else float(key) for text, key in cells}
 
 
