@@ -20,7 +20,6 @@ from retbench.report.claim_tables import (
     ClaimEntry,
     ClaimGroup,
     ClaimSection,
-    describe_result,
     make_claim_section,
 )
 from retbench.report.claim_words import describe_number, shorten_metric
@@ -225,8 +224,8 @@ def test_a_verdict_stands_with_its_numbers_and_misses_nothing(gpu_records: list[
     assert (entry.verdict, entry.verdict_cell, entry.missing, entry.command) == ("partly", "partly", "", None)
     (result,) = entry.here
     assert result.is_in_cell
-    assert result.notes[0] == "the paper 3.4×"
-    assert re.fullmatch(r"[\d.]+× at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", describe_result(result))
+    assert "; the paper 3.4×" in entry.rows[0].found
+    assert re.fullmatch(r"[\d.]+× at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", result.text)
 
 
 def test_another_machine_is_seen_beside_what_is_missing(cpu_records: list[Record]) -> None:
@@ -315,7 +314,7 @@ def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, s
 def test_page_and_markdown_say_the_same_of_every_claim(reported: Path, texts: tuple[str, str]) -> None:
     for group in section_of(load_results(reported / "in").records).groups:
         for entry in group.entries:
-            results = [describe_result(one) for one in entry.here]
+            results = [one.text for one in entry.here]
             for text in texts:
                 assert text.count(entry.statement) >= 2
                 for line in [*results, *entry.numbers, *entry.doubts]:

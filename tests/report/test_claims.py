@@ -20,7 +20,6 @@ from retbench.report.claim_tables import (
     ClaimEntry,
     claims_json,
     claims_markdown,
-    describe_result,
     headlines_markdown,
     make_claim_section,
 )
@@ -1140,7 +1139,7 @@ def test_own_records_that_decide_nothing_come_before_published_ones_that_do(tmp_
         ("reproduced", True),
     ]
     assert entry.verdict_cell == "undecided, other conditions"
-    mine, theirs = map(describe_result, entry.here)
+    mine, theirs = (one.text for one in entry.here)
     assert "published" not in mine
     assert re.match(r"published: \d", theirs)
     assert theirs.endswith("; reproduced, other conditions)")

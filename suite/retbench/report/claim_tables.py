@@ -44,8 +44,6 @@ class ClaimResult(NamedTuple):
     """True of the result whose verdict is in the verdict's own cell."""
     measured: str
     """Value with its interval and point: '2.9× [2.35, 3.57] at batch 1, 8K'."""
-    notes: tuple[str, ...]
-    """The paper's number, points that failed, and the command that narrows the interval."""
     scope: str
     """Kind of the conditions: 'as in the paper', 'strong Transformer' or 'other conditions'."""
     conditions: str
@@ -54,6 +52,22 @@ class ClaimResult(NamedTuple):
     """True of records that come with the project, false of the user's own."""
     num_results: int
     """Number of results of the same kind, of which this is one."""
+
+    @property
+    def text(self) -> str:
+        """The result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; published)'.
+
+        Where its verdict is not in the verdict's own cell, it opens with its origin or kind of conditions and ends with
+        its verdict: 'published: 2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; partly, other conditions)'.
+        """
+        where = [self.conditions]
+        where += [f"one of {self.num_results} results"] if self.num_results > 1 else []
+        if self.is_in_cell:
+            where += ["published"] if self.is_published else []
+            return f"{self.measured} ({'; '.join(where)})"
+        lead = "published" if self.is_published else self.scope
+        where += [f"{self.verdict}, {self.scope}" if self.is_published else self.verdict]
+        return f"{lead}: {self.measured} ({'; '.join(where)})"
 
 
 class EvidenceRow(NamedTuple):
@@ -213,7 +227,6 @@ def _results(each: JudgedClaim) -> tuple[ClaimResult, ...]:
             verdict=_verdict_words(row),
             is_in_cell=index == 0 if each.verdict == "not_testable" else is_deciding,
             measured=row.finding.measured,
-            notes=row.finding.notes,
             scope=_SCOPE_WORDS[row.scope],
             conditions=row.short or row.conditions,
             is_published=row.is_published,
@@ -277,26 +290,10 @@ def _limitations(judged: Sequence[JudgedClaim]) -> list[str]:
 def claim_table(group: ClaimGroup) -> pd.DataFrame:
     """Return the claims of a group as text: claim, paper, here, verdict."""
     rows = [
-        [entry.statement, entry.paper, "; ".join(map(describe_result, entry.here)), entry.verdict_cell]
+        [entry.statement, entry.paper, "; ".join(one.text for one in entry.here), entry.verdict_cell]
         for entry in group.entries
     ]
     return pd.DataFrame(rows, columns=["claim", "paper", "here", "verdict"])
-
-
-def describe_result(result: ClaimResult) -> str:
-    """Return a result in one line: '2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; published)'.
-
-    Where its verdict is not in the verdict's own cell, it opens with its origin or kind of conditions and ends with its
-    verdict: 'published: 2.9× [2.35, 3.57] at batch 1, 8K (25M, AMD EPYC; partly, other conditions)'.
-    """
-    where = [result.conditions]
-    where += [f"one of {result.num_results} results"] if result.num_results > 1 else []
-    if result.is_in_cell:
-        where += ["published"] if result.is_published else []
-        return f"{result.measured} ({'; '.join(where)})"
-    lead = "published" if result.is_published else result.scope
-    where += [f"{result.verdict}, {result.scope}" if result.is_published else result.verdict]
-    return f"{lead}: {result.measured} ({'; '.join(where)})"
 
 
 def claims_markdown(judged: Sequence[JudgedClaim]) -> str:

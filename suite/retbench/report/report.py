@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from retbench.files import check_writable, write_atomic
 from retbench.report import provenance
 from retbench.report.answer import Answer, find_answer
-from retbench.report.claim_tables import claim_table, describe_result, make_claim_section
+from retbench.report.claim_tables import claim_table, make_claim_section
 from retbench.report.claims import judge_claims
 from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.drawing import Drawing, save_drawing
@@ -203,7 +203,6 @@ def _templates() -> Environment:
         "code_block": code_block,
         "markdown": markdown_table,
         "prose": html_text,
-        "result": describe_result,
         "text": markdown_text,
     }
     environment.filters.update(filters)
