@@ -20,9 +20,10 @@ from retbench.papers.claims import (
     ShareRule,
     Verdict,
 )
-from retbench.records.record import GateCheck, Record
+from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
+from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.wording import describe_status, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
@@ -358,7 +359,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
 
 def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
     """Return whether every equivalence check of the setup passed, with the largest error."""
-    worst = max(_checks(setup.challenger), key=_share_of_limit, default=None)
+    worst = max((check for *_, check in checks_of(setup.challenger)), key=share_of_limit, default=None)
     if worst is None:
         return None
     gates = [record.gate for record in setup.challenger if record.gate and record.gate.checks]
@@ -368,12 +369,4 @@ def _judge_equivalence(setup: Setup) -> ClaimFinding | None:
 
 def largest_error(records: Iterable[Record]) -> float:
     """Return the largest error of the equivalence checks of records over its limit; -1 without a check."""
-    return max(map(_share_of_limit, _checks(records)), default=-1.0)
-
-
-def _checks(records: Iterable[Record]) -> list[GateCheck]:
-    return [check for record in records if record.gate for check in record.gate.checks]
-
-
-def _share_of_limit(check: GateCheck) -> float:
-    return math.inf if math.isnan(check.error) else check.error / check.limit
+    return max((share_of_limit(check) for *_, check in checks_of(records)), default=-1.0)

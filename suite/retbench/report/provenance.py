@@ -6,14 +6,14 @@ Each table is a frame of text with a column per model; where the models differ, 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from retbench.architectures.recorded import config_facts
-from retbench.records.record import GateCheck, ReadRate, Record
+from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record
 from retbench.report.cells import Cell
 from retbench.report.columns import NONE
 from retbench.report.frames import Results, set_of, started
@@ -196,15 +196,27 @@ def _numbers(values: Sequence[object]) -> list[float]:
     return numbers if len(numbers) == len(values) else []
 
 
+def checks_of(records: Iterable[Record]) -> Iterator[tuple[ModelInfo, str, GateCheck]]:
+    """Yield the equivalence checks of records, each with its model and its dtype."""
+    for record in records:
+        if record.gate:
+            for check in record.gate.checks:
+                yield record.model, record.gate.dtype, check
+
+
+def share_of_limit(check: GateCheck) -> float:
+    """Return the error of a check over its limit."""
+    return math.inf if math.isnan(check.error) else check.error / check.limit
+
+
 def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     """Return the largest error of each equivalence check over all records, with its limit."""
     worst: dict[tuple[str, str, int, str], tuple[float, float]] = {}
-    for record in records:
-        for check in record.gate.checks if record.gate else ():
-            key = (record.model.name, check.name, check.length, record.gate.dtype if record.gate else "")
-            error = check.error if check.error == check.error else float("inf")
-            if key not in worst or error > worst[key][0]:
-                worst[key] = (error, check.limit)
+    for info, dtype, check in checks_of(records):
+        key = (info.name, check.name, check.length, dtype)
+        error = math.inf if math.isnan(check.error) else check.error
+        if key not in worst or error > worst[key][0]:
+            worst[key] = (error, check.limit)
     rows = [
         [
             models.labels[model],
@@ -226,25 +238,19 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
 def equivalence_sentence(records: Sequence[Record]) -> str:
     """Return how many equivalence checks passed, with the one that is nearest to its limit."""
     worst: dict[tuple[object, ...], GateCheck] = {}
-    for record in records:
-        for check in record.gate.checks if record.gate else ():
-            model, gate = record.model, record.gate
-            key = (model.name, model.size, check.name, check.length, gate.dtype if gate else "")
-            worst[key] = max(worst.get(key, check), check, key=_share_of_limit)
+    for model, dtype, check in checks_of(records):
+        key = (model.name, model.size, check.name, check.length, dtype)
+        worst[key] = max(worst.get(key, check), check, key=share_of_limit)
     if not worst:
         return "No record here holds an equivalence check."
-    nearest = max(worst.values(), key=_share_of_limit)
-    failed = sum(not check.error <= check.limit for check in worst.values())
+    nearest = max(worst.values(), key=share_of_limit)
+    failed = sum(not check.passed for check in worst.values())
     count = (
         f"{failed} of {len(worst)} equivalence checks failed"
         if failed
         else f"All {len(worst)} equivalence checks passed"
     )
     return f"{count}; worst error {nearest.error:.1e}, limit {nearest.limit:.0e}."
-
-
-def _share_of_limit(check: GateCheck) -> float:
-    return check.error / check.limit if check.error == check.error else math.inf
 
 
 def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
