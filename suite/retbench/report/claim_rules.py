@@ -23,6 +23,7 @@ from retbench.papers.claims import (
 from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
+from retbench.report.points import group
 from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.wording import describe_status, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
@@ -107,11 +108,8 @@ def judge_cost(claim: Claim, setup: Setup, *, at_scale: bool) -> ClaimFinding | 
 
 
 def _cells(records: Iterable[Record], workload: str) -> Cells:
-    found: dict[Point, list[Record]] = {}
-    for record in records:
-        if record.workload == workload:
-            found.setdefault((record.point.batch_size, record.point.context_len), []).append(record)
-    return found
+    measured = (record for record in records if record.workload == workload)
+    return group(measured, lambda record: (record.point.batch_size, record.point.context_len))
 
 
 def _with(metric: str, cell: Iterable[Record]) -> list[Record]:

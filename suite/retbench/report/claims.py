@@ -26,7 +26,7 @@ from retbench.report.claim_rows import ClaimRow, Scope, in_order
 from retbench.report.claim_rules import ClaimFinding, Setup, judge_cost, largest_error
 from retbench.report.claim_words import describe_missing
 from retbench.report.frames import Results, keep_latest, set_of, started
-from retbench.report.points import mismatch
+from retbench.report.points import group, mismatch
 from retbench.report.quality_claims import quality_rows
 from retbench.report.selection import model_settings, shared_settings
 from retbench.report.wording import device_name
@@ -173,20 +173,18 @@ def find_setups(records: Iterable[Record], challenger: Side, reference: Side | N
 
     Records of one setup share experiment, machine, dtype, code and settings.
     """
-    groups: dict[object, dict[object, list[Record]]] = {}
-    for record in keep_latest(records):
-        conditions = (set_of(record), record.experiment, shared_settings(record))
-        way = (record.model.name, model_settings(record))
-        groups.setdefault(conditions, {}).setdefault(way, []).append(record)
     setups = []
-    for group in groups.values():
-        for mine in (each for each in group.values() if challenger.has(each[0])):
+    for alike in group(
+        keep_latest(records), lambda r: (set_of(r), r.experiment, shared_settings(r))
+    ).values():
+        ways = group(alike, lambda record: (record.model.name, model_settings(record))).values()
+        for mine in (each for each in ways if challenger.has(each[0])):
             if reference is None:
                 setups.append(Setup(tuple(mine)))
                 continue
             others = (
                 each
-                for each in group.values()
+                for each in ways
                 if each is not mine and reference.has(each[0]) and mismatch(mine[0], each[0]) is None
             )
             setups += [Setup(tuple(mine), tuple(theirs)) for theirs in others]

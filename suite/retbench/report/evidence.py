@@ -16,7 +16,6 @@ from retbench.report.points import group, lineup, measures_cost
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import matched_groups
-from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents, cost_table, quality_table
 from retbench.report.wording import section_title
 
@@ -127,12 +126,9 @@ def _findings(contents: Contents) -> Section:
 
 def _full_tables(contents: Contents) -> list[Section]:
     """Return every metric of every workload, with the conditions and weights of the evaluations."""
-    groups: dict[str, list[CostSweep]] = {}
-    for sweep in contents.sweeps:
-        groups.setdefault(sweep.experiment, []).append(sweep)
     costs = [
         Block("table", table.frame, section_title(experiment, workload))
-        for experiment, sweeps in groups.items()
+        for experiment, sweeps in group(contents.sweeps, lambda sweep: sweep.experiment).items()
         for workload, table in readable_tables(cost_table(sweeps), contents.labels).items()
     ]
     found = [Section("all-tables", "Tables of all metrics", costs)] if costs else []

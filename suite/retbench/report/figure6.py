@@ -22,7 +22,7 @@ from retbench.report.drawing import Drawing
 from retbench.report.labels import Label, add_text, label_ends
 from retbench.report.looks import HOLLOW
 from retbench.report.panels import TIME_UNITS, Panel, Units, frame_points, highest
-from retbench.report.points import Lineup
+from retbench.report.points import Lineup, group
 from retbench.report.provenance import describe_conditions
 from retbench.report.sweeps import DATA_COLUMNS, CostSweep, by_workload, describe_rounds, with_failures
 from retbench.report.wording import bind_units, file_stem
@@ -165,10 +165,8 @@ class Figure6Panel:
 def draw_figure6(sweeps: Sequence[CostSweep]) -> list[Drawing]:
     """Return the paper's Figure 6 of each group of matched models, with all panels that the records allow."""
     longest = max(point.context_len for point in paper_points("a"))
-    pairs: dict[tuple[str, tuple[str, ...]], list[CostSweep]] = {}
-    for sweep in (_up_to(longest, sweep) for sweep in sweeps):
-        if sweep.records:
-            pairs.setdefault((sweep.records[0].model.size, sweep.models.models), []).append(sweep)
+    shown = [cut for sweep in sweeps if (cut := _up_to(longest, sweep)).records]
+    pairs = group(shown, lambda sweep: (sweep.records[0].model.size, sweep.models.models))
     found = [_panels(pair) for pair in pairs.values()]
     return [_make_drawing(panels) for panels in found if panels]
 

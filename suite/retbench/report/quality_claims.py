@@ -10,8 +10,8 @@ from retbench.records.record import Record
 from retbench.report.claim_rows import ClaimRow, Scope, in_order
 from retbench.report.claim_rules import ClaimFinding
 from retbench.report.document_comparisons import Folders
-from retbench.report.frames import ComparableSet, Results, set_of, started
-from retbench.report.points import fact, is_final, num_trained_tokens, replicate_of
+from retbench.report.frames import Results, set_of, started
+from retbench.report.points import fact, group, is_final, num_trained_tokens, replicate_of
 from retbench.report.quality_rules import (
     QualityLead,
     Replicates,
@@ -30,15 +30,11 @@ from retbench.units import format_count, format_size, format_tokens
 def quality_rows(claim: Claim, records: Iterable[Record], results: Results) -> list[ClaimRow]:
     """Return a row per size, the newest first; under other conditions than the paper's also one per seed of few."""
     trainings = [each for each in results.records if replicate_of(each) == "seed" and is_final(each)]
-    groups: dict[tuple[ComparableSet, str], list[Record]] = {}
-    for record in records:
-        if record.status == "ok":
-            key = set_of(record), _lacking(claim.scale, record)
-            groups.setdefault(key, []).append(record)
+    measured = (record for record in records if record.status == "ok")
     found = [
         row
-        for (_, lacking), group in groups.items()
-        for row in _judge_quality(claim, newest_evaluations(group)[0], lacking, results.folders, trainings)
+        for (_, lacking), alike in group(measured, lambda r: (set_of(r), _lacking(claim.scale, r))).items()
+        for row in _judge_quality(claim, newest_evaluations(alike)[0], lacking, results.folders, trainings)
     ]
     newest: dict[str, ClaimRow] = {}
     for row in sorted(found, key=lambda row: started(row.records[-1]), reverse=True):
@@ -152,9 +148,7 @@ def _describe_training(records: Iterable[Record]) -> str:
 
 def _join_seeds(rows: Iterable[ClaimRow]) -> list[ClaimRow]:
     """Join the rows that differ only in the seed of the training."""
-    alike: dict[tuple[str, bool], list[ClaimRow]] = {}
-    for row in rows:
-        alike.setdefault((row.words, bool(row.seeds)), []).append(row)
+    alike = group(rows, lambda row: (row.words, bool(row.seeds)))
     return [mine[0] if len(mine) == 1 else _joined(mine) for mine in alike.values()]
 
 

@@ -12,7 +12,7 @@ from retbench.report.answer_findings import find_answers, find_needles
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.points import TaskPoint, num_trained_tokens
+from retbench.report.points import TaskPoint, group, num_trained_tokens
 from retbench.report.recall_findings import find_lengths, find_recall
 from retbench.report.wording import (
     describe_difference,
@@ -55,9 +55,7 @@ def _losses(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyF
         return []
     labels = evaluations.models.labels
     label, other = labels[model], labels[made[0].reference]
-    by_size: dict[str, list[DocumentComparison]] = {}
-    for c in made:
-        by_size.setdefault(format_size(c.instance.size), []).append(c)
+    by_size = group(made, lambda c: format_size(c.instance.size))
     at: list[str] = []
     for size, mine in by_size.items():
         ratios = [c.ratio for c in mine if c.ratio]

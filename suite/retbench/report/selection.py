@@ -266,11 +266,8 @@ def newest_evaluations(records: Sequence[Record]) -> tuple[list[Record], list[st
         ),
     )
     latest = {_place(record): record for record in ordered}
-    replaced: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record is not latest[_place(record)]:
-            reason = _why_replaced(record, latest[_place(record)])
-            replaced.setdefault((record.experiment, reason), []).append(record)
+    older = (record for record in records if record is not latest[_place(record)])
+    replaced = group(older, lambda r: (r.experiment, _why_replaced(r, latest[_place(r)])))
     notes = [
         f"{experiment}: {describe_count(others)} of quality {reason}."
         for (experiment, reason), others in replaced.items()

@@ -179,7 +179,5 @@ def _draw_sizes(scores: Evaluations, view: View, parts: Sequence[tuple[str, pd.D
 
 def _shared_seeds(records: Sequence[Record]) -> list[str]:
     """Return the seeds that every size of every model has."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        found.setdefault((record.model.name, record.model.size), set()).add(instance_of(record).seed_word)
-    return sorted(set.intersection(*found.values()))
+    found = group(records, lambda record: (record.model.name, record.model.size)).values()
+    return sorted(set.intersection(*({instance_of(record).seed_word for record in mine} for mine in found)))
