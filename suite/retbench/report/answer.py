@@ -12,7 +12,7 @@ import pandas as pd
 
 from retbench.records.record import Record, excessive_load
 from retbench.report.advantages import lead_of_ends, superlative
-from retbench.report.comparisons import cost_ratio, find_crossover, pair_ratios
+from retbench.report.comparisons import cost_ratio, find_primary_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
@@ -241,9 +241,7 @@ def _crossing(found: _Comparison, model: str, ends: Sequence[End]) -> list[str]:
     """Return where the curves cross, if the better model is not the same at both ends."""
     if len({end.advantage.outcome for end in ends}) == 1:
         return []
-    metric, reference = found.workload.primary, str(found.sweep.models.reference)
-    is_cost = bool(metric.lower_is_better)
-    crossing = find_crossover(found.sweep.metrics, metric.name, model, reference) if is_cost else None
+    crossing = find_primary_crossover(found.sweep, model)
     if crossing is None or crossing[1].value is None:
         return []
     return [f"crossover at about {format_length(crossing[1].value)} tokens (interpolated)"]

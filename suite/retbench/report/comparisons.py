@@ -7,11 +7,12 @@ the wider interval.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import correlation, linear_regression
+from typing import NamedTuple
 
 import pandas as pd
 
 from retbench.report.points import Lineup
-from retbench.report.sweeps import POINT_KEY, value_and_ends
+from retbench.report.sweeps import POINT_KEY, CostSweep, value_and_ends
 from retbench.stats.intervals import (
     CONFIDENCE,
     Crossover,
@@ -55,8 +56,7 @@ class Line:
         return self.largest_residual <= LINEAR_MARGIN
 
 
-@dataclass(frozen=True)
-class CostRatio:
+class CostRatio(NamedTuple):
     """Ratio of two costs at one point; the ends are NaN without an interval.
 
     Attributes:
@@ -108,7 +108,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
 
     The columns are those of `POINT_KEY`, model, reference, metric and the fields of `CostRatio`.
     """
-    columns = [*POINT_KEY, "model", "reference", "metric", "ratio", "low", "high", "num_rounds", "unpaired"]
+    columns = [*POINT_KEY, "model", "reference", "metric", *CostRatio._fields]
     primary = {name: workload.primary.name for name, workload in WORKLOADS.items()}
     main = metrics[metrics["metric"] == metrics["workload"].map(primary)]
     keys = [*POINT_KEY, "metric"]
@@ -119,8 +119,7 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
             found = cost_ratio(mine, reference[key]) if key in reference else None
             if found is not None:
                 *point, metric = key
-                values = (found.ratio, found.low, found.high, found.num_rounds, found.unpaired)
-                rows.append((*point, model, models.reference, metric, *values))
+                rows.append((*point, model, models.reference, metric, *found))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -164,6 +163,14 @@ def find_crossover(
     """
     lengths, ratios = _complete(ratios_by_round(metrics, metric, model, reference))
     return (lengths, crossover(lengths, ratios)) if len(lengths) > 1 else None
+
+
+def find_primary_crossover(sweep: CostSweep, model: str) -> tuple[list[int], Crossover] | None:
+    """Return the crossover of a sweep's primary metric with the reference; None too where that is not a cost."""
+    metric = sweep.primary
+    if metric is None or not metric.lower_is_better:
+        return None
+    return find_crossover(sweep.metrics, metric.name, model, str(sweep.models.reference))
 
 
 def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:

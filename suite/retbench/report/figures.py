@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.report import memory_figure, style
-from retbench.report.comparisons import find_crossover
+from retbench.report.comparisons import find_primary_crossover
 from retbench.report.curves import draw_row, with_length
 from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
@@ -45,10 +45,12 @@ from retbench.report.sweeps import (
 )
 from retbench.report.training_figure import draw_training
 from retbench.report.wording import (
+    crossing_ends,
     describe_absence,
-    describe_crossover,
     file_stem,
+    format_length,
     join_words,
+    with_interval,
 )
 from retbench.stats.intervals import Crossover
 from retbench.units import format_bytes, format_rate, format_seconds, format_tokens
@@ -112,7 +114,7 @@ def _drawing(
 def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     """Draw time against context length on logarithmic axes, a panel per batch size, with the crossovers."""
     first, metric = sweeps[0], workload.primary.name
-    crossings = [_crossings(sweep, metric) for sweep in sweeps]
+    crossings = [_crossings(sweep) for sweep in sweeps]
     figure, unit = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds)
     # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
     linear, _ = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds, is_linear=True)
@@ -145,14 +147,9 @@ def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     return replace(drawing, linear=linear)
 
 
-def _crossings(sweep: CostSweep, metric: str) -> dict[str, Crossover]:
-    """Return the crossover of a cost of each model with the reference, where both have two lengths."""
-    if not WORKLOADS[sweep.workload].primary.lower_is_better:
-        return {}
-    reference = str(sweep.models.reference)
-    found = {
-        model: find_crossover(sweep.metrics, metric, model, reference) for model in sweep.models.challengers
-    }
+def _crossings(sweep: CostSweep) -> dict[str, Crossover]:
+    """Return the crossover of each model with the reference, where both have two lengths."""
+    found = {model: find_primary_crossover(sweep, model) for model in sweep.models.challengers}
     return {model: crossing[1] for model, crossing in found.items() if crossing is not None}
 
 
@@ -233,7 +230,8 @@ def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str
         if crossing.low is not None and crossing.high is not None:
             axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
         axes.axvline(crossing.value, **style.GUIDE)
-        text = f"{label} faster from\n{describe_crossover(crossing)}\n(interpolated)"
+        length = with_interval(format_length(crossing.value), *crossing_ends(crossing))
+        text = f"{label} faster from\n{length} tokens\n(interpolated)"
         anchors = (*beside(crossing.value), *CORNERS)
     if with_note:
         add_note(axes, text, anchors)

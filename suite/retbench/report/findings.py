@@ -15,7 +15,7 @@ from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
     cost_ratio,
-    find_crossover,
+    find_primary_crossover,
     find_slope,
     fit_line,
     pair_ratios,
@@ -149,13 +149,11 @@ def _pairs(sweep: CostSweep) -> list[_Pair]:
 def _findings(pair: _Pair) -> list[KeyFinding]:
     """Return the ratios at both ends, the crossover, and the growth with the context length, as far as they apply."""
     found = _ends(pair)
-    sweep, metric = pair.sweep, pair.metric.name
-    is_cost = bool(pair.metric.lower_is_better)
-    crossing = find_crossover(sweep.metrics, metric, pair.model, pair.reference) if is_cost else None
+    sweep, crossing = pair.sweep, find_primary_crossover(pair.sweep, pair.model)
     if crossing and (pair.workload.starts_from_state or crossing[1].value is not None):
         found.append(_crossover(pair, *crossing))
     if pair.workload.starts_from_state:
-        slope = find_slope(sweep.metrics, metric, pair.model)
+        slope = find_slope(sweep.metrics, pair.metric.name, pair.model)
         found += [_level(pair, *slope)] if slope else []
     if any(spec.name == "peak_bytes" for spec in pair.workload.metrics[1:]):
         line = fit_line(sweep.points, "peak_bytes", pair.model)
@@ -275,7 +273,7 @@ def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
             continue
         label, other = (models.labels[name] for name in names)
         sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
-        found = advantage(THROUGHPUT, pd.Series(vars(ratio)))
+        found = advantage(THROUGHPUT, pd.Series(ratio._asdict()))
         text = (
             f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
             f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: "

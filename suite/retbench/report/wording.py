@@ -124,13 +124,6 @@ def format_length(tokens: float) -> str:
     return f"{round(tokens) if is_whole else float(f'{tokens:.3g}'):,.0f}"
 
 
-def describe_crossover(crossing: Crossover) -> str:
-    """Return a crossover with its interval: '1,840 [1,620, 2,090] tokens'; three digits each."""
-    if crossing.value is None:
-        return "no crossover"
-    return f"{with_interval(format_length(crossing.value), *crossing_ends(crossing))} tokens"
-
-
 def crossing_ends(crossing: Crossover) -> list[str]:
     """Return the ends of a crossover's interval; none where all rounds agree, as on bytes."""
     ends = [format_length(end) for end in (crossing.low, crossing.high) if end is not None]
