@@ -22,7 +22,7 @@ from retbench.planning.prediction import (
     rates_from,
     roofline,
 )
-from retbench.records.record import Ceilings, ReadRate
+from retbench.records.record import Ceilings
 from retbench.units import format_seconds
 
 Models = Mapping[str, tuple[ModelConfig, str]]
@@ -197,20 +197,12 @@ def _sheet_of(gpu: str) -> Datasheet | None:
 
 def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
     """Return the medians of the ceilings of several records, of the curve at the sizes that all curves have."""
-    curves = [each.read_curve for each in found if each.read_curve]
-    sizes = [{rate.footprint_bytes: rate for rate in curve} for curve in curves]
-    shared = sorted(set(sizes[0]).intersection(*sizes[1:])) if sizes else []
+    from retbench.report.provenance import median_curve
+
     return Ceilings(
         read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
-        read_curve=tuple(
-            ReadRate(
-                footprint_bytes=size,
-                bytes_per_s=median(each[size].bytes_per_s for each in sizes),
-                kernel=sizes[0][size].kernel,
-            )
-            for size in shared
-        ),
+        read_curve=median_curve(each.read_curve for each in found),
     )
 
 
@@ -233,7 +225,7 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
     import torch
 
     from retbench.ops import fused
-    from retbench.planning.step_rates import count_operators, measure_step_rates
+    from retbench.planning.step_rates import measure_step_rates
 
     torch_dtype = getattr(torch, dtype)
     with alone_on_machine("retbench predict", found.name):
@@ -243,10 +235,7 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
         )
         rates = measure_step_rates(torch.device(found.name), torch_dtype, compiled=compiled)
     kind = fused.default_operators(torch.device(found.name), torch_dtype)
-    operators = {
-        name: count_operators(model, torch_dtype, backend=backend, decode_operators=kind)
-        for name, (model, backend) in models.items()
-    }
+    operators = count_kernels(models, dtype, kind) or {}
     memory_bytes = machine.memory_limit_bytes() if found.name == "cpu" else found.memory_bytes
     return PredictionTarget(
         title=machine_name(found.name),

@@ -283,15 +283,27 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fact", "value"])
 
 
-def _by_size(curves: Sequence[Sequence[ReadRate]]) -> str:
-    """Return the median bandwidth of each size that all curves have; in words what records without one compare with."""
-    measured = [{rate.footprint_bytes: rate.bytes_per_s for rate in curve} for curve in curves if curve]
+def median_curve(curves: Iterable[Sequence[ReadRate]]) -> tuple[ReadRate, ...]:
+    """Return the median bandwidth of each size that all curves have but for empty ones."""
+    measured = [{rate.footprint_bytes: rate for rate in curve} for curve in curves if curve]
     sizes = sorted(set(measured[0]).intersection(*measured[1:])) if measured else []
-    found = [
-        f"{format_rate(median(each[size] for each in measured), 'B/s')} of {format_bytes(size)}"
+    return tuple(
+        ReadRate(
+            footprint_bytes=size,
+            bytes_per_s=median(each[size].bytes_per_s for each in measured),
+            kernel=measured[0][size].kernel,
+        )
         for size in sizes
+    )
+
+
+def _by_size(curves: Sequence[Sequence[ReadRate]]) -> str:
+    """Return the median bandwidth by size; in words what records without one compare with."""
+    found = [
+        f"{format_rate(rate.bytes_per_s, 'B/s')} of {format_bytes(rate.footprint_bytes)}"
+        for rate in median_curve(curves)
     ]
-    without = len(curves) - len(measured)
+    without = sum(not curve for curve in curves)
     if without:
         found.append(
             f"{without} of {len(curves)} records have one bandwidth for every size, far beyond the caches"
