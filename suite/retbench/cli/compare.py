@@ -29,6 +29,9 @@ ReportFolder = Annotated[
         help="Folder for the report in every format, with a figure.",
     ),
 ]
+Margin = Annotated[
+    float, typer.Option("--margin", metavar="SHARE", help="Share by which a time must have moved to count.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="End with exit code 4 if an item is inconclusive.")]
 
 
@@ -51,9 +54,7 @@ def compare(
     form: ReportFormat = None,
     as_json: AsJson = False,
     out: ReportFolder = None,
-    margin: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share by which a time must have moved to count.")
-    ] = 0.02,
+    margin: Margin = 0.02,
     accept_confounders: Annotated[
         bool,
         typer.Option(

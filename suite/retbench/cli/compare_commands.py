@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from retbench.cli.compare import (
+    Margin,
     ReportFolder,
     ReportFormat,
     Strict,
@@ -40,9 +41,7 @@ def compare_commands(
             metavar="MINUTES", help="Time after which no round begins but those of a flagged change."
         ),
     ] = 20.0,
-    margin: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share by which a time must have moved to count.")
-    ] = 0.02,
+    margin: Margin = 0.02,
     strict: Strict = False,
 ) -> None:
     """Compare the wall time of two shell commands: is B slower than A?

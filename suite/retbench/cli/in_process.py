@@ -55,6 +55,11 @@ def describe_busy(busy: float) -> str:
     return f"other processes use {format_percent(busy)} of the processors"
 
 
+def describe_waiting(holder: str) -> str:
+    """Return that a command waits for the one that holds a lock."""
+    return f"waiting: another run is timing on this machine ({holder})"
+
+
 def become_worker(device: str) -> int:
     """Give this process the threads of a worker on `device`, and its GPU or cores; return the number of threads."""
     threads = default_threads(device)
@@ -68,7 +73,7 @@ def alone_on_machine(command: str, device: str) -> Iterator[None]:
     """Hold the locks of a device, and wait for them with a message on stderr."""
 
     def wait(holder: str) -> None:
-        typer.echo(f"waiting: another run is timing on this machine ({holder})", err=True)
+        typer.echo(describe_waiting(holder), err=True)
         time.sleep(LOCK_POLL_S)
 
     with timing_lock(command, device, wait=wait):

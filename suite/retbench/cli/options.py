@@ -80,17 +80,13 @@ def read_counts(given: Sequence[str], option: str) -> list[int]:
 
 def _count(text: str, given: str, option: str) -> int:
     from retbench.errors import ConfigError, shown
-    from retbench.units import read_tokens
 
     try:
-        count = read_tokens(text)
-    except ValueError:
-        count = 0
-    if not 1 <= count <= LARGEST:
+        return read_count(text)
+    except typer.BadParameter:
         raise ConfigError(
             f"{option} {shown(given)}: give numbers from 1 on, as 8192, 8K, 1K,8K or 1K-32K (doubling)."
-        )
-    return count
+        ) from None
 
 
 def read_count(text: str | int) -> int:
@@ -172,6 +168,9 @@ DataDir = Annotated[
         help="Folder of corpora, tokenizers and tasks; by default that of RETBENCH_DATA.",
     ),
 ]
+NAMED_MODEL: Any = typer.Argument(
+    metavar="MODEL", autocompletion=complete_model, help="A name from `retbench list --models`."
+)
 DEVICES = "[cpu|cuda|cuda:N]"
 DeviceName = Annotated[
     str | None,

@@ -9,10 +9,10 @@ import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table
 from retbench.cli.options import (
+    NAMED_MODEL,
     AsJson,
     OutputFormat,
     SizeName,
-    complete_model,
     dtype_option,
     given_options,
     new_app,
@@ -39,12 +39,6 @@ if TYPE_CHECKING:
 app = new_app()
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 
-ModelName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL", autocompletion=complete_model, help="A name from `retbench list --models`."
-    ),
-]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -84,7 +78,7 @@ ComparePaper = Annotated[
 @app.command(epilog="Example: retbench predict retnet --context 8K --batch 8")
 def predict(
     call: typer.Context,
-    model: ModelName = None,
+    model: Annotated[str | None, NAMED_MODEL] = None,
     size: SizeName = "6.7B",
     device: DeviceOption = "a100-80gb",
     ceilings: CeilingsPath = None,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from retbench.cli.in_process import describe_busy
+from retbench.cli.in_process import describe_busy, describe_waiting
 from retbench.planning.cells import Cell
 from retbench.records.record import Gate
 from retbench.running import events
@@ -131,7 +131,7 @@ def _view_run(event: RunEvent) -> ShownEvent:
     """Return an event of a run as it is shown, without its progress."""
     match event:
         case WaitingForLock():
-            return ShownEvent(_describe_waiting(event), activity="waiting for another run")
+            return ShownEvent(describe_waiting(event.holder), activity="waiting for another run")
         case events.RunPlanned(progress=progress, skipped=skipped, run_id=run_id, note=note):
             found = f"; {skipped} {'is' if skipped == 1 else 'are'} on disk already" if skipped else ""
             found += f"; {note}" if note else ""
@@ -176,10 +176,6 @@ def _activity(text: str) -> ShownEvent:
 
 def _place(event: events.CellStarted | events.CellAdvanced | events.CellDone) -> str:
     return f"round {event.round + 1}: {_name(event.cell)}"
-
-
-def _describe_waiting(event: WaitingForLock) -> str:
-    return f"waiting: another run is timing on this machine ({event.holder})"
 
 
 def _name(cell: Cell) -> str:
@@ -237,7 +233,7 @@ def view_training(plan: TrainingPlan) -> Callable[[TrainingEvent], ShownEvent]:
 def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
     match event:
         case WaitingForLock():
-            return ShownEvent(_describe_waiting(event))
+            return ShownEvent(describe_waiting(event.holder))
         case training.TrainingPlanned(num_runs=total, num_done=done):
             if done == total:
                 runs = "the run is" if total == 1 else f"all {total} runs are"

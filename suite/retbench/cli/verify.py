@@ -7,11 +7,11 @@ import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table, same_reasons
 from retbench.cli.options import (
+    NAMED_MODEL,
     AsJson,
     DeviceName,
     OutputFormat,
     SizeName,
-    complete_model,
     dtype_option,
     new_app,
 )
@@ -31,12 +31,7 @@ DEPTH = 4096
 
 @app.command(epilog="Example: retbench verify retnet --size 1M")
 def verify(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", autocompletion=complete_model, help="A name from `retbench list --models`."
-        ),
-    ],
+    model: Annotated[str, NAMED_MODEL],
     size: SizeName = "6M",
     dtype: Annotated[str, dtype_option("")] = "float32",
     backend: Annotated[
