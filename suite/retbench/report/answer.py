@@ -33,6 +33,7 @@ from retbench.report.wording import (
     device_name,
     format_length,
     join_words,
+    range_of,
 )
 from retbench.stats.paired import ratio_over_seeds
 from retbench.units import format_count, format_tokens
@@ -352,8 +353,7 @@ def _parameters(records: Sequence[Record]) -> str:
     """Return the parameters without embedding of records' models: '18.9M non-embedding parameters'."""
     matched = [record for record in records if is_matched(record)] or records
     counts = [record.model.num_params_nonembedding for record in matched]
-    ends = dict.fromkeys(format_count(count).replace(" ", "") for count in (min(counts), max(counts)))
-    return f"{' to '.join(ends)} non-embedding parameters"
+    return f"{range_of(counts, lambda count: format_count(count).replace(' ', ''))} non-embedding parameters"
 
 
 def _caveat(records: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ Each table is a frame of text with a column per model; where the models differ, 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from statistics import median
 from typing import Any
 
@@ -18,7 +18,7 @@ from retbench.report.cells import Cell
 from retbench.report.columns import NONE
 from retbench.report.frames import Results, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
-from retbench.report.wording import bind_units, device_name, span
+from retbench.report.wording import bind_units, device_name, range_of
 from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
 from retbench.workloads.workload import WORKLOADS
 
@@ -69,8 +69,7 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
         f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
     ]
     if len(counts) > _MOST_COUNTS:
-        ends = map(format_count, (min(params.values()), max(params.values())))
-        counts = [f"{' to '.join(dict.fromkeys(ends))} in {len(counts)} models"]
+        counts = [f"{range_of(params.values(), format_count)} in {len(counts)} models"]
     return [
         f"{key.threads} thread{'' if key.threads == 1 else 's'}",
         *([graph] if "cuda" in str(key.device) else []),
@@ -275,10 +274,14 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
     if ceilings:
         bandwidths = [ceiling.read_bandwidth_bytes_per_s for ceiling in ceilings]
         products = [ceiling.matmul_flops_per_s for ceiling in ceilings]
-        rows.append(["measured read bandwidth", _range(bandwidths, lambda value: format_rate(value, "B/s"))])
+        rows.append(
+            ["measured read bandwidth", range_of(bandwidths, lambda value: format_rate(value, "B/s"))]
+        )
         curves = [ceiling.read_curve for ceiling in ceilings]
         rows.append(["read bandwidth by size", _by_size(curves)])
-        rows.append(["measured matrix product", _range(products, lambda value: format_rate(value, "FLOP/s"))])
+        rows.append(
+            ["measured matrix product", range_of(products, lambda value: format_rate(value, "FLOP/s"))]
+        )
     rows += [[name, _changing(name, values)] for name, values in facts.items()]
     return pd.DataFrame(rows, columns=["fact", "value"])
 
@@ -328,16 +331,12 @@ def _changing(name: str, values: Sequence[object]) -> str:
     distinct = list(dict.fromkeys(values))
     numbers = _numbers(distinct)
     if name.endswith("_bytes") and numbers:
-        return _range(numbers, format_bytes)
+        return range_of(numbers, format_bytes)
     if len(distinct) == 1:
         return str(distinct[0])
     if numbers:
         return f"{min(numbers)} to {max(numbers)}"
     return f"{distinct[-1]} (the latest of {len(distinct)} values)"
-
-
-def _range(values: Sequence[float], describe: Callable[[float], str]) -> str:
-    return span(describe(min(values)), describe(max(values)), " to ")
 
 
 def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:

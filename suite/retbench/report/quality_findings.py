@@ -19,6 +19,7 @@ from retbench.report.wording import (
     describe_estimate,
     describe_interval,
     join_words,
+    range_of,
     span,
 )
 from retbench.stats.intervals import Interval
@@ -112,19 +113,15 @@ def interval_note(made: Sequence[DocumentComparison]) -> str:
     return f" (95 % CI over {f'{count:,} documents' if count else 'documents'})"
 
 
-def _range(values: Sequence[float]) -> str:
-    return span(f"{min(values):.3f}", f"{max(values):.3f}")
-
-
 def trained_note(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> str:
     """Return the training tokens of the compared models, of one size also per parameter without embedding."""
     records = [evaluations.sides(c)[0] for c in made]
-    counts = sorted(count for record in records if (count := num_trained_tokens(record)) is not None)
+    counts = [count for record in records if (count := num_trained_tokens(record)) is not None]
     if len(counts) < len(records):
         return ""
-    words = " to ".join(dict.fromkeys(map(format_count, (counts[0], counts[-1]))))
+    words = range_of(counts, format_count)
     params = records[0].model.num_params_nonembedding
-    is_alone = counts[0] == counts[-1] and len({record.model.size for record in records}) == 1 and params
+    is_alone = len(set(counts)) == 1 and len({record.model.size for record in records}) == 1 and params
     return f", trained on {words} tokens" + (f", {counts[0] / params:.2g} per parameter" if is_alone else "")
 
 
@@ -230,8 +227,8 @@ def _change(side: Sequence[Series], trained: int) -> tuple[str, str]:
     before = [one.y[one.x.index(trained)] for one in side]
     after = [one.y[one.x.index(max(one.x))] for one in side]
     changes = [late - early for early, late in zip(before, after, strict=True)]
-    lead = " to ".join(dict.fromkeys(f"{change:+z.2f}" for change in (min(changes), max(changes))))
-    return f"from {_range(before)} to {_range(after)}", lead
+    first, last = (range_of(losses, "{:.3f}".format, "–") for losses in (before, after))
+    return f"from {first} to {last}", range_of(changes, "{:+z.2f}".format)
 
 
 # ---- slices of a text -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from retbench.records.record import Record
 from retbench.report.claim_rules import ClaimFinding, decided
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
 from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
-from retbench.report.wording import POINTS, describe_difference
+from retbench.report.wording import POINTS, describe_difference, range_of
 from retbench.stats.intervals import Interval
 from retbench.stats.paired import (
     MIN_SEEDS,
@@ -158,8 +158,8 @@ def _lead_words(leads: Sequence[QualityLead]) -> str:
 def _amount(leads: Sequence[QualityLead], *values: float) -> str:
     """Format leads: of texts as a share of the loss, which is smaller than that of the perplexity, else as points."""
     if scores_of(leads[0].records[0].workload) == "text":
-        return f"{' to '.join(dict.fromkeys(map(format_percent, values)))} of the loss"
-    return f"{' to '.join(dict.fromkeys(f'{POINTS * value:.1f}' for value in values))} points"
+        return f"{range_of(values, format_percent)} of the loss"
+    return f"{range_of(values, lambda value: f'{POINTS * value:.1f}')} points"
 
 
 def judge_crossing(

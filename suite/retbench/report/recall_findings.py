@@ -9,7 +9,7 @@ from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import Key, TaskPoint, group, length_ratio, task_point_of
-from retbench.report.wording import join_words, span
+from retbench.report.wording import join_words, range_of
 from retbench.units import format_bytes, format_percent, format_size
 
 SOLVED = 0.99
@@ -101,5 +101,4 @@ def _best(records: Sequence[Record]) -> float:
 
 def _range(records: Sequence[Record]) -> str:
     """Return the accuracies of the seeds, from the lowest to the highest."""
-    values = [record.metrics["acc"].value for record in records]
-    return span(format_percent(min(values)), format_percent(max(values)))
+    return range_of((record.metrics["acc"].value for record in records), format_percent, "–")

@@ -18,7 +18,7 @@ from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final, state_bytes_of
 from retbench.report.readable_tables import MOST_MODELS
-from retbench.report.wording import file_stem, join_words
+from retbench.report.wording import file_stem, join_words, range_of
 from retbench.units import format_count, format_tokens
 
 _BITS = "bits_per_byte"
@@ -73,8 +73,7 @@ def draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing
         records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)
     )
     corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
-    counts = sorted({record.metrics["num_tokens"].value for record in records})
-    tokens = " to ".join(dict.fromkeys(format_count(count) for count in (counts[0], counts[-1])))
+    tokens = range_of((record.metrics["num_tokens"].value for record in records), format_count)
     view = View(
         name=task_point.stem("figure5"),
         title="Our models in the layout of RetNet Figure 5",

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -86,6 +86,12 @@ def with_interval(value: str, *ends: str) -> str:
 def span(low: str, high: str, join: str = "–") -> str:
     """Return a range, or the one text where both ends are the same: '1.2–1.4 %'."""
     return low if low == high else f"{low}{join}{high}"
+
+
+def range_of(values: Iterable[float], describe: Callable[[float], str], join: str = " to ") -> str:
+    """Return the least and the largest of some values as a range: '20.0 M to 40.0 M'."""
+    found = list(values)
+    return span(describe(min(found)), describe(max(found)), join)
 
 
 def format_p(p_value: float) -> str:
