@@ -1,15 +1,50 @@
-"""A verdict on a claim by one set of records, as a row of the table of claims."""
+"""A verdict on a claim by one set of records, with its numbers, and as a row of the table of claims."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from retbench.papers.claims import Verdict
 from retbench.records.record import Record
-from retbench.report.claim_rules import ClaimFinding
 from retbench.report.frames import started
 
 Scope = Literal["paper", "strong", "elsewhere"]
 """paper: the paper's own conditions. strong: the same with a strong baseline. elsewhere: any other conditions."""
+
+
+class ClaimFinding(NamedTuple):
+    """Verdict of one set of records with its numbers; `not_testable` where the records cannot decide the claim."""
+
+    verdict: Verdict
+    measured: str
+    """Value with its interval and point; what is needed where there are no records."""
+    notes: tuple[str, ...] = ()
+    """The paper's number, points that failed, and the command that narrows the interval."""
+    distance: tuple[float, ...] = ()
+    """Doublings between the claim's point and the measured one; of a range, those that were not measured and those of
+    the other coordinate. Empty where there is no value, and for rules without a point."""
+    is_wide: bool = False
+    """True where the interval is too wide for a verdict, which is an answer too: older records do not replace it."""
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return "; ".join((self.measured, *self.notes))
+
+    @property
+    def decides(self) -> bool:
+        """True where the records were enough for a verdict."""
+        return self.verdict != "not_testable"
+
+    @property
+    def answers(self) -> bool:
+        """True where the records were enough for a verdict, or for an interval that is too wide for one."""
+        return self.decides or self.is_wide
+
+
+def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
+    """Return a finding that is reproduced or not."""
+    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", measured, notes)
 
 
 @dataclass(frozen=True)

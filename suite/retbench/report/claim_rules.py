@@ -21,6 +21,7 @@ from retbench.papers.claims import (
     Verdict,
 )
 from retbench.records.record import Record
+from retbench.report.claim_rows import ClaimFinding, decided
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
 from retbench.report.points import group
@@ -37,36 +38,6 @@ Point = tuple[int, int]
 
 Cells = Mapping[Point, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
-
-
-class ClaimFinding(NamedTuple):
-    """Verdict of one set of records with its numbers; `not_testable` where the records cannot decide the claim."""
-
-    verdict: Verdict
-    measured: str
-    """Value with its interval and point; what is needed where there are no records."""
-    notes: tuple[str, ...] = ()
-    """The paper's number, points that failed, and the command that narrows the interval."""
-    distance: tuple[float, ...] = ()
-    """Doublings between the claim's point and the measured one; of a range, those that were not measured and those of
-    the other coordinate. Empty where there is no value, and for rules without a point."""
-    is_wide: bool = False
-    """True where the interval is too wide for a verdict, which is an answer too: older records do not replace it."""
-
-    @property
-    def text(self) -> str:
-        """All of it in one line."""
-        return "; ".join((self.measured, *self.notes))
-
-    @property
-    def decides(self) -> bool:
-        """True where the records were enough for a verdict."""
-        return self.verdict != "not_testable"
-
-    @property
-    def answers(self) -> bool:
-        """True where the records were enough for a verdict, or for an interval that is too wide for one."""
-        return self.decides or self.is_wide
 
 
 class Setup(NamedTuple):
@@ -260,11 +231,6 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
     notes = tuple(filter(None, (f"the paper {printed}", failure, more)))
     return ClaimFinding(verdict, words, notes, distance, is_wide=is_open)
-
-
-def decided(is_reproduced: bool, measured: str, *notes: str) -> ClaimFinding:
-    """Return a finding that is reproduced or not."""
-    return ClaimFinding("reproduced" if is_reproduced else "not_reproduced", measured, notes)
 
 
 def _one_round(words: str) -> ClaimFinding:

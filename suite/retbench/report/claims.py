@@ -22,8 +22,8 @@ from retbench.papers.claims import (
     load_claims,
 )
 from retbench.records.record import Record
-from retbench.report.claim_rows import ClaimRow, Scope, in_order
-from retbench.report.claim_rules import ClaimFinding, Setup, judge_cost, largest_error
+from retbench.report.claim_rows import ClaimFinding, ClaimRow, Scope, in_order
+from retbench.report.claim_rules import Setup, judge_cost, largest_error
 from retbench.report.claim_words import describe_missing
 from retbench.report.frames import Results, keep_latest, set_of, started
 from retbench.report.points import group, mismatch
