@@ -478,7 +478,7 @@ def test_the_values_beside_several_panels_are_those_of_the_last() -> None:
     ],
 )
 def test_an_axis_of_bytes_has_ticks_at_powers_of_two(kib: tuple[float, ...], ticks: list[str]) -> None:
-    (axes,) = style.add_panels(style.new_figure(2.0, "", "", ""), [1], right_in=1.0)
+    (axes,) = style.add_panels(style.new_figure(2.0, "", "", ""), [1], [""], right_in=1.0)
     style.set_bytes_axis(axes, [1024 * size for size in kib])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
 

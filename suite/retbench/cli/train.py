@@ -314,19 +314,12 @@ def _show_plan(plan: TrainingPlan, out: Path, form: str, *, fresh: bool) -> None
         pin_process(plan.threads)
         seconds = estimate_seconds(plan, plan.runs)
     found = 0 if fresh else sum(trained.is_done(out, plan, run) for run in plan.runs)
-    print_plan(plan, plan.runs, seconds, form, num_on_disk=found)
+    print_plan(plan, seconds, form, num_on_disk=found)
 
 
-def print_plan(
-    plan: TrainingPlan,
-    runs: Sequence[TrainingRun],
-    seconds: Sequence[float],
-    form: str,
-    *,
-    num_on_disk: int = 0,
-) -> None:
-    """Print runs with their tokens and their approximate seconds, and how many of them are trained already."""
-    timed = [(run, plan.num_tokens(run), expected) for run, expected in zip(runs, seconds, strict=True)]
+def print_plan(plan: TrainingPlan, seconds: Sequence[float], form: str, *, num_on_disk: int = 0) -> None:
+    """Print the runs with their tokens and their approximate seconds, and how many of them are trained already."""
+    timed = [(run, plan.num_tokens(run), expected) for run, expected in zip(plan.runs, seconds, strict=True)]
     if form == "json":
         found = [{**_fields(run, count), "seconds": expected} for run, count, expected in timed]
         experiment, profile = plan.experiment.name, plan.profile_name
@@ -339,4 +332,6 @@ def print_plan(
     print_table((*_COLUMNS, "time"), [*rows, total], form, keys=3)
     if num_on_disk:
         typer.echo()
-        print_prose(f"{num_on_disk} of {len(runs)} runs are on disk already and would not be trained again.")
+        print_prose(
+            f"{num_on_disk} of {len(plan.runs)} runs are on disk already and would not be trained again."
+        )

@@ -85,7 +85,7 @@ def _data_row(record: Record, share: float, count: int) -> dict[str, object]:
         "low": point.low,
         "high": point.high,
         "num_documents": count,
-        "chance": chance(record.point.task, "acc"),
+        "chance": chance(record.point.task),
     }
 
 
@@ -102,7 +102,7 @@ def _task_rows(
         shorten(str(task_point.task)),
         tuple(_point(*each) for each in mine),
         tuple(_note(comparison) if comparison else "" for comparison in made),
-        chance(task_point.task, "acc"),
+        chance(task_point.task),
     )
 
 

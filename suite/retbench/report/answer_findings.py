@@ -98,7 +98,7 @@ def _significant(pairs: Sequence[PairedAccuracy]) -> tuple[float, str] | None:
 
 def _guesses(record: Record) -> bool:
     """Return whether the interval of an accuracy holds that of guessing."""
-    level, found = chance(record.point.task, "acc"), accuracy(record)
+    level, found = chance(record.point.task), accuracy(record)
     if level is None or found is None:
         return False
     value, count = found

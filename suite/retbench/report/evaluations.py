@@ -57,10 +57,10 @@ ACCURACIES = ("acc", "acc_norm")
 """Metrics that are a share of right answers."""
 
 
-def chance(task: str | None, metric: str) -> float | None:
+def chance(task: str | None) -> float | None:
     """Return the accuracy of guessing; None where it is not known."""
     choices = _CHOICES.get(task or "")
-    return 1 / choices if choices and metric in ACCURACIES else None
+    return 1 / choices if choices else None
 
 
 def paper_average(accuracies: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, float]] | None:

@@ -163,7 +163,7 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
 def add_panels(
     figure: Figure,
     shares: Sequence[float],
-    labels: Sequence[str] = (LOG_LENGTH_LABEL,),
+    labels: Sequence[str],
     *,
     right_in: float,
     left_in: float = 0.38,
