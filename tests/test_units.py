@@ -21,6 +21,8 @@ from retbench import units
         (0.0009999, "1.00 ms"),
         (99.96, "100 s"),
         (9.999, "10.0 s"),
+        (527883224.0, "5.28e+08 s"),
+        (4.1e-15, "4.10e-15 s"),
     ],
 )
 def test_format_seconds_picks_the_unit_and_three_digits(seconds: float, text: str) -> None:

@@ -14,6 +14,8 @@ KIB = 2**10
 GB = 10**9
 
 _TIME_STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_SHORTEST_S, _LONGEST_S = 1e-11, 1e6
+"""Between these, a duration is written without an exponent."""
 _BYTE_STEPS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 _RATE_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 _ENERGY_STEPS = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
@@ -57,6 +59,8 @@ def format_seconds(seconds: float) -> str:
     """Format a duration with three significant digits: 0.00123 -> '1.23 ms'."""
     if not seconds:
         return "0 s"
+    if not _SHORTEST_S <= abs(seconds) < _LONGEST_S:  # the end of an interval over two rounds
+        return f"{seconds:.2e} s"
     size, unit = _pick(seconds, _TIME_STEPS)
     return f"{_three_digits(seconds / size)} {unit}"
 

@@ -27,6 +27,7 @@ def ratio(value: float, low: float = nan, high: float = nan, *, unpaired: bool =
         (TIME, 0.92, "RetNet is 8.7 % faster"),
         (TIME, 2.5, "RetNet is 2.50× slower"),
         (TIME, 1 / 250, "RetNet is 250× faster"),
+        (TIME, 2.5e24, "RetNet is over 100,000× slower"),
         (MEMORY, 0.126, "RetNet needs 7.94× less memory"),
         (MEMORY, 1.05, "RetNet needs 5 % more memory"),
         (BATCH, 17.5, "RetNet reaches 17.5× more sequences"),

@@ -27,6 +27,7 @@ from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.points import Lineup
 from retbench.report.selection import select
+from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 
 NAMES = [
     "latency_decode_batch1",
@@ -69,6 +70,28 @@ def failed_training() -> list[Record]:
 @pytest.fixture(scope="module")
 def drawings(cpu_records: list[Record]) -> list[Drawing]:
     return make_drawings(select(cpu_records))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "base"),
+    [("rank_ratio", "%", "ratio"), ("read_bytes", "MiB", "bytes"), ("entropy_nats", None, "nats")],
+)
+def test_a_metric_of_any_unit_is_drawn_in_it_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, name: str, unit: str | None, base: str
+) -> None:
+    value = {"ratio": 0.8, "bytes": 5e7, "nats": 2.0}[base]
+    theirs = Workload("ranks", "Ranks", "cost", (MetricSpec(name, name, has_interval=True),), "rank")
+    monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "ranks": theirs})
+    metric = Metric(unit=base, value=value)
+    records = Maker(
+        CPU, change=lambda given: given | {"workload": "ranks", "metrics": {name: metric}}
+    ).latency()
+    drawings = make_drawings(select([one for one in records if one.point.batch_size == 1]))
+    found = [each for each in drawings if "ranks" in each.name]
+    assert len(found) == (unit is not None)
+    for each in found:
+        assert each.figure.axes[0].get_ylim()[0] < value / {"%": 0.01, "MiB": 2**20}[str(unit)]
+        assert f", {unit}, against" in each.caption
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from retbench.report.wording import format_factor
 from retbench.units import format_tokens
 from retbench.workloads.workload import MetricSpec
 
@@ -122,9 +123,7 @@ def _of_speed(metric: MetricSpec, ratio: float) -> float:
 def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
     """Return a ratio as a factor of at least 1 with three digits, or as a percentage with two."""
     if as_factor:
-        factor = max(ratio, 1 / ratio)
-        text = f"{factor:,.0f}" if factor >= 99.95 else f"{factor:#.3g}"
-        return f"{text}{'×' if unit else ''}"
+        return f"{format_factor(max(ratio, 1 / ratio))}{'×' if unit else ''}"
     percent = 100 * abs(ratio - 1)
     # Two digits would be written with an exponent from here on.
     text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"

@@ -26,7 +26,7 @@ from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_throu
 from retbench.report.frames import session_of, started
 from retbench.report.points import group
 from retbench.report.provenance import checks_of, share_of_limit
-from retbench.report.wording import describe_status, with_interval
+from retbench.report.wording import describe_status, format_factor, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
 
@@ -174,14 +174,10 @@ def _range_words(rule: LevelRule | GrowsRule, steps: Sequence[int], other: int) 
 def _ratio_words(interval: Interval) -> str:
     """Format a ratio with its interval: '8.46× [8.10, 8.83]'."""
     if interval.low is None or interval.high is None or interval.low == interval.high:
-        return f"{_three_digits(interval.value)}×"
+        return f"{format_factor(interval.value)}×"
     return with_interval(
-        f"{_three_digits(interval.value)}×", _three_digits(interval.low), _three_digits(interval.high)
+        f"{format_factor(interval.value)}×", format_factor(interval.low), format_factor(interval.high)
     )
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _saving_words(advantage: Interval) -> str:

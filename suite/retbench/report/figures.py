@@ -6,7 +6,7 @@ stacked bars, and a workload that measures both becomes two rows (`training_figu
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,18 +21,17 @@ from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.labels import CORNERS, add_note, add_text, beside, shorten
 from retbench.report.panels import (
-    MEMORY_UNITS,
     PERCENT,
-    TIME_UNITS,
     Panel,
     Point,
-    Units,
     frame_points,
     highest,
     sweep_panel,
+    units_of,
 )
 from retbench.report.points import group, state_bytes_of
 from retbench.report.provenance import describe_conditions
+from retbench.report.readable_tables import format_metric
 from retbench.report.selection import Selection
 from retbench.report.sweeps import (
     DATA_COLUMNS,
@@ -53,7 +52,7 @@ from retbench.report.wording import (
     with_interval,
 )
 from retbench.stats.intervals import Crossover
-from retbench.units import format_bytes, format_rate, format_seconds, format_tokens
+from retbench.units import format_rate, format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
 _POINTS = (
@@ -98,7 +97,7 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
         return [*by_batch, *_throughput_by_state(sweeps, workload)]
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [_throughput(sweeps)]
-    return [_times(sweeps, workload)]
+    return [_lengths(sweeps, workload)] if units_of(workload.primary.name) else []
 
 
 def _drawing(
@@ -108,16 +107,16 @@ def _drawing(
     return Drawing(name, (sweep.experiment,), *texts, sweep.conditions, figure, data)
 
 
-# ---- time against context length -------------------------------------------------------------------------------------
+# ---- a metric against context length ---------------------------------------------------------------------------------
 
 
-def _times(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
-    """Draw time against context length on logarithmic axes, a panel per batch size, with the crossovers."""
+def _lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
+    """Draw the primary metric against context length on logarithmic axes, a panel per batch size, with crossovers."""
     first, metric = sweeps[0], workload.primary.name
     crossings = [_crossings(sweep) for sweep in sweeps]
-    figure, unit = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds)
+    figure, unit = _draw_batches(sweeps, workload)
     # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
-    linear, _ = _draw_batches(sweeps, metric, (workload.title, TIME_UNITS), format_seconds, is_linear=True)
+    linear, _ = _draw_batches(sweeps, workload, is_linear=True)
     marked = [found if len(found) <= _MOST_CROSSINGS else {} for found in crossings]
     for axes, sweep, found in zip(figure.axes, sweeps, marked, strict=True):
         for model, crossing in found.items():
@@ -154,26 +153,21 @@ def _crossings(sweep: CostSweep) -> dict[str, Crossover]:
 
 
 def _draw_batches(
-    sweeps: Sequence[CostSweep],
-    metric: str,
-    texts: tuple[str, Units],
-    describe: Callable[[float], str],
-    *,
-    is_linear: bool = False,
+    sweeps: Sequence[CostSweep], workload: Workload, *, is_linear: bool = False
 ) -> tuple[Figure, str]:
-    """Draw a metric against the context length on logarithmic or linear axes, a panel per batch size.
+    """Draw the primary metric against the context length, a panel per batch size.
 
     Args:
         sweeps: One per batch size.
-        metric: Name of the metric.
-        texts: Title, and units of the vertical axis.
-        describe: Formats a value.
+        workload: Their workload, whose primary metric has units.
         is_linear: Both axes are linear, else both are logarithmic.
 
     Returns:
         The figure, and the unit.
     """
-    (title, units), several = texts, len(sweeps) > 1
+    metric, several = workload.primary.name, len(sweeps) > 1
+    units = units_of(metric)
+    assert units is not None
     top = max(highest(frame_points(sweep.rows(metric))) for sweep in sweeps)
     panels = [
         sweep_panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
@@ -182,8 +176,8 @@ def _draw_batches(
     subtitle = _subtitle(panels[0].unit, sweeps[0], metric, several=several)
     figure = draw_row(
         panels,
-        (title, subtitle, sweeps[0].conditions),
-        lambda point: with_length(describe(point.value), point, sweeps[-1].lengths[-1]),
+        (workload.title, subtitle, sweeps[0].conditions),
+        lambda point: with_length(format_metric(metric, point.value), point, sweeps[-1].lengths[-1]),
         style.LENGTH_LABEL if is_linear else style.LOG_LOG_LENGTH_LABEL,
         **_scales(is_linear=is_linear),
     )
@@ -387,7 +381,7 @@ def _roofline(sweeps: Sequence[CostSweep]) -> Drawing:
 def _memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     """Draw memory by part, or the sum of the parts if there are too many models and batch sizes for that."""
     if sum(len(sweep.models.models) for sweep in sweeps) > memory_figure.MOST_PANELS:
-        figure, _ = _draw_batches(sweeps, workload.primary.name, (workload.title, MEMORY_UNITS), format_bytes)
+        figure, _ = _draw_batches(sweeps, workload)
         caption = (
             "Bytes of weights, recurrent state or key-value cache, and workspace of one decode step together at each "
             f"context length, {_batches(sweeps)}; both axes are logarithmic. The table has each part."

@@ -28,6 +28,13 @@ TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
 PERCENT: Units = ((0.01, "%"),)
 RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
+_UNITS = {"tokens_per_s": RATE_UNITS, "_s": TIME_UNITS, "_bytes": MEMORY_UNITS, "_ratio": PERCENT}
+"""Units of a metric by how its name ends, the longest ending first."""
+
+
+def units_of(metric: str) -> Units | None:
+    """Return the units of a metric, whose name ends in its base unit; None where figures have none for it."""
+    return next((units for ending, units in _UNITS.items() if metric.endswith(ending)), None)
 
 
 class Point(NamedTuple):

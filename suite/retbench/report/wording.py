@@ -24,6 +24,8 @@ _STATUS_WORDS = {
 
 _NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(?:%|[KMGTB]|[nµm]?s|[KMG]i?B|tokens|threads?)(?![A-Za-z]))")
 
+_LARGEST_FACTOR = 100_000
+
 POINTS = 100
 """Percentage points in a difference of 1 between accuracies."""
 
@@ -92,6 +94,13 @@ def range_of(values: Iterable[float], describe: Callable[[float], str], join: st
     """Return the least and the largest of some values as a range: '20.0 M to 40.0 M'."""
     found = list(values)
     return span(describe(min(found)), describe(max(found)), join)
+
+
+def format_factor(factor: float) -> str:
+    """Return a factor with three digits; the ends of an interval over two rounds may be beyond all that is of use."""
+    if factor > _LARGEST_FACTOR:
+        return f"over {_LARGEST_FACTOR:,}"
+    return f"{factor:,.0f}" if factor >= 99.95 else f"{factor:#.3g}"
 
 
 def format_p(p_value: float) -> str:
