@@ -1,7 +1,11 @@
 """Recorded scores in lm-eval's files: those that lm-eval itself writes for the same model, read by its own code."""
 
 import json
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +21,11 @@ from typer.testing import CliRunner
 
 from retbench.cli import app
 from retbench.data.tokenizers import load_tokenizer
+from retbench.evaluation import ruler
 from retbench.evaluation.lm import DecoderLM
 from retbench.evaluation.tasks import load_task
 from retbench.evaluation.zeroshot import lm_eval_results
-from retbench.records.documents import write_documents
+from retbench.records.documents import read_documents, write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record
 from retbench.running.protocol import RunInfo
@@ -33,24 +38,51 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "copa": [{**COPA, "premise": text, "label": index % 2} for index, text in enumerate("abcde")],
     "lambada_openai": [{"text": "the end of the"}, {"text": "a b c d"}],
     "wikitext": [{"page": " = A = \n\n A sentence of the page . \n"}, {"page": " = B = \n"}],
+    "squad_completion": [
+        {"text": "Bo is a king. The king is", "value": "Bo"},
+        {"text": "Al was a king. He was not", "value": "a"},
+    ],
 }
-SPLIT = {"copa": "validation", "lambada_openai": "test", "wikitext": "test"}
-NAME = "results_2026-11-27T21-00-02.000.json"
+SPLIT = {
+    "copa": "validation",
+    "lambada_openai": "test",
+    "wikitext": "test",
+    "squad_completion": "validation",
+}
+DATE = f"2026-11-27T21-00-0{len(ROWS) - 1}.000"
+NEEDLE = "niah_single_1"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `data` with a few rows of four tasks, and a folder `results` with a model's scores."""
+    folder = tmp_path_factory.mktemp("scored")
+    for task, rows in ROWS.items():
+        path = folder / "data" / task / f"{SPLIT[task]}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "results").mkdir()
+    for number, task in enumerate(ROWS):
+        record = record_of(folder / "data", folder / "results", task, number)
+        append_record(folder / "results" / "run.jsonl", record)
+    return folder
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A folder with a few rows of three tasks."""
-    for task, rows in ROWS.items():
-        path = tmp_path / "data" / task / f"{SPLIT[task]}.jsonl"
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return tmp_path / "data"
+def data(scored: Path, tmp_path: Path) -> Path:
+    """A copy of the rows, which a test may change."""
+    return Path(shutil.copytree(scored / "data", tmp_path / "data"))
 
 
-def record_of(data: Path, folder: Path, task: str, number: int) -> Record:
+@pytest.fixture
+def results(scored: Path, tmp_path: Path) -> Path:
+    """A copy of the scores."""
+    return Path(shutil.copytree(scored / "results", tmp_path / "results"))
+
+
+def record_of(data: Path, folder: Path, task: str, number: int, **evaluation: Any) -> Record:
     """Score a task by the workload, as a worker does, and record it."""
-    context = make_context(data, "retnet", "zeroshot", {"task": task, "context_len": 512}, {})
+    context = make_context(data, "retnet", "zeroshot", {"task": task, "context_len": 512}, evaluation)
     found = zeroshot.measure(context)
     documents = write_documents(folder, f"run-{task}", found.documents)
     outcome = Outcome("ok", f"2026-11-27T21:00:0{number}.000Z", found=found, documents=documents)
@@ -58,15 +90,6 @@ def record_of(data: Path, folder: Path, task: str, number: int) -> Record:
         run_id="run", experiment="zeroshot", profile="smoke", command="retbench run", code_revision="1"
     )
     return make_record(run, context.cell, 0, outcome, Surroundings({"machine": "m"}))
-
-
-@pytest.fixture
-def results(data: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for number, task in enumerate(ROWS):
-        append_record(folder / "run.jsonl", record_of(data, folder, task, number))
-    return folder
 
 
 def export(results: Path, data: Path) -> Any:
@@ -101,7 +124,9 @@ def test_the_files_are_those_of_lm_eval(results: Path, data: Path, tmp_path: Pat
     written = sorted((tmp_path / "out" / "retnet").iterdir())
     assert [str(path) for path in written] == sorted(done.stdout.split())
     expected = json.loads(next(theirs.glob("results_*")).read_text(encoding="utf-8"))
-    found = json.loads(next(path for path in written if path.name == NAME).read_text(encoding="utf-8"))
+    found = json.loads(
+        next(path for path in written if path.name == f"results_{DATE}.json").read_text(encoding="utf-8")
+    )
     for key in (
         "configs",
         "versions",
@@ -129,13 +154,57 @@ def test_lm_eval_reads_them(results: Path, data: Path, tmp_path: Path) -> None:
     (name,) = get_results_filenames(names)
     samples = get_sample_results_filenames(names)
     assert sorted(get_file_task_name(Path(one).name) for one in samples) == sorted(ROWS)
-    assert {get_file_datetime(Path(one).name) for one in samples} == {"2026-11-27T21-00-02.000"}
+    assert {get_file_datetime(Path(one).name) for one in samples} == {DATE}
     shown = make_table(json.loads(Path(name).read_text(encoding="utf-8")))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:]]
     (row,) = [row for row in rows if row[0] == "copa"]
     record = json.loads((results / "run.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert float(row[6]) == pytest.approx(record["metrics"]["acc"]["value"], abs=1e-4)
     assert float(row[8]) == pytest.approx(record["metrics"]["acc_stderr"]["value"], abs=1e-4)
+
+
+@pytest.fixture
+def few_words(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give lm-eval's generator three words in place of `wonderwords`, whose list takes half a gigabyte."""
+    pytest.importorskip("nltk", reason="the extra recall is not installed")
+    words = {kind: ["red", "hen", "sit"] for kind in ("nouns", "adjectives", "verbs")}
+    stand_in = SimpleNamespace(RandomWord=lambda: SimpleNamespace(_categories=words))
+    monkeypatch.setitem(sys.modules, "wonderwords", stand_in)
+    monkeypatch.setattr(ruler, "find_spec", lambda package: package)
+    yield
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ruler")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("few_words")
+def test_prompts_that_are_generated_are_generated_again(data: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    needles = record_of(data, results, NEEDLE, 0, limit=1)
+    for record in (needles, record_of(data, results, "copa", 1)):
+        append_record(results / "run.jsonl", record)
+    done = export(results, data)
+    assert done.exit_code == 0, done.output
+    assert needles.documents is not None
+    texts = [row["text"] for row in read_documents(results, needles.documents)]
+    (samples,) = (tmp_path / "out" / "retnet").glob(f"samples_{NEEDLE}_*")
+    assert [row["resps"] for row in read_lines(samples)] == [[[text]] for text in texts]
+    (scores,) = (tmp_path / "out" / "retnet").glob("results_*")
+    found = json.loads(scores.read_text(encoding="utf-8"))["results"]
+    assert found.keys() == {NEEDLE, "copa"}
+    assert found[NEEDLE]["contains,none"] == needles.metrics["contains"].value
+
+    settings = needles.settings | {"tokenizer_fingerprint": "another"}
+    (results / "run.jsonl").unlink()
+    append_record(results / "run.jsonl", needles.model_copy(update={"settings": settings}))
+    done = export(results, data)
+    assert done.exit_code == 2
+    assert "for a tokenizer of fingerprint another, and 'bytes' has 202cea937973" in done.stderr
+
+
+def test_a_kind_of_request_that_a_model_does_not_answer_is_no_fault_of_the_data(data: Path) -> None:
+    with pytest.raises(AttributeError, match="loglikelihood"):
+        lm_eval_results(SimpleNamespace(rank=0, world_size=1), load_task("copa", data_dir=data), limit=1)
 
 
 def test_data_that_changed_are_refused(results: Path, data: Path) -> None:

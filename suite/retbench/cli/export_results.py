@@ -27,7 +27,7 @@ def export_results(
     """Write recorded task scores as lm-eval does.
 
     Each model of the experiment gets its `results_*.json` and `samples_*.jsonl`. Only the newest comparable records
-    are written. The tasks' data are read again, because records hold no texts; data that changed since are refused.
+    are written. The tasks' data are read again, because records hold no prompts; data that changed since are refused.
     The written files are listed on stdout.
     """
     from itertools import groupby

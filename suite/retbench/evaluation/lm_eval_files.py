@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retbench.config.evaluation import FEWSHOT_SEED
-from retbench.errors import RecordError
-from retbench.evaluation.tasks import load_task
+from retbench.data.tokenizers import load_tokenizer
+from retbench.errors import RecordError, shown
+from retbench.evaluation.task_entries import find_task
+from retbench.evaluation.tasks import LoadedTask, load_task
 from retbench.evaluation.zeroshot import lm_eval_results
 from retbench.files import write_atomic
 from retbench.records.documents import read_documents
@@ -49,9 +51,15 @@ class RecordedAnswers:
         """Return the log-likelihood of every whole text, nats."""
         return [self._answer(one, "loglikelihoods") for one in requests]
 
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return the text that was generated for every request."""
+        return [self._answer(one, "text") for one in requests]
+
     def _answer(self, request: Any, name: str) -> Any:
         """Return a recorded value; RecordError for a request that was not answered."""
         answers = self._rows.get(request.doc_id, {}).get(name, [])
+        if isinstance(answers, str):  # one text is generated for a document
+            answers = [answers]
         if request.idx >= len(answers):
             raise RecordError(f"document {request.doc_id} has no answer {request.idx}")
         return answers[request.idx]
@@ -73,7 +81,7 @@ def write_lm_eval_files(
 
     Raises:
         RecordError: documents are damaged, or the task's data or lm-eval are not those of the record.
-        ConfigError: the task's files cannot be read.
+        ConfigError: the task's files cannot be read, or a tokenizer that prompts are generated for.
         UnsupportedError: the task's data cannot be obtained.
         StorageError: the disk is full or the folder cannot be written to.
     """
@@ -108,10 +116,7 @@ def _replay(scored: Scored, data_dir: Path | None) -> dict[str, Any]:
     record = scored.record
     assert record.documents is not None
     rows = read_documents(scored.folder, record.documents)
-    seed = record.backend.get("fewshot_seed", FEWSHOT_SEED)
-    loaded = load_task(
-        record.point.task or "", data_dir=data_dir, num_fewshot=record.point.num_fewshot or 0, seed=int(seed)
-    )
+    loaded = _load_task(record, data_dir)
     answers = RecordedAnswers({row["doc_id"]: row for row in rows})
     try:
         found = lm_eval_results(answers, loaded, limit=len(rows))
@@ -131,10 +136,39 @@ def _replay(scored: Scored, data_dir: Path | None) -> dict[str, Any]:
     return found
 
 
+def _load_task(record: Record, data_dir: Path | None) -> LoadedTask:
+    """Load the task of a record, with the tokenizer of its model if the prompts are generated for one."""
+    point, tokenizer = record.point, None
+    num_fewshot = point.num_fewshot or 0
+    if find_task(point.task or "", num_fewshot).is_generated:
+        expected = record.settings.get("tokenizer_fingerprint")
+        tokenizer = load_tokenizer(str(record.settings.get("tokenizer")), data_dir=data_dir)
+        if tokenizer.fingerprint != expected:
+            raise RecordError(
+                f"task {point.task} of {record.model.name}: its prompts were generated for a tokenizer of fingerprint "
+                f"{expected}, and {shown(tokenizer.name)} has {tokenizer.fingerprint}. Restore the tokenizer's files."
+            )
+    return load_task(
+        point.task or "",
+        data_dir=data_dir,
+        num_fewshot=num_fewshot,
+        seed=int(record.backend.get("fewshot_seed", FEWSHOT_SEED)),
+        tokenizer=tokenizer,
+        context_len=point.context_len,
+    )
+
+
 def _other_data(record: Record, reason: str) -> RecordError:
+    """Return the error for a record whose documents or prompts are not those here."""
+    is_generated = record.backend.get("data_source") == "generated"
+    origin = (
+        "Install the wonderwords of that run"
+        if is_generated
+        else "Give the folder of those data (--data-dir)"
+    )
     return RecordError(
         f"task {record.point.task} of {record.model.name}: the data here are not those that were scored: {reason}. "
-        f"Give the folder of those data (--data-dir), and use lm-eval {record.backend.get('lm_eval_version')}."
+        f"{origin}, and use lm-eval {record.backend.get('lm_eval_version')}."
     )
 
 

@@ -136,7 +136,9 @@ def lm_eval_results(lm: Any, loaded: LoadedTask, *, limit: int | None) -> dict[s
                 lm, {name: loaded.task}, limit=limit, bootstrap_iters=0, log_samples=True
             )
     except Exception as error:
-        is_the_models = isinstance(error, RetbenchError | RuntimeError | MemoryError)
+        is_the_models = isinstance(error, RetbenchError | RuntimeError | MemoryError) or (
+            isinstance(error, AttributeError) and error.obj is lm  # it does not answer this kind of request
+        )
         if is_the_models or loaded.data_source != "local":
             raise
         raise ConfigError(
