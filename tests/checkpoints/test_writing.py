@@ -1,5 +1,6 @@
 """A model written in another library's format is loaded by that library, and gives the same logits."""
 
+import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from benchmarks.peers import fla_retnet
@@ -21,6 +24,7 @@ from retbench.checkpoints.loading import _rows
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.checkpoints.writing import export_checkpoint, split_weights
 from retbench.cli import app
+from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import ConfigError
 from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.models.equivalence import relative_error
@@ -115,16 +119,80 @@ def test_adjacent_rotary_pairs_are_written_as_they_are_read(seed: int) -> None:
         assert torch.equal(read, weights[name])
 
 
-def test_the_tokenizer_goes_with_the_model(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text('{"a": "tokenizer"}', encoding="utf-8")
-    ours = store(tmp_path, LLAMA, tokenizer=str(tmp_path / "tokenizer.json"))
+def write_tokenizer(folder: Path, name: str) -> Path:
+    """Write a tokenizer under a name of its kind, with the other files of it, and return its path."""
+    folder.mkdir()
+    path = folder / name
+    if name == "encoder.json":
+        path.write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}', encoding="utf-8")
+        (folder / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
+    elif name.endswith(".json"):
+        special = [AddedToken(token, special=True) for token in ("<s>", "</s>", "<begin>")]
+        tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+        tokenizer.add_special_tokens(special)
+        tokenizer.save(str(path))
+        settings = {"bos_token": {"content": "<begin>"}, "eos_token": None}
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}', encoding="utf-8")
+        (folder / "special_tokens_map.json").write_text(json.dumps(settings), encoding="utf-8")
+    else:
+        sentencepiece = pytest.importorskip("sentencepiece", reason="reads these files")
+        pieces = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a b c d"]), model_writer=pieces, vocab_size=8, minloglevel=2
+        )
+        path.write_bytes(pieces.getvalue())
+    return path
+
+
+TOKENIZERS = {
+    "tokenizer.json": {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"},
+    "20B_tokenizer.json": {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"},
+    "encoder.json": {"vocab.json", "merges.txt"},
+    "tokenizer.model.v1": {"tokenizer.model"},
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizer_goes_with_the_model(tmp_path: Path, name: str) -> None:
+    path = write_tokenizer(tmp_path / "tokenizer", name)
+    ours = store(tmp_path, LLAMA, tokenizer=str(path))
     done = CliRunner().invoke(app, ["export", str(ours), str(tmp_path / "theirs")])
     assert done.exit_code == 0, done.output
-    assert "2 layers in the format llama" in done.stdout
+    assert "2 layers in the format llama, with its tokenizer in" in done.stdout
     names = {path.name for path in (tmp_path / "theirs").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {"config.json", "model.safetensors", *TOKENIZERS[name]}
     raw = json.loads((tmp_path / "theirs/config.json").read_text(encoding="utf-8"))
     assert raw["architectures"] == ["LlamaForCausalLM"]
+    expected = load_tokenizer(str(path))
+    for place in (tmp_path / "theirs", tmp_path / "again"):
+        copy = read_checkpoint(str(place)).tokenizer
+        assert copy is not None
+        found = load_tokenizer(copy)
+        assert found.fingerprint == expected.fingerprint
+        assert (found.bos_token_id, found.eos_token_id) == (expected.bos_token_id, expected.eos_token_id)
+        if not (tmp_path / "again").exists():  # the exported model is exported once more
+            export_checkpoint(read_checkpoint(str(place)), tmp_path / "again")
+
+
+def test_a_tokenizer_in_a_folder_goes_with_the_model_and_one_that_is_gone_is_named(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path / "tokenizer", "encoder.json")
+    ours = store(tmp_path, LLAMA, tokenizer=str(path.parent))
+    done = CliRunner().invoke(app, ["export", str(ours), str(tmp_path / "theirs")])
+    assert "with its tokenizer in vocab.json" in done.stdout
+    path.parent.rename(tmp_path / "elsewhere")
+    done = CliRunner().invoke(app, ["export", str(ours), str(tmp_path / "without")])
+    assert done.exit_code == 0
+    assert f"give `--tokenizer {path.parent}` to `retbench generate`" in done.stdout
+
+
+def test_a_tokenizer_that_has_changed_is_not_exported(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path / "tokenizer", "tokenizer.json")
+    trained_with = load_tokenizer(str(path)).fingerprint
+    ours = store(tmp_path, LLAMA, tokenizer=str(path), tokenizer_fingerprint=trained_with)
+    (path.parent / "special_tokens_map.json").unlink()
+    with pytest.raises(ConfigError, match=f"has the fingerprint {trained_with}, and .* Restore those files"):
+        export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_models_that_no_format_holds_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_tokenizers import gpt2_encode, llama2c_encode, read_tiktoken
 
-from retbench.data.tokenizers import load_tokenizer
+from retbench.data.tokenizers import find_tokenizer_file, load_tokenizer
 from retbench.data.vocabularies import ScoredPieces, read_pieces
 from retbench.errors import ConfigError, UnsupportedError
 
@@ -248,11 +248,21 @@ def test_gpt2_files_that_do_not_belong_together_are_refused(
         load_tokenizer(str(tmp_path))
 
 
+def test_tokenizers_of_one_folder_have_an_order(tmp_path: Path) -> None:
+    names = ["tokenizer.json", "a_tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer.model.v1"]
+    for name in [*names, "merges.txt"]:
+        (tmp_path / name).touch()
+    for name in names:
+        assert find_tokenizer_file(tmp_path).name == name
+        (tmp_path / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         ([], "no tokenizer"),
         (["a.model", "b.model"], r"several tokenizers \(a.model, b.model\)"),
+        (["vocab.json", "tokenizer.model"], "takes two files, .*merges.txt or vocab.bpe"),
         (
             ["a_tokenizer.json", "b_tokenizer.json"],
             r"several tokenizers \(a_tokenizer.json, b_tokenizer.json\)",

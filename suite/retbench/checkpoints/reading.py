@@ -26,14 +26,13 @@ from retbench.checkpoints.weights import (
     refuse_pickle,
 )
 from retbench.data import hub, places
+from retbench.data.tokenizers import find_tokenizer_file
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
 from retbench.strict import reason_of
 
 LLAMA2C = "llama2c"
 FINAL = "final"
 """Name of the checkpoint in the folder of a training run."""
-TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "tok*.bin")
-"""Tokenizer files of transformers and fla, and of llama2.c."""
 PATTERNS = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
 """Files to download: never a pickle, and no code unless it is asked for."""
 CODE = ("*.py",)
@@ -226,12 +225,10 @@ def _invalid(error: ValidationError, path: Path) -> CheckpointError:
 
 def _find_tokenizer(path: Path) -> str | None:
     """Return the path of the tokenizer next to the weights, if there is exactly one."""
-    folder = path if path.is_dir() else path.parent
-    for pattern in TOKENIZER_PATTERNS:
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return str(found[0])
-    return None
+    try:
+        return str(find_tokenizer_file(path if path.is_dir() else path.parent))
+    except ConfigError:
+        return None
 
 
 def _stored_dtype(format: str, path: Path) -> str | None:

@@ -17,7 +17,9 @@ from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, WeightPa
 from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo
 from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
-from retbench.errors import CheckpointError, ConfigError, shown, unknown_name
+from retbench.data.tokenizers import load_tokenizer, locate_tokenizer, tokenizer_files
+from retbench.data.vocabularies import BYTES
+from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
 from retbench.files import atomic_folder, check_empty
 
 WRITTEN = tuple(name for name, form in FORMATS.items() if form.render is not None)
@@ -25,7 +27,7 @@ WRITTEN = tuple(name for name, form in FORMATS.items() if form.render is not Non
 
 
 def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto") -> str:
-    """Write a checkpoint in another format, with its tokenizer if that is a file.
+    """Write a checkpoint in another format, with the files of its tokenizer if they are on this machine.
 
     Args:
         info: The checkpoint, in any format whose weights are read here.
@@ -36,14 +38,17 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
         The name of the format.
 
     Raises:
-        ConfigError: no such format; none can hold the model; the folder is not empty.
+        ConfigError: no such format; none can hold the model; the folder is not empty; the tokenizer cannot be read, or
+            is not the one that the model was trained with.
         CheckpointError: the weights cannot be read.
+        UnsupportedError: a package that reads the tokenizer is missing.
         StorageError: writing failed, and nothing is left in the folder.
     """
     if format != "auto" and format not in WRITTEN:
         raise unknown_name("format", format, ["auto", *WRITTEN], where="--format")
     check_empty(folder)
     form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
+    files = _tokenizer_files(info.tokenizer)
     dtype = info.weights_dtype or "float32"
     model = load_checkpoint(
         info, dtype=getattr(torch, dtype), device="cpu", backend=default_backend(info.config)
@@ -53,11 +58,40 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
     tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
     text = json.dumps(raw | {"torch_dtype": dtype}, indent=2) + "\n"
     with atomic_folder(folder) as draft:
+        for name, file in files.items():
+            shutil.copyfile(file, draft / name)
+        if files:
+            _check_tokenizer(info, draft)
         save_tensors(tensors, draft / SAFETENSORS_NAME)
         (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
-        if info.tokenizer is not None and Path(info.tokenizer).is_file():
-            shutil.copyfile(info.tokenizer, draft / Path(info.tokenizer).name)
     return form
+
+
+def _tokenizer_files(tokenizer: str | None) -> dict[str, Path]:
+    """Return the files of a tokenizer by their names in an exported folder; none if it is not on this machine.
+
+    Raises:
+        ConfigError: its place holds no tokenizer.
+    """
+    if tokenizer in (None, BYTES):
+        return {}
+    try:
+        place = locate_tokenizer(tokenizer)
+    except (ConfigError, UnsupportedError):  # of another machine, or in a data folder that is not named
+        return {}
+    return tokenizer_files(place)
+
+
+def _check_tokenizer(info: CheckpointInfo, folder: Path) -> None:
+    """Raise ConfigError unless the tokenizer that is read from a folder is the model's own."""
+    assert info.tokenizer is not None
+    expected = info.tokenizer_fingerprint or load_tokenizer(info.tokenizer).fingerprint
+    found = load_tokenizer(str(folder)).fingerprint
+    if found != expected:
+        raise ConfigError(
+            f"{shown(info.source)}: its tokenizer has the fingerprint {expected}, and the files of "
+            f"{shown(info.tokenizer)} have {found}. Restore those files."
+        )
 
 
 def _choose(info: CheckpointInfo, formats: tuple[str, ...]) -> tuple[str, dict[str, object], Description]:

@@ -61,14 +61,15 @@ def export(
     check_no_pickle(info)
     name = export_checkpoint(info, folder, format=form)
     typer.echo(
-        f"{folder}: {info.config.num_layers} layers in the format {name}{_tokenizer_note(info.tokenizer)}"
+        f"{folder}: {info.config.num_layers} layers in the format {name}"
+        f"{_tokenizer_note(info.tokenizer, read_checkpoint(str(folder)).tokenizer)}"
     )
 
 
-def _tokenizer_note(tokenizer: str | None) -> str:
-    """Return how an exported model finds its tokenizer, if it has one."""
+def _tokenizer_note(tokenizer: str | None, exported: str | None) -> str:
+    """Return how an exported model finds its tokenizer, if it has one; `exported` is the path of a copy."""
     if tokenizer is None:
         return ""
-    if Path(tokenizer).is_file():
-        return f", with its tokenizer in {Path(tokenizer).name}"
-    return f"; its tokenizer is no file: give `--tokenizer {tokenizer}` to `retbench generate`"
+    if exported is not None:
+        return f", with its tokenizer in {Path(exported).name}"
+    return f"; its tokenizer is not among the files: give `--tokenizer {tokenizer}` to `retbench generate`"

@@ -10,11 +10,13 @@ hub:REPO[@REVISION]       the tokenizer of a model on the hub
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from retbench.data import hub
 from retbench.data.places import find
 from retbench.data.vocabularies import (
     BYTES,
+    SETTINGS,
     ByteTokenizer,
     ScoredPieces,
     SentencePieceTokenizer,
@@ -29,22 +31,26 @@ __all__ = [
     "Tokenizer",
     "check_bos_token",
     "check_vocabulary",
+    "find_tokenizer_file",
     "load_tokenizer",
+    "locate_tokenizer",
     "prefix_token",
     "token_ends",
+    "tokenizer_files",
 ]
 
 _SHORT_NAMES = {"gpt2": "gpt2_tokenizer", "neox": "neox_tokenizer", "mistral": "mistral_tokenizer"}
 _GPT2_VOCABULARIES = ("vocab.json", "encoder.json")
 _GPT2_MERGES = ("merges.txt", "vocab.bpe")
-_HUB_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    *_GPT2_VOCABULARIES,
-    *_GPT2_MERGES,
-    "tokenizer.model",
+_HUB_FILES = ("tokenizer.json", *SETTINGS, *_GPT2_VOCABULARIES, *_GPT2_MERGES, "tokenizer.model")
+_PREFERENCE = (
+    ("tokenizer.json",),
+    ("*tokenizer.json",),
+    *((name,) for name in _GPT2_VOCABULARIES),
+    ("tokenizer.model",),
+    ("*.model", "*.model.v*", "tok*.bin"),
 )
+"""Patterns of a folder's tokenizer; the first ones that match anything decide."""
 
 
 def load_tokenizer(name: str, *, data_dir: Path | None = None) -> Tokenizer:
@@ -58,32 +64,70 @@ def load_tokenizer(name: str, *, data_dir: Path | None = None) -> Tokenizer:
         ConfigError: there is no such tokenizer, or its files are damaged.
         UnsupportedError: the hub cannot be reached, or a package is missing.
     """
-    if name.startswith(hub.PREFIX):
-        return _read_folder(name, hub.download_files(name, hub.parse_name(name), _HUB_FILES))
     if name == BYTES:
         return ByteTokenizer()
-    path = find(name, kind="tokenizer", data_dir=data_dir, known=[BYTES], below=_SHORT_NAMES.get(name))
-    return _read_folder(name, path) if path.is_dir() else _read_file(name, path)
+    path = _file_of(locate_tokenizer(name, data_dir=data_dir))
+    match _format_of(path):
+        case "gpt2":
+            return read_gpt2_files(name, *_gpt2_files(path.parent))
+        case ".json":
+            return read_tokenizer_json(name, path)
+        case ".model":
+            return SentencePieceTokenizer(name, path)
+        case _:
+            return ScoredPieces(name, path)
 
 
-def _read_file(name: str, path: Path) -> Tokenizer:
-    """Read the tokenizer of one file, and the other files of its format in the same folder."""
+def locate_tokenizer(name: str, *, data_dir: Path | None = None) -> Path:
+    """Return the file or folder of a tokenizer that is not `bytes`; arguments and errors as of `load_tokenizer`."""
+    if name.startswith(hub.PREFIX):
+        return hub.download_files(name, hub.parse_name(name), _HUB_FILES)
+    return find(name, kind="tokenizer", data_dir=data_dir, known=[BYTES], below=_SHORT_NAMES.get(name))
+
+
+def tokenizer_files(path: Path) -> dict[str, Path]:
+    """Return every file of the tokenizer at a path, by the names under which other libraries look for them.
+
+    They are those that `load_tokenizer` reads, and the settings beside any tokenizer that transformers reads.
+
+    Args:
+        path: A tokenizer's file or folder.
+
+    Raises:
+        ConfigError: the folder holds none or several, a file is missing, or its format is unknown.
+    """
+    path = _file_of(path)
+    kind = _format_of(path)
+    if kind == "gpt2":
+        files = dict(zip((_GPT2_VOCABULARIES[0], _GPT2_MERGES[0]), _gpt2_files(path.parent), strict=True))
+    else:
+        files = {f"tokenizer{kind}": path}
+    return files | {name: path.parent / name for name in SETTINGS if (path.parent / name).is_file()}
+
+
+def _file_of(path: Path) -> Path:
+    """Return a tokenizer's file: `path`, or the one in the folder `path`."""
+    return find_tokenizer_file(path) if path.is_dir() else path
+
+
+def _format_of(path: Path) -> Literal["gpt2", ".json", ".model", ".bin"]:
+    """Return the format of a tokenizer's file; ConfigError if it is unknown."""
     if path.name in (*_GPT2_VOCABULARIES, *_GPT2_MERGES):
-        return _read_gpt2(name, path.parent)
+        return "gpt2"
     if path.suffix == ".json":
-        return read_tokenizer_json(name, path)
+        return ".json"
     if ".model" in path.suffixes:
-        return SentencePieceTokenizer(name, path)
+        return ".model"
     if path.suffix == ".bin":
-        return ScoredPieces(name, path)
+        return ".bin"
     raise ConfigError(
         f"{path}: not a tokenizer of a known format. Give a tokenizer.json, GPT-2's vocabulary, a SentencePiece "
         ".model, llama2.c's tok*.bin, or a folder with one of these."
     )
 
 
-def _read_gpt2(name: str, folder: Path) -> Tokenizer:
-    """Read GPT-2's vocabulary from a folder; ConfigError if one of the two files is missing."""
+def _gpt2_files(folder: Path) -> tuple[Path, Path]:
+    """Return GPT-2's vocabulary and merges in a folder; ConfigError if one of the two files is missing."""
     vocabulary, merges = (
         next((folder / file for file in files if (folder / file).is_file()), None)
         for files in (_GPT2_VOCABULARIES, _GPT2_MERGES)
@@ -93,20 +137,29 @@ def _read_gpt2(name: str, folder: Path) -> Tokenizer:
             f"{folder}: GPT-2's vocabulary takes two files, {' or '.join(_GPT2_VOCABULARIES)} and "
             f"{' or '.join(_GPT2_MERGES)}. Put both there."
         )
-    return read_gpt2_files(name, vocabulary, merges)
+    return vocabulary, merges
 
 
-def _read_folder(name: str, folder: Path) -> Tokenizer:
-    """Read the only tokenizer of a folder; a tokenizer.json is preferred to other formats."""
-    found = sorted(folder.glob("tokenizer.json")) or sorted(folder.glob("*tokenizer.json"))
-    if not found and any((folder / file).is_file() for file in _GPT2_VOCABULARIES):
-        return _read_gpt2(name, folder)
-    found = found or sorted({*folder.glob("*.model"), *folder.glob("*.model.v*"), *folder.glob("tok*.bin")})
+def find_tokenizer_file(folder: Path) -> Path:
+    """Return the file of a folder's only tokenizer, which is GPT-2's vocabulary for its two files.
+
+    A tokenizer.json is preferred to other formats, and a tokenizer.model to others after GPT-2's.
+
+    Raises:
+        ConfigError: there is none, or several, or one of GPT-2's files is missing.
+    """
+    found: list[Path] = []
+    for patterns in _PREFERENCE:
+        found = sorted({path for each in patterns for path in folder.glob(each) if path.is_file()})
+        if found:
+            break
     if len(found) != 1:
         several = f"several tokenizers ({', '.join(path.name for path in found)})"
         count = several if found else "no tokenizer"
         raise ConfigError(f"{folder}: {count} in this folder. Give the path of the tokenizer's file.")
-    return _read_file(name, found[0])
+    if _format_of(found[0]) == "gpt2":
+        _gpt2_files(folder)
+    return found[0]
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

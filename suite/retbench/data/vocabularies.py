@@ -25,6 +25,8 @@ _WELL_KNOWN = (
 _BOS, _EOS, _FIRST_BYTE = 1, 2, 3
 """Tokens of llama2.c."""
 _NO_NEIGHBOUR = -1
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files beside a tokenizer in which transformers names its special tokens."""
 
 
 def content_hash(*parts: bytes) -> str:
@@ -161,7 +163,7 @@ def read_tokenizer_json(name: str, path: Path) -> LibraryTokenizer:
 
 def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | None]:
     """Find the begin-of-text and end-of-text tokens."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in SETTINGS:
         if (folder / file).is_file():
             content = _read_json(folder / file, integers=integer_or_float)
             if not isinstance(content, dict):
