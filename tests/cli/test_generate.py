@@ -85,6 +85,14 @@ def test_the_prompt_may_come_on_standard_input(untrained):
     assert "is not UTF-8" in stderr
 
 
+def test_the_speed_follows_the_text_on_a_line_of_its_own(untrained):
+    done = CliRunner().invoke(app, ["generate", str(untrained), "--prompt", "a", "--max-tokens", "3"])
+    assert done.output == f"{done.stdout}{done.stderr}"  # as a terminal shows both streams
+    assert done.stdout.endswith("\n")
+    assert done.stderr.startswith("prompt 2 tokens, ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_draws_follow_the_seed(untrained):
     def draw(*words):
         return run(str(untrained), "--prompt", "a", "--max-tokens", "30", *words)[1]

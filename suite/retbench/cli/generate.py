@@ -222,7 +222,7 @@ def _stream(
     max_tokens: int,
     seed: int,
 ) -> Iterator[str]:
-    """Yield the continuation in pieces; at its end, print the speed to stderr."""
+    """Yield the continuation in pieces and a newline; then print the speed to stderr."""
     import torch
 
     from retbench.models import generation
@@ -242,6 +242,7 @@ def _stream(
         times.append(time.perf_counter())
         yield stream.add(token)
     yield stream.end()
+    yield "\n"  # on a terminal the speed would otherwise stand in the last line of the text
     _print_pace(len(tokens), start, times)
 
 
@@ -265,7 +266,6 @@ def _print_text(prompt: str, pieces: Iterator[str]) -> None:
             return
         if piece:
             typer.echo(piece.encode("utf-8", "replace"), nl=False)
-    typer.echo()
 
 
 def _print_pace(num_prompt: int, start: float, times: list[float]) -> None:
