@@ -46,9 +46,10 @@ def test_a_first_token_mark_where_it_is_asked_for():
     assert found[0] == pytest.approx(log_probability(model, [MARK, ord("a")], list(b"bc")), rel=1e-5)
 
 
-def test_rolling_in_disjoint_windows_with_one_token_of_context():
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_rolling_in_disjoint_windows_with_one_token_of_context(add_bos):
     model = small_model("fla")
-    lm = DecoderLM(model, load_tokenizer("bytes"), max_length=8)
+    lm = DecoderLM(model, load_tokenizer("bytes"), max_length=8, add_bos=add_bos)
     text = "twenty tokens, twice"
     tokens = list(text.encode())
     windows = [([MARK], tokens[:8]), (tokens[7:8], tokens[8:16]), (tokens[11:16], tokens[16:])]

@@ -208,7 +208,8 @@ class ZeroshotSpec(EvaluationSpec):
     """Seed for drawing the examples, as lm-eval's `--seed`; `FEWSHOT_SEED` when absent."""
     add_bos: bool = False
     """Begin every context with the tokenizer's first-token mark, which models trained with it need: lm-eval's
-    `add_bos_token=True`. lm-eval's default depends on the tokenizer; here it is false."""
+    `add_bos_token=True`. lm-eval's default depends on the tokenizer; here it is false. lm-eval's also scores the mark
+    as a part of whole texts (`wikitext`); here it never is."""
     context_len: Lengths = (2048,)
     """Tokens that a model sees at most; a longer prompt loses its beginning, and is an error in a task of recall.
     RULER's prompts are generated for this length. Every task is run at every length."""
