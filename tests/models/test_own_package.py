@@ -107,6 +107,17 @@ def test_an_incomplete_mixer_is_refused_with_the_missing_names(monkeypatch: pyte
         architectures()
 
 
+@pytest.mark.parametrize("taken", ["linear_attention", "min_gru"])
+def test_a_mixer_with_the_name_of_another_is_refused(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration names its mixers: that of the other class would be measured."""
+    found = architectures()["min_gru"]
+    architectures.cache_clear()
+    namesake = type("Namesake", (mixer(),), {"__annotations__": {"mixer": str}, "mixer": taken})
+    monkeypatch.setitem(vars(found), "mixers", (mixer(), mixer(), namesake))
+    with pytest.raises(ConfigError, match=rf"Namesake: its name, mixer = '{taken}', is taken by \S+\.[A-Z]"):
+        architectures()
+
+
 def test_a_preset_that_its_tables_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = architectures()["min_gru"]
     architectures.cache_clear()

@@ -29,16 +29,29 @@ def architectures() -> Mapping[str, Architecture]:
     """Return every architecture by name, this package's first.
 
     Raises:
-        ConfigError: a user's package cannot be imported, gives something else, or takes a name twice.
+        ConfigError: a user's package cannot be imported, gives something else, or takes the name of another
+            architecture or mixer.
     """
     package = import_module(GROUP)
     modules = (import_module(f"{GROUP}.{found.name}") for found in iter_modules(package.__path__))
     own = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
     found = {each.name: each for each in sorted(own, key=lambda each: (each.order, each.name))}
+    known = dict(_own_mixers())
     for each in installed(GROUP, Architecture, found):
         _check_complete(each)
+        for kind in each.mixers:
+            if known.setdefault(mixer_name(kind), kind) is not kind:
+                raise _name_taken(kind, known[mixer_name(kind)])
         found[each.name] = each
     return found
+
+
+def _name_taken(kind: type[Mixer], first: type[Mixer]) -> ConfigError:
+    """Return the error of a user's mixer with the name of another one, which configurations would mean instead."""
+    return ConfigError(
+        f"{kind.__module__}.{kind.__name__}: its name, mixer = '{mixer_name(kind)}', is taken by "
+        f"{first.__module__}.{first.__name__}. Choose another one."
+    )
 
 
 def _check_complete(architecture: Architecture) -> None:

@@ -297,9 +297,11 @@ class Mixer(Strict):
 
 
 def missing_parts(kind: type[Mixer]) -> list[str]:
-    """Return what a subclass must define and does not: class variables, properties and methods, by name."""
+    """Return what a subclass must define and does not: its name, class variables, properties and methods."""
     names = ("title", "forms", "default_form", "implementation")
     missing = [name for name in names if not hasattr(kind, name)]
+    if kind.model_fields["mixer"].is_required():
+        missing.insert(0, "mixer")
     methods = (
         *("at_size", "streamed_params", "local_params", "state", "decode_flops", "training_flops"),
         *("prefill_flops", "decode_workspace", "kept_for_gradients"),
