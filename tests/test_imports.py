@@ -14,7 +14,7 @@ PACKAGE = Path(retbench.__file__).parent
 # Lowest first; a module may import from its own layer and from those before it. A name stands for a package, or for
 # one module of a package whose other modules lie in another layer.
 LAYERS: list[set[str]] = [
-    {"__init__", "errors", "units", "files", "parsing", "strict"},
+    {"__init__", "errors", "units", "files", "parsing", "strict", "user_packages"},
     {"ops", "records", "stats"},
     {"mixers"},
     {"architectures", "measure"},

@@ -138,7 +138,7 @@ def _unknown_field(loc: Loc, model: type[BaseModel]) -> str:
     place, table = _find(model, loc[:-1])
     near = get_close_matches(field, table.model_fields if table else (), n=1)
     hint = f"Did you mean '{near[0]}'?" if near else "Remove it, or move it to its table."
-    if table and not near:
+    if table and table.model_fields and not near:
         hint = f"Its fields are {', '.join(table.model_fields)}. {hint}"
     if not near and field in _OPTIONS:
         hint = f"It is set by the option {_OPTIONS[field]}."

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from retbench.architectures import registry
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import architectures, named_specs
 from retbench.cli.in_process import blaming_package
@@ -19,16 +18,17 @@ from retbench.errors import ConfigError
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.records.record import Gate
+from retbench.user_packages import ARCHITECTURES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "min_gru"
-ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", registry.GROUP)
+ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", ARCHITECTURES)
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example as an installed package, in place of any other."""
     monkeypatch.syspath_prepend(EXAMPLE)
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [ENTRY] if group == registry.GROUP else [])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [ENTRY] if group == ARCHITECTURES else [])
     architectures.cache_clear()
     yield
     architectures.cache_clear()

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
@@ -33,6 +35,7 @@ from retbench.running.protocol import (
 )
 from retbench.running.recording import Outcome, Surroundings
 from retbench.running.tasks import CellProgress, classify
+from retbench.user_packages import WORKLOADS
 from retbench.workloads.metrics import prefill_bytes
 from retbench.workloads.states import StateStore
 from tests.measure.outcomes import ROW_OUTCOMES
@@ -306,6 +309,21 @@ def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
     assert status == "failed"
     assert message.startswith(f"{type(error).__name__} at test_tasks.py:")
     assert "\n" not in message
+
+
+def test_a_value_that_is_no_number_is_told_with_the_line_of_the_users_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = 'from retbench.records.record import Metric\n\n\nMetric(unit="s", value=float("nan"))\n'
+    (tmp_path / "someones_chat.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = metadata.EntryPoint("chat", "someones_chat:WORKLOAD", WORKLOADS)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry] if group == WORKLOADS else [])
+    with pytest.raises(ValidationError) as caught:
+        import_module("someones_chat")
+    status, message = classify(caught.value)
+    assert status == "failed"
+    assert message.startswith("ValidationError at someones_chat.py:4: Metric: 'value' is nan")
 
 
 def test_a_worker_builds_with_the_decode_operators_of_the_settings(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import pytest
 from retbench.config import experiment as config
 from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import load_experiment
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, RetbenchError
 from retbench.planning.plan import make_plan
+from retbench.records.record import Metric
 from retbench.workloads import workload as registry
 from retbench.workloads.workload import (
     WORKLOADS,
@@ -84,6 +86,36 @@ def users_workload() -> Workload:
         measure=lambda context: Measurement({}),
         modules=("json",),
     )
+
+
+def seconds(value: float, *samples: float) -> Metric:
+    return Metric(unit="s", value=value, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (None, "returned None"),
+        ({"turn_s": seconds(1)}, r"returned \{'turn_s'.*Return a Measurement"),
+        (Measurement({"turn_s": 0.5}), "'turn_s' is 0.5.*Make it a Metric"),  # type: ignore[dict-item]
+        (Measurement({"turn_s": seconds(-0.5)}), "'turn_s' has -0.5 s"),
+        (Measurement({"turn_s": seconds(1, 2, 0)}), "'turn_s' has 0 s"),
+        (Measurement({"turns_s": seconds(1)}), "'turn_s' is missing; measured are turns_s"),
+        (Measurement({}, absent={"turns_s": "no turns"}), "'turn_s' is missing; measured are none"),
+    ],
+)
+def test_what_is_no_measurement_of_every_metric_is_refused(returned: Any, reason: str) -> None:
+    with pytest.raises(RetbenchError, match=f"workload 'chat': .*{reason}"):
+        replace(users_workload(), measure=lambda context: returned).run(None)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [Measurement({"turn_s": seconds(1, 2), "other": seconds(1)}), Measurement({}, absent={"turn_s": "none"})],
+)
+def test_a_metric_is_measured_or_absent_and_an_optional_one_may_be_missing(found: Measurement) -> None:
+    metrics = (*users_workload().metrics, MetricSpec("turn_j", "J", optional=True))
+    assert replace(users_workload(), metrics=metrics, measure=lambda context: found).run(None) is found
 
 
 def entry_point(load: Callable[[], Any]) -> SimpleNamespace:

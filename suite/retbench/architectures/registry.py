@@ -4,12 +4,12 @@ A user's package names its `Architecture` objects in the entry point group `retb
 an architecture that is not installed: it keeps its own name then.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -19,9 +19,7 @@ from retbench.errors import ConfigError, unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer, missing_parts
 from retbench.strict import explain
-
-GROUP = "retbench.architectures"
-T = TypeVar("T")
+from retbench.user_packages import ARCHITECTURES, installed
 
 
 @cache
@@ -32,12 +30,12 @@ def architectures() -> Mapping[str, Architecture]:
         ConfigError: a user's package cannot be imported, gives something else, or takes the name of another
             architecture or mixer.
     """
-    package = import_module(GROUP)
-    modules = (import_module(f"{GROUP}.{found.name}") for found in iter_modules(package.__path__))
+    package = import_module(ARCHITECTURES)
+    modules = (import_module(f"{ARCHITECTURES}.{found.name}") for found in iter_modules(package.__path__))
     own = [module.ARCHITECTURE for module in modules if hasattr(module, "ARCHITECTURE")]
     found = {each.name: each for each in sorted(own, key=lambda each: (each.order, each.name))}
     known = dict(_own_mixers())
-    for each in installed(GROUP, Architecture, found):
+    for each in installed(ARCHITECTURES, Architecture, found):
         _check_complete(each)
         for kind in each.mixers:
             if known.setdefault(mixer_name(kind), kind) is not kind:
@@ -68,37 +66,6 @@ def _check_complete(architecture: Architecture) -> None:
         except ValidationError as error:
             where = f"architecture '{architecture.name}', presets['{variant}']"
             raise ConfigError(explain(error, architecture.spec, where)) from error
-
-
-def installed(group: str, kind: type[T], taken: Container[str]) -> Iterator[T]:
-    """Yield the objects of users' packages in a group of entry points.
-
-    Args:
-        group: Name of the group.
-        kind: Class of the objects, which have a `name`.
-        taken: Names that they must not have; it may grow meanwhile.
-
-    Raises:
-        ConfigError: a package cannot be imported, gives something else, or takes a name twice.
-    """
-    for entry in metadata.entry_points(group=group):
-        try:
-            found: Any = entry.load()
-        except Exception as error:  # whatever a foreign package raises when it is imported
-            raise _unusable(entry, f"{type(error).__name__}: {error}") from error
-        if kind not in type(found).__mro__:
-            raise _unusable(entry, f"it is a {type(found).__name__} and no {kind.__module__}.{kind.__name__}")
-        if found.name in taken:
-            raise _unusable(entry, f"its name '{found.name}' is taken")
-        yield found
-
-
-def _unusable(entry: metadata.EntryPoint, reason: str) -> ConfigError:
-    package = entry.dist.name if entry.dist else entry.module.partition(".")[0]
-    return ConfigError(
-        f"package '{package}': its entry point '{entry.name}' ({entry.value}) cannot be used: {reason}. "
-        f"Correct the package, or remove it: pip uninstall {package}"
-    )
 
 
 def find_architecture(name: str) -> Architecture:

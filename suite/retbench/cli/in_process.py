@@ -1,11 +1,8 @@
 """Shared by the commands that build or measure a model in their own process instead of a worker."""
 
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
 
 import psutil
 import typer
@@ -15,13 +12,14 @@ from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
-from retbench.errors import ConfigError, RetbenchError, UnsupportedError, unknown_name
+from retbench.errors import RetbenchError, UnsupportedError, unknown_name
 from retbench.measure import environment
 from retbench.measure.devices import default_threads
 from retbench.measure.limits import is_out_of_memory
 from retbench.measure.machine import BUSY_RATIO
 from retbench.running.locks import timing_lock
 from retbench.units import format_bytes, format_percent
+from retbench.user_packages import OWN, fault, package_of
 
 LOCK_POLL_S = 1.0
 
@@ -86,7 +84,7 @@ def blaming_package(config: ModelConfig) -> Iterator[None]:
 
     Other models raise their errors as they are: those would be faults of retbench.
     """
-    packages = {type(mixer).__module__.partition(".")[0] for mixer in config.mixers} - {"retbench"}
+    packages = {package_of(type(mixer)) for mixer in config.mixers} - {OWN}
     try:
         yield
     except RetbenchError:
@@ -94,14 +92,7 @@ def blaming_package(config: ModelConfig) -> Iterator[None]:
     except Exception as error:
         if not packages or is_out_of_memory(error):
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        folders = [Path(str(import_module(name).__file__)).parent for name in packages]
-        own = [frame for frame in frames if any(Path(frame.filename).is_relative_to(one) for one in folders)]
-        last = (own or frames)[-1]
-        raise ConfigError(
-            f"package '{', '.join(sorted(packages))}': {type(error).__name__}: {error} (in {last.filename}, line "
-            f"{last.lineno}). Correct the package."
-        ) from error
+        raise fault(error, packages) from error
 
 
 @contextmanager

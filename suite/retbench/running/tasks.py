@@ -46,6 +46,7 @@ from retbench.running.protocol import (
     Streamed,
 )
 from retbench.running.recording import Outcome, Surroundings, code_of_cell, make_record, without_trial
+from retbench.user_packages import last_call, message_of, package_names
 from retbench.workloads.context import Context
 from retbench.workloads.states import StateStore, is_streamed, stream_states
 from retbench.workloads.workload import find_workload
@@ -414,9 +415,8 @@ def classify(error: Exception) -> tuple[Status, str]:
         return "gate_failed", str(error)
     if isinstance(error, RetbenchError):  # its message is written for the user and names the place
         return "failed", str(error)
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    message = message_of(error)
     if is_out_of_memory(error):
-        return "oom", f"out of memory: {first_line}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    return "failed", f"{type(error).__name__} at {place}: {first_line}"
+        return "oom", f"out of memory: {message}"
+    call = last_call(error, package_names())
+    return "failed", f"{type(error).__name__} at {Path(call.path).name}:{call.line}: {message}"

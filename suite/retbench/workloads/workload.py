@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from retbench import user_packages
 from retbench.architectures.configs import ModelConfig
-from retbench.architectures.registry import installed
 from retbench.config.evaluation import GridSpec, WorkloadSpec
-from retbench.errors import unknown_name
+from retbench.errors import RetbenchError, shown, unknown_name
 from retbench.measure.source import part_hash
 from retbench.records.record import SHARES, Ceilings, Metric, Series
 
@@ -30,9 +30,6 @@ records note as `trained_len`.
 """
 Notes = dict[str, str | int | float | bool]
 """The executed backend and how it ran, as records hold it."""
-
-ENTRY_POINTS = "retbench.workloads"
-"""Group of the entry points through which users' packages add workloads."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ class MetricSpec:
         heading: Column heading in tables for people.
         lower_is_better: None where neither direction is an advantage.
         has_interval: Measured anew in each round, so that tables show its 95 % interval.
-        optional: Left out of tables where no point has a value, because only some devices have it.
+        optional: A measurement may lack it without a reason, because only some devices or tasks have it. Tables leave
+            it out where no point has a value.
         better: How a model with the better value is described: "faster", "smaller".
     """
 
@@ -144,9 +142,34 @@ class Workload:
         return part_hash(self.modules or ((self.measure.__module__,) if self.measure else ()))
 
     def run(self, context: Any) -> Measurement:
-        """Measure one cell."""
+        """Measure one cell.
+
+        Raises:
+            RetbenchError: the function gave something else than a measurement of every metric, with times above 0.
+        """
         assert self.measure is not None, "no profile can ask for it"
-        return self.measure(context)
+        found = self.measure(context)
+        self._check(found)
+        return found
+
+    def _check(self, found: object) -> None:
+        """Raise a RetbenchError unless every metric is measured or absent with a reason, and times are above 0."""
+        named = f"workload '{self.name}'"
+        if not isinstance(found, Measurement):
+            raise RetbenchError(f"{named}: `measure` returned {shown(found)}. Return a Measurement.")
+        for name, metric in found.metrics.items():
+            if not isinstance(metric, Metric):
+                raise RetbenchError(f"{named}: the metric '{name}' is {shown(metric)}. Make it a Metric.")
+            if metric.unit == "s" and (shortest := min((metric.value, *metric.samples))) <= 0:
+                raise RetbenchError(
+                    f"{named}: the metric '{name}' has {shortest:g} s, and a time is above 0."
+                )
+        for spec in self.metrics:
+            if not (spec.optional or spec.name in found.metrics or spec.name in found.absent):
+                raise RetbenchError(
+                    f"{named}: the metric '{spec.name}' is missing; measured are {', '.join(found.metrics) or 'none'}. "
+                    "Measure it under the name that `metrics` declares, or give the reason in `absent`."
+                )
 
 
 def without_gradients(measure: Callable[[Any], Measurement]) -> Callable[[Any], Measurement]:
@@ -194,7 +217,7 @@ def collect_workloads() -> dict[str, Workload]:
         if re.search(r"^WORKLOAD\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     ]
     found: dict[str, Workload] = {one.name: one for one in sorted(own, key=lambda one: one.order)}
-    for workload in installed(ENTRY_POINTS, Workload, found):
+    for workload in user_packages.installed(user_packages.WORKLOADS, Workload, found):
         found[workload.name] = workload
     return found
 

@@ -144,9 +144,9 @@ WORKLOAD = Workload(
     title="Zero-shot tasks",
     kind="quality",
     metrics=(
-        MetricSpec("acc", "accuracy", False, better="better"),
-        MetricSpec("acc_norm", "accuracy, normalised by length", False, better="better"),
-        MetricSpec("contains", "answers that contain the value", False, better="better"),
+        MetricSpec("acc", "accuracy", False, optional=True, better="better"),
+        MetricSpec("acc_norm", "accuracy, normalised by length", False, optional=True, better="better"),
+        MetricSpec("contains", "answers that contain the value", False, optional=True, better="better"),
     ),
     quantity="accuracy",
     replicate="document",
