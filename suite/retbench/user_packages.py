@@ -1,5 +1,6 @@
 """Users' packages that add architectures and workloads through entry points, and what fails in them."""
 
+import math
 import traceback
 from collections.abc import Container, Iterator, Set
 from importlib import metadata
@@ -63,6 +64,11 @@ def package_names() -> frozenset[str]:
     """Return the import names of the installed packages that add to retbench."""
     groups = (metadata.entry_points(group=group) for group in (ARCHITECTURES, WORKLOADS))
     return frozenset(_top_level(entry.module) for group in groups for entry in group) - {OWN}
+
+
+def is_amount(value: object) -> bool:
+    """Return whether a value that a user's package gave is a finite number from 0 on."""
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 class Call(NamedTuple):

@@ -1,5 +1,6 @@
 """A user's architecture, as in examples/min_gru: it passes the equivalence check, and what is wrong in it is named."""
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import architectures, named_specs
+from retbench.cli import app
 from retbench.cli.in_process import blaming_package
 from retbench.data.text import read_tokens
 from retbench.errors import ConfigError
@@ -130,6 +133,29 @@ def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) 
     object.__setattr__(architectures()["min_gru"], "mixers", ())
     with pytest.raises(ConfigError, match=r"its mixer 'min_gru' is not known here"):
         resolve_model(named_specs()["min_gru"], "300k")
+
+
+@pytest.mark.parametrize("given", [-3, None, float("nan")])
+def test_a_cost_that_is_no_number_from_0_on_is_refused(
+    given: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = named_specs()["min_gru"]
+    monkeypatch.setattr(mixer(), "decode_flops", lambda self, context_len: given)
+    with pytest.raises(ConfigError, match=rf"min_gru\.config\.MinGru\.decode_flops gives {given}"):
+        resolve_model(spec, "300k")
+
+
+@pytest.mark.parametrize("command", ["predict", "verify"])
+def test_a_cost_that_fails_is_told_with_its_line_by_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architectures()
+    monkeypatch.setattr(sys.modules["min_gru.config"], "CHUNK_SIZE", None)
+    result = CliRunner().invoke(app, [command, "min_gru", "--size", "300k"])
+    assert result.exit_code == 2
+    assert re.fullmatch(
+        r"retbench: package 'min_gru': TypeError: .* \(in .*config\.py, line \d+\)\. .*\n", result.stderr
+    )
 
 
 def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import load_experiment
 from retbench.errors import ConfigError, RetbenchError
 from retbench.planning.plan import make_plan
-from retbench.records.record import Metric
+from retbench.records.record import Ceilings, Metric
 from retbench.workloads import workload as registry
 from retbench.workloads.workload import (
     WORKLOADS,
@@ -116,6 +116,14 @@ def test_what_is_no_measurement_of_every_metric_is_refused(returned: Any, reason
 def test_a_metric_is_measured_or_absent_and_an_optional_one_may_be_missing(found: Measurement) -> None:
     metrics = (*users_workload().metrics, MetricSpec("turn_j", "J", optional=True))
     assert replace(users_workload(), metrics=metrics, measure=lambda context: found).run(None) is found
+
+
+@pytest.mark.parametrize("given", [-1, None, float("inf")])
+def test_an_estimate_is_a_number_of_seconds(given: Any) -> None:
+    workload = replace(users_workload(), estimate=lambda cell, ceilings: given)
+    ceilings = Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
+    with pytest.raises(ConfigError, match=f"workload 'chat': `estimate` returned {given}"):
+        workload.estimate_seconds(None, ceilings)
 
 
 def entry_point(load: Callable[[], Any]) -> SimpleNamespace:

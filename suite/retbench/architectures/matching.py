@@ -17,7 +17,9 @@ from retbench.architectures.registry import find_architecture, mixers
 from retbench.architectures.sizes import Size, find_size
 from retbench.errors import ConfigError
 from retbench.mixers.gated_convolution.config import GatedConvolution
+from retbench.mixers.mixer import check_costs
 from retbench.strict import reason_of
+from retbench.user_packages import OWN, package_of
 
 MAX_MISMATCH = 0.01
 """Largest difference of the non-embedding parameters of two models, over the larger of the two."""
@@ -33,7 +35,8 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
     """Return the configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
 
     Raises:
-        ConfigError: unknown size, or head counts or widths that do not fit it.
+        ConfigError: unknown size, head counts or widths that do not fit it, or a cost of a user's mixer that is no
+            number from 0 on.
     """
     name = spec.size or default_size
     size = find_size(name)
@@ -46,6 +49,9 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
                 f"{spec.architecture}: its mixer '{min(strange)}' is not known here. List its class in the field "
                 "'mixers' of the Architecture."
             )
+        for mixer in config.mixers:
+            if package_of(type(mixer)) != OWN and mixer.whole_model is None:
+                check_costs(mixer)
         return put_convolution_first(config) if spec.convolution_first else config
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         fault = error.errors()[0]

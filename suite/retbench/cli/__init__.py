@@ -122,9 +122,14 @@ def _end_when_terminated() -> None:
 
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
-    """End the program with one message and an exit code after an error of ours, of the command line, or of a file."""
+    """End the program with one message and an exit code after an error that is no fault of ours.
+
+    These are errors of the command line, of a file, of a user's package, and those that are raised for the user.
+    """
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        raise
     except _USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             raise
@@ -140,6 +145,15 @@ def _errors_as_messages() -> Iterator[None]:
         _end(*_explain(error), error)
     except KeyboardInterrupt as error:
         _end("interrupted", INTERRUPTED, error)
+    except Exception as error:
+        from retbench.measure.limits import is_out_of_memory
+        from retbench.user_packages import fault, last_call, package_names
+
+        packages = package_names()
+        if last_call(error, packages).package not in packages or is_out_of_memory(error):
+            raise
+        found = fault(error, packages)
+        _end(str(found), found.exit_code, error)
 
 
 def _end(message: str, code: int, error: BaseException) -> NoReturn:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 from pydantic import Field
 
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 from retbench.strict import Strict
+from retbench.user_packages import is_amount
 
 if TYPE_CHECKING:
     from retbench.mixers.module import MixerModule
@@ -307,6 +308,37 @@ def missing_parts(kind: type[Mixer]) -> list[str]:
         *("prefill_flops", "decode_workspace", "kept_for_gradients"),
     )
     return missing + [name for name in methods if getattr_static(kind, name) is getattr_static(Mixer, name)]
+
+
+def check_costs(mixer: Mixer) -> None:
+    """Compute every analytical cost of a mixer once. What a method raises is passed on.
+
+    Raises:
+        ConfigError: a cost is no number from 0 on.
+    """
+    length, dtype = 64, "float32"
+    found: list[tuple[str, object]] = [
+        *((name, getattr(mixer, name)) for name in ("streamed_params", "local_params", "other_params")),
+        ("decode_flops", mixer.decode_flops(length)),
+        ("decode_workspace", mixer.decode_workspace(dtype)),
+        ("append_workspace", mixer.append_workspace(length)),
+        ("prefill_workspace", mixer.prefill_workspace()),
+    ]
+    for form in mixer.forms:
+        chunk = mixer.chunk_size(form, None)
+        kept = mixer.kept_for_gradients(form)
+        found.append(("training_flops", mixer.training_flops(length, form, chunk)))
+        for last_only in (False, True):
+            flops = mixer.prefill_flops(length, form, chunk, last_only=last_only)
+            found.append(("prefill_flops", flops))
+        found += [("kept_for_gradients", one) for one in (kept if isinstance(kept, KeptValues) else (kept,))]
+    for name, value in found:
+        if not is_amount(value):
+            kind = type(mixer)
+            raise ConfigError(
+                f"{kind.__module__}.{kind.__name__}.{name} gives {shown(value)}, and a cost is a number from 0 on. "
+                "Correct the package."
+            )
 
 
 def causal_pairs(context_len: int) -> int:

@@ -62,7 +62,11 @@ def estimate(plan: Plan) -> list[CellEstimate]:
 
 
 def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
-    """Estimate time and memory of each cell from given ceilings."""
+    """Estimate time and memory of each cell from given ceilings.
+
+    Raises:
+        ConfigError: the estimate of a user's workload is no number from 0 on.
+    """
     streamed = [
         cell for cell in plan.cells if find_workload(cell.workload).starts_from_state and not cell.model.grows
     ]
@@ -72,8 +76,8 @@ def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
     start_s, depth = WORKER_START_S * (plan.rounds + 1), gate_depth(plan.cells)
     found = []
     for cell in plan.cells:
-        cell_seconds = find_workload(cell.workload).estimate
-        if cell_seconds is None or costs.missing_reason(cell.model):
+        workload = find_workload(cell.workload)
+        if workload.estimate is None or costs.missing_reason(cell.model):
             found.append(CellEstimate(cell, None, None))
             continue
         gate_s = GATE_PREFILLS * estimated_prefill_seconds(cell, 1, GATE_TOKENS, ceilings)
@@ -83,7 +87,7 @@ def estimate_with(plan: Plan, ceilings: Ceilings) -> list[CellEstimate]:
         seconds = (
             (start_s + gate_s) / num_cells
             + _compilation_seconds(cell, plan)
-            + plan.rounds_of(cell) * cell_seconds(sized, ceilings)
+            + plan.rounds_of(cell) * workload.estimate_seconds(sized, ceilings)
         )
         if cell == deepest.get(cell.under_test.label):
             seconds += estimated_prefill_seconds(cell, 1, cell.point.context_len, ceilings)

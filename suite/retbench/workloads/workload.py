@@ -15,7 +15,7 @@ from typing import Any, Literal
 from retbench import user_packages
 from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import GridSpec, WorkloadSpec
-from retbench.errors import RetbenchError, shown, unknown_name
+from retbench.errors import ConfigError, RetbenchError, shown, unknown_name
 from retbench.measure.source import part_hash
 from retbench.records.record import SHARES, Ceilings, Metric, Series
 
@@ -151,6 +151,16 @@ class Workload:
         found = self.measure(context)
         self._check(found)
         return found
+
+    def estimate_seconds(self, cell: Any, ceilings: Ceilings) -> float:
+        """Return the seconds that a cell takes in one round; ConfigError where `estimate` gives no number from 0 on."""
+        assert self.estimate is not None, "it can be estimated"
+        seconds = self.estimate(cell, ceilings)
+        if not user_packages.is_amount(seconds):
+            raise ConfigError(
+                f"workload '{self.name}': `estimate` returned {shown(seconds)}. Return seconds from 0 on."
+            )
+        return seconds
 
     def _check(self, found: object) -> None:
         """Raise a RetbenchError unless every metric is measured or absent with a reason, and times are above 0."""
