@@ -128,11 +128,22 @@ def test_the_id_does_not_depend_on_other_models(tmp_path: Path, tiny_experiment:
     assert before < after
 
 
-def test_an_unmatched_pair_has_no_cells() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("models.retnet.ffn_dim=800",), 'Use ffn_dim = "matched"'),
+        (("models.retnet.size=1m",), "Give all models one size"),
+        (("size=25k", "models.retnet.variant=torchscale"), "matched already.* Use a larger size"),
+    ],
+)
+def test_an_unmatched_pair_has_no_cells_and_is_told_what_helps(
+    overrides: tuple[str, ...], remedy: str
+) -> None:
+    where = "experiment 'latency', profile 'smoke'"
     with pytest.raises(
-        ConfigError, match="experiment 'latency', profile 'smoke': the models are not matched"
+        ConfigError, match=f"{where}: the models are not matched.*{remedy}, or set allow_mism"
     ):
-        cells_of("latency", ("models.retnet.size=1m",))
+        cells_of("latency", overrides)
 
 
 def test_a_model_alone_needs_no_match(tmp_path: Path, tiny_experiment: Path) -> None:

@@ -5,7 +5,7 @@ A size fixes the width, the number of layers and the budget of the paper, 12 d_m
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -153,8 +153,30 @@ def check_divides(name: str, value: int, whole: str, total: int) -> None:
         raise ConfigError(f"{name} is {value}, which does not divide {whole} of {{size}}. Give a divisor.")
 
 
-def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where: str) -> float:
+USE_MATCHED = 'Use ffn_dim = "matched"'
+"""Remedy for models of which one has a width that was given."""
+
+
+def mismatch_remedy(specs: Iterable[ModelSpec], default_size: str) -> str:
+    """Return what to do about models that are not matched, given their entries and the size of those without one."""
+    specs = tuple(specs)
+    if any(spec.checkpoint or getattr(spec, "ffn_dim", "matched") != "matched" for spec in specs):
+        return USE_MATCHED
+    if len({spec.size or default_size for spec in specs}) > 1:
+        return "Give all models one size"
+    return "Their widths are matched already, in steps that are too coarse at this size. Use a larger size"
+
+
+def match_models(
+    models: Mapping[str, ModelConfig], *, allow_mismatch: bool, where: str, remedy: str = USE_MATCHED
+) -> float:
     """Return the mismatch of an experiment's models: 1 - fewest / most non-embedding parameters.
+
+    Args:
+        models: The models by name.
+        allow_mismatch: Whether any mismatch is accepted.
+        where: Leads the message.
+        remedy: What the message advises besides `allow_mismatch`; see `mismatch_remedy`.
 
     Raises:
         ConfigError: non-embedding parameters differ by more than 1 % and `allow_mismatch` is false.
@@ -166,6 +188,6 @@ def match_models(models: dict[str, ModelConfig], *, allow_mismatch: bool, where:
         raise ConfigError(
             f"{where}: the models are not matched: non-embedding parameters are {listed}, "
             f"{100 * mismatch:.1f} % apart (at most 1 %). "
-            'Use ffn_dim = "matched", or set allow_mismatch = true in the profile.'
+            f"{remedy}, or set allow_mismatch = true in the profile."
         )
     return mismatch

@@ -260,15 +260,20 @@ def resolve_models(experiment: Experiment, profile_name: str) -> dict[str, Model
     experiment = experiment.of_profile(profile_name)
     profile = experiment.profile(profile_name)
     models = {name: matching.resolve_model(spec, profile.size) for name, spec in experiment.models.items()}
-    check_match(models, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
+    check_match(
+        models, experiment, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'"
+    )
     return models
 
 
-def check_match(models: Mapping[str, ModelConfig], profile: Profile, *, where: str) -> None:
+def check_match(
+    models: Mapping[str, ModelConfig], experiment: Experiment, profile: Profile, *, where: str
+) -> None:
     """Refuse models that are not matched with each other, where the profile does not allow a mismatch.
 
     A model of another library is never matched, and it is not compared.
     """
     matched = {name: model for name, model in models.items() if model.whole_model is None}
     if len(matched) > 1:
-        matching.match_models(matched, allow_mismatch=profile.allow_mismatch, where=where)
+        remedy = matching.mismatch_remedy((experiment.models[name] for name in matched), profile.size)
+        matching.match_models(matched, allow_mismatch=profile.allow_mismatch, where=where, remedy=remedy)

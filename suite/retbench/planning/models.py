@@ -57,7 +57,8 @@ def find_models(
     ]
     for size in dict.fromkeys(one.size for one in found):
         of_size = {one.model_name: one.model for one in found if one.size == size}
-        cells.check_match(of_size, profile, where=f"experiment '{experiment.name}', profile '{profile_name}'")
+        where = f"experiment '{experiment.name}', profile '{profile_name}'"
+        cells.check_match(of_size, experiment, profile, where=where)
     return found
 
 

@@ -309,6 +309,6 @@ def resolve_models(
             name: matching.resolve_model(entry, size, vocab_size=vocab_size)
             for name, entry in entries.items()
         }
-        cells.check_match(of_size, profile, where=f"{where}, size '{size}'")
+        cells.check_match(of_size, experiment, profile, where=f"{where}, size '{size}'")
         models |= {(name, size): config for name, config in of_size.items()}
     return models
