@@ -95,9 +95,16 @@ def message_of(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def fault(error: Exception, packages: Set[str]) -> ConfigError:
-    """Return what failed in users' packages, by their import names, as a ConfigError that says where."""
+def fault(error: Exception, packages: Set[str], facts: str = "") -> ConfigError:
+    """Return what failed in users' packages as a ConfigError that says where.
+
+    Args:
+        error: What was raised.
+        packages: Import names of the packages that may be at fault.
+        facts: What the message says besides, in sentences.
+    """
     call = last_call(error, packages)
     named = call.package if call.package in packages else ", ".join(sorted(packages))
     what = f"{type(error).__name__}: {message_of(error).removesuffix('.')}"
-    return ConfigError(f"package '{named}': {what} (in {call.path}, line {call.line}). Correct the package.")
+    sentences = f"{facts} Correct the package." if facts else "Correct the package."
+    return ConfigError(f"package '{named}': {what} (in {call.path}, line {call.line}). {sentences}")

@@ -18,6 +18,7 @@ from retbench.cli import app
 from retbench.cli.in_process import blaming_package
 from retbench.data.text import read_tokens
 from retbench.errors import ConfigError
+from retbench.mixers.mixer import StateTensor
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.records.record import Gate
@@ -133,6 +134,16 @@ def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) 
     object.__setattr__(architectures()["min_gru"], "mixers", ())
     with pytest.raises(ConfigError, match=r"its mixer 'min_gru' is not known here"):
         resolve_model(named_specs()["min_gru"], "300k")
+
+
+@pytest.mark.parametrize(("name", "width"), [("hiden", 96), ("hidden", 1)])
+def test_a_state_that_the_module_does_not_have_is_told_with_what_is_declared(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architectures()
+    monkeypatch.setattr(mixer(), "state", (StateTensor(name, (width,), wide=True),))
+    with pytest.raises(ConfigError, match=rf"minGRU has the forms .* and the state {name} \({width},\)\."):
+        checked()
 
 
 @pytest.mark.parametrize("given", [-3, None, float("nan")])

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import typer
 
+from retbench import mixers
 from retbench.architectures import costs
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
@@ -19,7 +21,7 @@ from retbench.measure.limits import is_out_of_memory
 from retbench.measure.machine import BUSY_RATIO
 from retbench.running.locks import timing_lock
 from retbench.units import format_bytes, format_percent
-from retbench.user_packages import OWN, fault, package_of
+from retbench.user_packages import OWN, fault, last_call, package_of
 
 LOCK_POLL_S = 1.0
 
@@ -92,7 +94,20 @@ def blaming_package(config: ModelConfig) -> Iterator[None]:
     except Exception as error:
         if not packages or is_out_of_memory(error):
             raise
-        raise fault(error, packages) from error
+        raise fault(error, packages, _declared(config, error)) from error
+
+
+def _declared(config: ModelConfig, error: Exception) -> str:
+    """Return what the mixers of users' packages declare, if a form or a state failed that they do not have."""
+    call = last_call(error, frozenset())
+    if call.package != OWN or Path(call.path).parent != Path(mixers.__file__).parent:
+        return ""
+    return " ".join(
+        f"The configuration of {mixer.title} has the forms {', '.join(mixer.forms)} and the state "
+        f"{', '.join(f'{one.name} {one.shape}' for one in mixer.state) or 'of another layer'}."
+        for mixer in config.mixers
+        if package_of(type(mixer)) != OWN
+    )
 
 
 @contextmanager
