@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import retbench
 from retbench.cli import app
-from retbench.errors import ConfigError, NotComparableError, RetbenchError
+from retbench.errors import ConfigError, NotComparableError
 from retbench.running.locks import LOCK_DIR_VARIABLE
 
 
@@ -73,8 +73,8 @@ def test_too_short_a_budget_compares_nothing() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "code", "message"),
     [
-        ("true", "echo at the end >&2; exit 7", 1, "The second command cannot be measured"),
-        ("echo at the end >&2; exit 7", "true", 3, "The first command cannot be measured"),
+        ("true", "echo at the end >&2; exit 7", 1, "The second command failed before the first round"),
+        ("echo at the end >&2; exit 7", "true", 3, "The first command failed before the first round"),
     ],
 )
 def test_a_command_that_fails_is_named_with_its_exit_code_and_stderr(
@@ -95,10 +95,15 @@ def test_only_the_end_of_a_long_stderr_is_shown() -> None:
     assert len(text) < 500
 
 
-def test_a_command_that_fails_later_ends_the_comparison(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "code"), [("first", 3), ("second", 1)])
+def test_a_command_that_fails_in_a_round_is_named_and_ends_the_comparison(
+    tmp_path: Path, side: str, code: int
+) -> None:
     flaky = f"echo >> {tmp_path}/count; test $(wc -l < {tmp_path}/count) -lt 5"
-    with pytest.raises(RetbenchError, match="exit code 1"):
-        retbench.compare("true", flaky)
+    done = invoke(*(("true", flaky) if side == "second" else (flaky, "true")), "--pairs", "1")
+    assert done.exit_code == code, done.output
+    assert f"The {side} command failed in round 3" in done.stderr
+    assert "exit code 1" in done.stderr
 
 
 def test_a_command_that_is_not_there_is_refused() -> None:

@@ -12,8 +12,8 @@ import subprocess
 import tempfile
 import time
 import timeit
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from statistics import fmean
@@ -42,6 +42,7 @@ _MIN_SAMPLE_S = 0.001
 """Least time of a sample of a callable in the warm-up: the clock's resolution must not count."""
 _WARMUP_S = 0.5
 """Time for which each callable is called before the first sample."""
+_SIDE_NAMES = ("first", "second")
 _STDERR_LINES = 10
 _STDERR_BYTES = 4000
 
@@ -97,7 +98,7 @@ class PairedRounds(Generic[Code]):
         self._num_rounds = 0
         self._budget_s = limits.budget_s
         self.point = MeasurementPoint("compare-commands", WALL_TIME, f"the {timer.noun}", 0, 0)
-        first, second = map(self._prepare, codes, ("first", "second"))
+        first, second = map(self._prepare, range(len(codes)))
         # One number of runs for both sides: what disturbs long samples more than short ones must meet both alike.
         most = int(_MAX_SAMPLE_S / max(first, second))
         self._num_runs = max(1, min(math.ceil(timer.sample_s / min(first, second)), most))
@@ -105,14 +106,20 @@ class PairedRounds(Generic[Code]):
         self._pairs = limits.pairs or max(1, min(_MAX_PAIRS, most))
         self._begun = time.monotonic()
 
-    def _prepare(self, code: Code, side: str) -> float:
-        """Run one side before the first round; NotComparableError if the first cannot be run."""
-        self._notify(f"preparing the {side} {self._timer.noun}")
+    def _prepare(self, side: int) -> float:
+        """Run one side before the first round."""
+        self._notify(f"preparing the {_SIDE_NAMES[side]} {self._timer.noun}")
+        with self._naming(side, "before the first round"):
+            return self._timer.prepare(self._codes[side])
+
+    @contextmanager
+    def _naming(self, side: int, when: str) -> Iterator[None]:
+        """Turn a failure of one side's command into an error that names it; NotComparableError for the first side."""
         try:
-            return self._timer.prepare(code)
-        except RetbenchError as error:
-            text = f"The {side} {self._timer.noun} cannot be measured: {error}"
-            raise (NotComparableError if side == "first" else RetbenchError)(text) from error
+            yield
+        except CommandFailed as failure:
+            text = f"The {_SIDE_NAMES[side]} command failed {when}: {failure}"
+            raise (NotComparableError if side == 0 else RetbenchError)(text) from failure
 
     def has_budget(self) -> bool:
         """Return whether another round may begin."""
@@ -134,9 +141,15 @@ class PairedRounds(Generic[Code]):
         return dict.fromkeys(points, pair)
 
     def _measure_pair(self, is_reversed: bool) -> Pair:
-        order = (1, 0) if is_reversed else (0, 1)
-        seconds = {side: self._timer.time(self._codes[side], self._num_runs) for side in order}
+        seconds = {}
+        for side in (1, 0) if is_reversed else (0, 1):
+            with self._naming(side, f"in round {self._num_rounds + 1}"):
+                seconds[side] = self._timer.time(self._codes[side], self._num_runs)
         return seconds[0], seconds[1]
+
+
+class CommandFailed(Exception):  # noqa: N818 - an outcome, not an error: whose command it is decides what it means
+    """A command ended with a failure; the text has the command, how it ended, and the end of its stderr."""
 
 
 class CommandTimer:
@@ -171,7 +184,7 @@ class CommandTimer:
         """Return the seconds of one run.
 
         Raises:
-            RetbenchError: the command fails; the message has its exit code and the end of its stderr.
+            CommandFailed: the command fails.
             Interrupted: the user requested a stop.
         """
         with tempfile.TemporaryFile() as stderr:
@@ -197,7 +210,7 @@ class CommandTimer:
             if not self.inbox.empty():
                 raise Interrupted
             if process.returncode:
-                raise RetbenchError(_describe_failure(code, process.returncode, stderr))
+                raise CommandFailed(_describe_failure(code, process.returncode, stderr))
         return seconds
 
     def _kill(self) -> None:
@@ -247,8 +260,8 @@ def compare_commands(
 
     Raises:
         ConfigError: a command is empty.
-        NotComparableError: the first command fails before the first round.
-        RetbenchError: a command fails.
+        NotComparableError: the first command fails.
+        RetbenchError: the second command fails.
         Interrupted: the user requested a stop.
     """
     for command in (first, second):
