@@ -71,26 +71,27 @@ def test_too_short_a_budget_compares_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "code", "message"),
+    ("failing", "side", "code", "ending"),
     [
-        ("true", "echo at the end >&2; exit 7", 1, "The second command failed before the first round"),
-        ("echo at the end >&2; exit 7", "true", 3, "The first command failed before the first round"),
+        ("echo at the end >&2; exit 7", "second", 1, "ended with exit code 7"),
+        ("echo at the end >&2; exit 7", "first", 3, "ended with exit code 7"),
+        ("echo at the end >&2; kill -35 $$", "second", 1, "was ended by signal 35"),  # which has no name
     ],
 )
-def test_a_command_that_fails_is_named_with_its_exit_code_and_stderr(
-    first: str, second: str, code: int, message: str
+def test_a_command_that_fails_is_named_with_its_ending_and_stderr(
+    failing: str, side: str, code: int, ending: str
 ) -> None:
-    done = invoke(first, second)
+    done = invoke(*(("true", failing) if side == "second" else (failing, "true")))
     assert done.exit_code == code
-    assert message in done.stderr
-    assert "ended with exit code 7; the end of its stderr:\n  at the end" in done.stderr
+    assert f"The {side} command failed before the first round" in done.stderr
+    assert f"`{failing}` {ending}; the end of its stderr:\n  at the end" in done.stderr
 
 
 def test_only_the_end_of_a_long_stderr_is_shown() -> None:
     with pytest.raises(NotComparableError) as raised:
         retbench.compare("seq 1 100000 >&2; kill -9 $$", "true")
     text = str(raised.value)
-    assert "signal SIGKILL" in text
+    assert "was ended by SIGKILL" in text
     assert text.endswith("\n  99999\n  100000")
     assert len(text) < 500
 

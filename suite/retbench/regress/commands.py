@@ -26,7 +26,7 @@ from retbench.regress.report import CheckReport
 from retbench.regress.revisions import Notify
 from retbench.regress.session import RoundLimits
 from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
-from retbench.running.process import Inbox, Interrupt, wait_or_stop
+from retbench.running.process import Inbox, Interrupt, describe_end, wait_or_stop
 from retbench.stats.sequential import DecisionRules
 from retbench.units import format_duration, format_seconds
 
@@ -226,9 +226,8 @@ def _describe_failure(command: str, code: int, stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - _STDERR_BYTES))
     lines = stderr.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
-    ending = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
     end = "".join(f"\n  {printable(line)}" for line in lines)
-    return f"`{printable(command)}` ended with {ending}" + (f"; the end of its stderr:{end}" if end else ".")
+    return f"`{printable(command)}` {describe_end(code)}" + (f"; the end of its stderr:{end}" if end else ".")
 
 
 class CallableTimer:

@@ -316,18 +316,24 @@ def explain_exit(
         counters = "no out-of-memory counter rose" if after else "this system has no out-of-memory counter"
         reason = f"the worker was killed with SIGKILL; {counters}, so the cause is unknown"
     elif any(phrase in stderr.lower() for phrase in _OUT_OF_MEMORY_PHRASES):
-        status, reason = "oom", f"the worker ran out of memory and {_describe_returncode(returncode)}"
+        status, reason = "oom", f"the worker ran out of memory and {_describe_early_end(returncode)}"
     else:
-        reason = f"the worker {_describe_returncode(returncode)}"
+        reason = f"the worker {_describe_early_end(returncode)}"
     return WorkerExit(status, f"{reason}.{_quote_tail(stderr)}")
 
 
-def _describe_returncode(returncode: int) -> str:
+def _describe_early_end(returncode: int) -> str:
+    """Return how a worker ended that had work left."""
+    return describe_end(returncode) + (" before its work was done" if returncode >= 0 else "")
+
+
+def describe_end(returncode: int) -> str:
+    """Return how a process ended: "ended with exit code 7" or "was ended by SIGSEGV"."""
     if returncode >= 0:
-        return f"ended with exit code {returncode} before its work was done"
+        return f"ended with exit code {returncode}"
     try:
         name = signal.Signals(-returncode).name
-    except ValueError:
+    except ValueError:  # most real-time signals have no name
         name = f"signal {-returncode}"
     return f"was ended by {name}"
 
