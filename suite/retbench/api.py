@@ -119,12 +119,12 @@ def compare(
 
     Returns:
         A report of one item, `report.items[0]`: its `verdict` is "regressed", "improved", "same" or "inconclusive", its
-        `change` the ratio with its interval. `report.exit_code(strict=False)` is that of the command.
+        `change` the ratio with its interval. `report.exit_code(strict=False)` is that of the command. If the second
+        command fails, there is no item, and `report.missing[0]` has the reason.
 
     Raises:
         ConfigError: a value is out of range, or a command is compared with a callable.
-        NotComparableError: the first command fails.
-        RetbenchError: the second command fails. Exceptions of a callable are not caught.
+        NotComparableError: the first command fails. Exceptions of a callable are not caught.
         Interrupted: the user stopped the comparison of two commands.
     """
     from retbench.errors import ConfigError

@@ -79,12 +79,23 @@ def test_too_short_a_budget_compares_nothing() -> None:
     ],
 )
 def test_a_command_that_fails_is_named_with_its_ending_and_stderr(
-    failing: str, side: str, code: int, ending: str
+    tmp_path: Path, failing: str, side: str, code: int, ending: str
 ) -> None:
-    done = invoke(*(("true", failing) if side == "second" else (failing, "true")))
+    words = ("true", failing) if side == "second" else (failing, "true")
+    done = invoke(*words, "--json", "--out", str(tmp_path / "out"))
     assert done.exit_code == code
     assert f"The {side} command failed before the first round" in done.stderr
     assert f"`{failing}` {ending}; the end of its stderr:\n  at the end" in done.stderr
+    if side == "first":  # nothing to compare with
+        assert (done.stdout, (tmp_path / "out").exists()) == ("", False)
+        return
+    report = json.loads(done.stdout)
+    (gap,) = report["missing"]
+    assert (report["exit_code"], gap["kind"], gap["side"]) == (1, "broken", "second")
+    assert f"{ending}; the end of its stderr: at the end" in gap["reason"]
+    assert json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8")) == report
+    suite = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
 
 
 def test_only_the_end_of_a_long_stderr_is_shown() -> None:
@@ -105,6 +116,9 @@ def test_a_command_that_fails_in_a_round_is_named_and_ends_the_comparison(
     assert done.exit_code == code, done.output
     assert f"The {side} command failed in round 3" in done.stderr
     assert "exit code 1" in done.stderr
+    if side == "second":
+        assert "missing: wall time of the command: failed in round 3 (ended with exit code 1)" in done.stdout
+        assert "2 rounds; what was undecided could no longer be measured" in done.stdout
 
 
 def test_a_command_that_is_not_there_is_refused() -> None:

@@ -12,17 +12,17 @@ import subprocess
 import tempfile
 import time
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from statistics import fmean
 from typing import IO, Generic, Protocol, TypeVar
 
-from retbench.errors import ConfigError, NotComparableError, RetbenchError, printable, shown
+from retbench.errors import ConfigError, NotComparableError, printable, shown
 from retbench.regress.interleaved import sample, with_rounds
 from retbench.regress.items import WALL_TIME, MeasurementPoint, Pair, Times, combine_blocks
-from retbench.regress.report import CheckReport
+from retbench.regress.report import SIDES, CheckReport, MissingPoint
 from retbench.regress.revisions import Notify
 from retbench.regress.session import RoundLimits
 from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
@@ -86,7 +86,11 @@ class Timer(Protocol[TimedCode]):
 
 
 class PairedRounds(Generic[Code]):
-    """A source of rounds of two commands or callables."""
+    """A source of rounds of two commands or callables.
+
+    Attributes:
+        missing: The point with the reason, if the second command has failed; then nothing more is measured.
+    """
 
     def __init__(
         self, codes: tuple[Code, Code], timer: Timer[Code], limits: PairLimits, notify: Notify
@@ -98,40 +102,58 @@ class PairedRounds(Generic[Code]):
         self._num_rounds = 0
         self._budget_s = limits.budget_s
         self.point = MeasurementPoint("compare-commands", WALL_TIME, f"the {timer.noun}", 0, 0)
-        first, second = map(self._prepare, range(len(codes)))
-        # One number of runs for both sides: what disturbs long samples more than short ones must meet both alike.
-        most = int(_MAX_SAMPLE_S / max(first, second))
-        self._num_runs = max(1, min(math.ceil(timer.sample_s / min(first, second)), most))
-        most = int(_ROUND_S / (self._num_runs * (first + second)))
-        self._pairs = limits.pairs or max(1, min(_MAX_PAIRS, most))
+        self.missing: tuple[MissingPoint, ...] = ()
+        self._num_runs = self._pairs = 1
+        with suppress(CommandFailed):
+            self._prepare(limits)
         self._begun = time.monotonic()
 
-    def _prepare(self, side: int) -> float:
-        """Run one side before the first round."""
-        self._notify(f"preparing the {_SIDE_NAMES[side]} {self._timer.noun}")
-        with self._naming(side, "before the first round"):
-            return self._timer.prepare(self._codes[side])
+    def _prepare(self, limits: PairLimits) -> None:
+        """Run both sides before the first round, and choose the numbers of runs and of pairs by their times."""
+        seconds = []
+        for side, code in enumerate(self._codes):
+            self._notify(f"preparing the {_SIDE_NAMES[side]} {self._timer.noun}")
+            with self._naming(side, "before the first round"):
+                seconds.append(self._timer.prepare(code))
+        # One number of runs for both sides: what disturbs long samples more than short ones must meet both alike.
+        most = int(_MAX_SAMPLE_S / max(seconds))
+        self._num_runs = max(1, min(math.ceil(self._timer.sample_s / min(seconds)), most))
+        most = int(_ROUND_S / (self._num_runs * sum(seconds)))
+        self._pairs = limits.pairs or max(1, min(_MAX_PAIRS, most))
 
     @contextmanager
     def _naming(self, side: int, when: str) -> Iterator[None]:
-        """Turn a failure of one side's command into an error that names it; NotComparableError for the first side."""
+        """Name the side of a command that fails.
+
+        Without the first there is nothing to compare with: NotComparableError. A failure of the second is a result.
+        """
         try:
             yield
         except CommandFailed as failure:
             text = f"The {_SIDE_NAMES[side]} command failed {when}: {failure}"
-            raise (NotComparableError if side == 0 else RetbenchError)(text) from failure
+            if side == 0:
+                raise NotComparableError(text) from failure
+            self._notify(text)
+            reason = f"failed {when} ({failure.reason})"
+            self.missing = (MissingPoint(self.point, SIDES["broken"], reason, "broken"),)
+            raise
 
     def has_budget(self) -> bool:
         """Return whether another round may begin."""
         return time.monotonic() - self._begun < self._budget_s
 
     def measure(self, points: frozenset[MeasurementPoint]) -> Times:
-        """Measure one more round."""
+        """Measure one more round, which has no times once the second command has failed."""
+        if self.missing:
+            return {}
         since = time.monotonic()
         is_reversed = self._random.random() < 0.5
         pairs = []
         for _ in range(self._pairs):
-            pairs.append(self._measure_pair(is_reversed))
+            try:
+                pairs.append(self._measure_pair(is_reversed))
+            except CommandFailed:
+                return {}
             is_reversed = not is_reversed  # so that drift affects both sides alike
         self._num_rounds += 1
         pair, now = combine_blocks(pairs), time.monotonic()
@@ -149,7 +171,17 @@ class PairedRounds(Generic[Code]):
 
 
 class CommandFailed(Exception):  # noqa: N818 - an outcome, not an error: whose command it is decides what it means
-    """A command ended with a failure; the text has the command, how it ended, and the end of its stderr."""
+    """A command ended with a failure.
+
+    Attributes:
+        reason: How it ended, with the end of its stderr, on one line.
+    """
+
+    def __init__(self, command: str, ending: str, stderr: Sequence[str]) -> None:
+        end = "; the end of its stderr:" if stderr else ""
+        lines = "".join(f"\n  {line}" for line in stderr) or "."
+        super().__init__(f"`{printable(command)}` {ending}{end}{lines}")
+        self.reason = f"{ending}{end} {' / '.join(stderr)}".strip()
 
 
 class CommandTimer:
@@ -210,7 +242,7 @@ class CommandTimer:
             if not self.inbox.empty():
                 raise Interrupted
             if process.returncode:
-                raise CommandFailed(_describe_failure(code, process.returncode, stderr))
+                raise CommandFailed(code, describe_end(process.returncode), _last_lines(stderr))
         return seconds
 
     def _kill(self) -> None:
@@ -221,13 +253,12 @@ class CommandTimer:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _describe_failure(command: str, code: int, stderr: IO[bytes]) -> str:
-    """Return how a command ended, with the end of what it wrote to stderr."""
+def _last_lines(stderr: IO[bytes]) -> list[str]:
+    """Return the last lines of what a command wrote to stderr."""
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - _STDERR_BYTES))
-    lines = stderr.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
-    end = "".join(f"\n  {printable(line)}" for line in lines)
-    return f"`{printable(command)}` {describe_end(code)}" + (f"; the end of its stderr:{end}" if end else ".")
+    lines = stderr.read().decode(errors="replace").splitlines()
+    return [printable(line) for line in lines[-_STDERR_LINES:]]
 
 
 class CallableTimer:
@@ -257,10 +288,11 @@ def compare_commands(
 ) -> CheckReport:
     """Measure two shell commands in turn until it is decided whether the second is slower.
 
+    If the second fails, the report has it as missing, kind "broken".
+
     Raises:
         ConfigError: a command is empty.
         NotComparableError: the first command fails.
-        RetbenchError: the second command fails.
         Interrupted: the user requested a stop.
     """
     for command in (first, second):
@@ -310,4 +342,5 @@ def _compare(
     source = PairedRounds(codes, timer, limits, notify)
     sampled = sample([source.point], None, source, rules, limits.max_rounds)
     method = f"both {timer.noun}s in turn, in one measurement session"
-    return with_rounds(CheckReport(first=names[0], second=names[1], method=method), sampled)
+    report = CheckReport(first=names[0], second=names[1], method=method)
+    return with_rounds(report, sampled, source.missing)

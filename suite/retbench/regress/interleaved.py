@@ -41,6 +41,7 @@ _ENDINGS = {
     "settled": "no further round can change the exit code (--all-points goes on)",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
+    "failed": "what was undecided could no longer be measured on both sides",
     "nothing": "no point could be measured on both sides",
 }
 
@@ -117,15 +118,21 @@ class SampledRounds:
             if self._settles():
                 return "settled"
             points = _points_of(self._open)
-            while len(self.rounds) < analysis.rounds:
+            while self._open and len(self.rounds) < analysis.rounds:
                 if not self.source.has_budget():
                     # The end does not depend on the data, so the shares of all later analyses are spent now.
                     if len(self.rounds) >= MIN_ROUNDS:
                         self.test.analyse_last(paired_changes(self.items, self.rounds))
-                    return "budget" if self._open else "decided"
+                    return self._ending("budget")
                 self.rounds.append(self._measure(points))
             self.test.analyse(paired_changes(self.items, self.rounds))
-        return "rounds" if self._open else "decided"
+        return self._ending("rounds")
+
+    def _ending(self, limit: str) -> str:
+        """Return why no further round is measured: a limit, if further rounds may decide an item."""
+        if self._open:
+            return limit
+        return "failed" if self.test.undecided else "decided"
 
     def confirm(self) -> None:
         """Measure flagged items in as many new rounds as flagging took, or more, and keep those found again."""
@@ -134,7 +141,7 @@ class SampledRounds:
         repeats: list[Times] = []
         for multiple in CONFIRMATIONS:
             points = _points_of(left)
-            while left and len(repeats) < multiple * count:
+            while points - self.failed and len(repeats) < multiple * count:
                 repeats.append(self._measure(points))
             is_last = multiple == CONFIRMATIONS[-1]
             left = self.test.confirm(paired_changes(left, repeats), left, is_last=is_last)
@@ -292,7 +299,8 @@ def with_rounds(
         decisions = {}
         notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
-    method = f"{report.method}: {len(sampled.rounds)} rounds{repeated}; {_ENDINGS[sampled.ending]}"
+    num_rounds = sum(map(bool, sampled.rounds))  # the round in which the only point failed has no times
+    method = f"{report.method}: {num_rounds} rounds{repeated}; {_ENDINGS[sampled.ending]}"
     report = replace(report, method=method, missing=tuple(missing), notes=notes)
     return with_decisions(
         report,
