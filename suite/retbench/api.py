@@ -129,11 +129,15 @@ def compare(
     """
     from retbench.errors import ConfigError
     from retbench.regress.commands import PairLimits, compare_callables, compare_commands
+    from retbench.running.locks import Interrupted
     from retbench.stats.sequential import DecisionRules
 
     limits = PairLimits(max_rounds=rounds, pairs=pairs, budget_s=budget_s)
     if isinstance(first, str) and isinstance(second, str):
-        return compare_commands(first, second, limits, DecisionRules(margin=margin), notify)
+        report = compare_commands(first, second, limits, DecisionRules(margin=margin), notify)
+        if report.is_interrupted:
+            raise Interrupted
+        return report
     if callable(first) and callable(second):
         # A sample of a short callable is the mean of many calls, to which the floor of a single time does not apply.
         return compare_callables(first, second, limits, DecisionRules(margin=margin, floor_s=0.0), notify)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import geometric_mean
 from xml.etree import ElementTree
 
 import psutil
@@ -39,6 +40,12 @@ def test_a_slower_command_is_found_and_reported_in_every_format(tmp_path: Path) 
     assert (item["verdict"], item["item"]) == ("regressed", "wall time of the command")
     assert 1.2 < item["ratio"] < 10  # under load, starting the shell takes longer than the shorter sleep
     assert data["exit_code"] == 1
+    rounds = [(one["round"], one["is_repeat"]) for one in data["rounds"]]
+    num_repeats = sum(is_repeat for _, is_repeat in rounds)
+    expected = [(number, False) for number in range(1, 1 + len(rounds) - num_repeats)]
+    assert rounds == expected + [(number, True) for number in range(1, 1 + num_repeats)]
+    assert num_repeats >= 5  # the change was flagged, and found again
+    assert data["values"][0]["first"] == pytest.approx(geometric_mean(one["first"] for one in data["rounds"]))
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert (suite.get("failures"), suite[0].get("name")) == ("1", "wall time of the command")
     assert (tmp_path / "check.md").exists()
@@ -157,6 +164,24 @@ def test_an_interrupt_kills_the_command_with_its_children(tmp_path: Path) -> Non
     assert "interrupted" in stderr
     inner = int(started.read_text())
     assert not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_interrupt_keeps_the_rounds_so_far(tmp_path: Path) -> None:
+    count, out = tmp_path / "count", tmp_path / "out"
+    slow = f"echo >> {count}; sleep 0.05"
+    words = [sys.executable, "-m", "retbench", "compare-commands", "true", slow, "--pairs", "1", "--json"]
+    with subprocess.Popen([*words, "--out", out], stdout=subprocess.PIPE, text=True) as process:
+        while not (count.exists() and len(count.read_text()) >= 5):  # two runs before the first round
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    report = json.loads(stdout)
+    assert json.loads((out / "check.json").read_text(encoding="utf-8")) == report
+    assert (report["exit_code"], report["outcome"]) == (130, "1 inconclusive")
+    assert len(report["rounds"]) >= 2
+    assert report["rounds"][0]["second"] > 0.05
 
 
 def test_a_command_that_runs_retbench_does_not_wait_for_the_lock_of_this_process(tmp_path: Path) -> None:

@@ -136,4 +136,6 @@ def print_report(report: "CheckReport", form: str, out: Path | None, *, strict: 
     typer.echo(render(report, form, strict=strict, width=terminal_width()), nl=False)
     for path in write_report(report, out, strict=strict) if out else []:
         typer.echo(path, err=True)
+    if report.is_interrupted:
+        notify("retbench: interrupted; the report has the rounds so far")
     raise typer.Exit(report.exit_code(strict=strict))

@@ -293,7 +293,7 @@ def compare_commands(
     Raises:
         ConfigError: a command is empty.
         NotComparableError: the first command fails.
-        Interrupted: the user requested a stop.
+        Interrupted: the user requested a stop before the end of the first round.
     """
     for command in (first, second):
         if not command.strip() or "\0" in command:

@@ -21,10 +21,10 @@ from retbench.regress.items import (
     make_test,
     paired_changes,
 )
-from retbench.regress.report import CheckReport, MissingPoint
+from retbench.regress.report import CheckReport, MeasuredRound, MissingPoint
 from retbench.regress.revisions import Notify, Revision, StopRequest, checkout_root, commit, working_tree
 from retbench.regress.session import DifferentWork, InterleavedSession, SessionLimits
-from retbench.running.locks import catch_signals, timing_lock
+from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.running.process import wait_or_stop
 from retbench.stats.sequential import (
     CONFIRMATIONS,
@@ -42,6 +42,7 @@ _ENDINGS = {
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
     "failed": "what was undecided could no longer be measured on both sides",
+    "interrupted": "the user interrupted it, so that nothing was decided",
     "nothing": "no point could be measured on both sides",
 }
 
@@ -72,6 +73,8 @@ def sample(
 
     The items are those of the points in the first round, whatever their times. A point that cannot be measured would
     never be decided, and would keep its curve undecided. Repeats do not count towards `max_rounds`.
+
+    If the user requests a stop after the first round, the rounds so far are returned; Interrupted is raised before.
     """
     analyses = plan_analyses(max_rounds)
     first = source.measure(frozenset(points))
@@ -80,8 +83,11 @@ def sample(
     test = make_test(items, seconds, rules, analyses)
     sampled = SampledRounds(source, items, test, is_settled, analyses[0].rounds, [first])
     if items:
-        sampled.ending = sampled.measure_rounds()
-        sampled.confirm()
+        try:
+            sampled.ending = sampled.measure_rounds()
+            sampled.confirm()
+        except Interrupted:
+            sampled.ending = "interrupted"
     return sampled
 
 
@@ -143,10 +149,10 @@ class SampledRounds:
             points = _points_of(left)
             while points - self.failed and len(repeats) < multiple * count:
                 repeats.append(self._measure(points))
+                self.repeats.append(repeats[-1])
             is_last = multiple == CONFIRMATIONS[-1]
             left = self.test.confirm(paired_changes(left, repeats), left, is_last=is_last)
         self.confirmed |= flagged & self.test.flagged.keys()
-        self.repeats += repeats
 
     @property
     def _open(self) -> set[ComparedItem]:
@@ -201,7 +207,7 @@ class InterleavedCheck:
         Raises:
             ConfigError: no such commit, or no workload of the sweep is timed.
             RetbenchError: as in `revisions` and `session`.
-            Interrupted: the user requested a stop.
+            Interrupted: the user requested a stop before the end of the first round.
         """
         timed = replace(self, plan=timed_plan(self.plan, self.limits.blocks))
         root = checkout_root()
@@ -294,6 +300,11 @@ def with_rounds(
         for item, decision in sampled.decisions.items()
         if sampled.failed.isdisjoint(item.points)
     }
+    if is_interrupted := sampled.ending == "interrupted":
+        decisions = {
+            item: replace(decision, verdict="inconclusive", detectable=None, note="")
+            for item, decision in decisions.items()
+        }
     notes: tuple[str, ...] = ()
     if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
@@ -301,7 +312,18 @@ def with_rounds(
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     num_rounds = sum(map(bool, sampled.rounds))  # the round in which the only point failed has no times
     method = f"{report.method}: {num_rounds} rounds{repeated}; {_ENDINGS[sampled.ending]}"
-    report = replace(report, method=method, missing=tuple(missing), notes=notes)
+    report = replace(
+        report,
+        method=method,
+        rounds=tuple(
+            MeasuredRound(number, is_repeat, times)
+            for is_repeat, rounds in ((False, sampled.rounds), (True, sampled.repeats))
+            for number, times in enumerate(rounds, start=1)
+        ),
+        missing=tuple(missing),
+        notes=notes,
+        is_interrupted=is_interrupted,
+    )
     return with_decisions(
         report,
         decisions,

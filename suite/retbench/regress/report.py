@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from retbench.errors import INTERRUPTED
 from retbench.regress.comparability import FactDifference
-from retbench.regress.items import MeasurementPoint
+from retbench.regress.items import MeasurementPoint, Times
 from retbench.stats.intervals import Interval
 
 REGRESSED, NOT_COMPARABLE, INCONCLUSIVE = 1, 3, 4
@@ -74,18 +75,32 @@ class MissingPoint:
 
 
 @dataclass(frozen=True)
+class MeasuredRound:
+    """The times of one round on both sides.
+
+    Rounds are numbered from 1. Repeats, which measure flagged items again, have numbers of their own.
+    """
+
+    number: int
+    is_repeat: bool
+    times: Times
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """The result of comparing a second side, which is judged, with a first; without items if they cannot be compared.
 
     Attributes:
         method: How the values were taken.
         values: The value of every point on both sides, in the unit of its workload.
+        rounds: The rounds behind the values, if both sides were measured in turn for this report.
         comparability_keys: Comparability keys that differ.
         confounders: Confounders that differ.
         sentences: The curves that moved.
         notes: What was left out, and other remarks.
         same_code: Nothing was measured, because both sides run the same code.
         quantities: The items are machine-independent quantities, and not times.
+        is_interrupted: The user stopped the measurement, so that nothing was decided.
     """
 
     first: str
@@ -93,6 +108,7 @@ class CheckReport:
     method: str
     items: tuple[DecidedItem, ...] = ()
     values: Mapping[MeasurementPoint, tuple[float, float]] = field(default_factory=dict)
+    rounds: tuple[MeasuredRound, ...] = ()
     comparability_keys: tuple[FactDifference, ...] = ()
     confounders: tuple[FactDifference, ...] = ()
     missing: tuple[MissingPoint, ...] = ()
@@ -100,12 +116,15 @@ class CheckReport:
     notes: tuple[str, ...] = ()
     same_code: bool = False
     quantities: bool = False
+    is_interrupted: bool = False
 
     def exit_code(self, *, strict: bool) -> int:
         """Return 0 if fine, 1 if regressed, 3 if not comparable in whole or in part, 4 if inconclusive and `strict`.
 
-        A report without items is not comparable, unless the code is the same.
+        A report without items is not comparable, unless the code is the same. An interrupted measurement has 130.
         """
+        if self.is_interrupted:
+            return INTERRUPTED
         if self.comparability_keys:
             return NOT_COMPARABLE
         gaps = {one.kind for one in self.missing}
@@ -145,6 +164,17 @@ class CheckReport:
             "values": [
                 {**vars(point), "first": first, "second": second}
                 for point, (first, second) in self.values.items()
+            ],
+            "rounds": [
+                {
+                    **vars(point),
+                    "round": one.number,
+                    "is_repeat": one.is_repeat,
+                    "first": first,
+                    "second": second,
+                }
+                for one in self.rounds
+                for point, (first, second) in one.times.items()
             ],
             "missing": [
                 {**vars(one.point), "side": one.side, "reason": one.reason, "kind": one.kind}
