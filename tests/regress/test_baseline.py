@@ -130,6 +130,21 @@ def test_a_run_of_many_rounds_is_read_back(tmp_path: Path) -> None:
     assert set(found.runs[0].points[0].values) == set(range(25))
 
 
+def test_fewer_rounds_than_the_runs_of_the_window_decide_nothing_and_do_not_join(
+    baseline: Path, tmp_path: Path
+) -> None:
+    """The spread of runs of five rounds does not predict a run of one."""
+    short = run_of(tmp_path, 9, 1.5, rewrite=lambda record: record if record.round == 0 else None)
+    done = call("compare", baseline, short, "--json")
+    report = json.loads(done.stdout)
+    assert (done.exit_code, {item["verdict"] for item in report["items"]}) == (0, {"inconclusive"})
+    assert {item["note"] for item in report["items"]} == {"1 round, the runs of the baseline have 5"}
+    assert {item["num_rounds"] for item in report["items"]} == {1}
+    done = save(baseline.parents[1], short)
+    assert done.exit_code == 3
+    assert "decode of retnet, batch 1, 1K: 1 round, the runs of the baseline have 5" in done.stderr
+
+
 def test_a_run_of_the_window_is_neither_saved_again_nor_compared_with_it(
     baseline: Path, runs: list[Path]
 ) -> None:

@@ -167,7 +167,16 @@ def compare_with_baseline(
     def change_of(item: ComparedItem) -> LogRatio | None:
         history = [fmean(logs) for rounds in reversed(windows) if (logs := item.log_values(rounds))]
         new = item.log_values(mine)
-        return predicted_from(history, fmean(new)) if history and new else None
+        return replace(predicted_from(history, fmean(new)), num_rounds=len(new)) if history and new else None
+
+    def lack_of(item: ComparedItem) -> str | None:
+        num_runs = sum(bool(item.log_values(rounds)) for rounds in windows)
+        if num_runs < MIN_RUNS:
+            return f"a verdict needs {MIN_RUNS} runs, and the baseline has {num_runs}"
+        found, needed = _count_rounds(item, mine, windows)
+        # Fewer rounds scatter more than the runs whose spread predicts this one. A count does not scatter.
+        is_short = is_timed(item.workload) and found < needed
+        return _describe_rounds(found, needed) if is_short else None
 
     return conclude(
         report,
@@ -177,8 +186,19 @@ def compare_with_baseline(
         rules,
         in_turn=False,
         accept_confounders=accept_confounders,
-        min_runs=MIN_RUNS,
+        lack_of=lack_of,
     )
+
+
+def _count_rounds(
+    item: ComparedItem, run: Sequence[Values], window: Sequence[Sequence[Values]]
+) -> tuple[int, int]:
+    """Return how many rounds of a run have an item, and how many of that run of the window which has most."""
+    return len(item.log_values(run)), max(len(item.log_values(rounds)) for rounds in window)
+
+
+def _describe_rounds(found: int, needed: int) -> str:
+    return f"{found} round{'' if found == 1 else 's'}, the runs of the baseline have {needed}"
 
 
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
@@ -229,7 +249,7 @@ def save_runs(runs: Sequence[Path], folder: Path) -> tuple[Path, int]:
     Raises:
         RecordError: a run or the baseline cannot be read.
         ConfigError: a run is in the window already, or the folder is not writable.
-        NotComparableError: a run measured something else, or failed somewhere.
+        NotComparableError: a run measured something else or in other numbers of rounds, or failed somewhere.
         RegressionError: a run has moved against the window, in either direction.
     """
     sides = [load_record_set(path) for path in runs]
@@ -252,7 +272,7 @@ def _check_complete(side: RecordSet) -> None:
     if failed:
         raise NotComparableError(
             f"'{side.name}' holds cells that failed:\n  " + "\n  ".join(failed) + "\n"
-            "A run of a baseline has a value of every round. Measure again, and give the whole run."
+            "A run of a baseline has no failures. Measure again, and give the whole run."
         )
 
 
@@ -261,8 +281,13 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
     # Confounders may explain why a run has moved, but then it does not predict the next run either.
     report = compare_with_baseline(str(path), baseline, side, accept_confounders=True)
     gaps = [one for one in report.missing if one.kind != "both"]
-    if report.comparability_keys or gaps:
-        lines = [str(one) for one in (*report.comparability_keys, *gaps)]
+    lines = [str(one) for one in (*report.comparability_keys, *gaps)]
+    run, window = list(side.values().values()), [one.rounds() for one in baseline.runs]
+    for point in report.values:
+        found, needed = _count_rounds(time_of(point), run, window)
+        if found != needed:
+            lines.append(f"{point}: {_describe_rounds(found, needed)}")
+    if lines:
         raise NotComparableError(
             f"'{side.name}' did not measure what {path} holds:\n  " + "\n  ".join(lines) + "\n"
             "Measure under the same conditions, or begin anew with `retbench baseline accept`."

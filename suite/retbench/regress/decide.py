@@ -27,6 +27,7 @@ from retbench.units import format_bytes, format_percent, format_seconds, format_
 
 ChangeOf = Callable[[ComparedItem], LogRatio | None]
 """Estimates the change of any item from all rounds."""
+LackOf = Callable[[ComparedItem], str | None]
 Decisions = Mapping[ComparedItem, Decision]
 Rounds = Sequence[Values]
 Sides = tuple[Rounds, Rounds]
@@ -44,9 +45,12 @@ def conclude(
     *,
     in_turn: bool,
     accept_confounders: bool,
-    min_runs: int = 0,
+    lack_of: LackOf = lambda item: None,
 ) -> CheckReport:
-    """Decide on the existing rounds of both sides in one analysis, and add the decisions to a report."""
+    """Decide on the existing rounds of both sides in one analysis, and add the decisions to a report.
+
+    An item for which `lack_of` returns what is missing for a verdict is inconclusive.
+    """
     items = make_items(_shared_points(sides), reference)
     changes = {item: change for item in items if (change := change_of(item))}
     seconds: dict[MeasurementPoint, float] = {}
@@ -59,11 +63,8 @@ def conclude(
     verdicts = {item: decision.verdict for item, decision in decisions.items()}
     facts = () if accept_confounders else report.confounders
     for item, decision in tuple(decisions.items()):
-        num_runs = decision.change.num_rounds if decision.change else 0
-        doubt = None
-        if num_runs < min_runs:
-            doubt = f"a verdict needs {min_runs} runs, and the baseline has {num_runs}"
-        elif is_timed(item.workload) and decision.verdict in {"regressed", "improved"}:
+        doubt = lack_of(item)
+        if not doubt and is_timed(item.workload) and decision.verdict in {"regressed", "improved"}:
             is_shifted = not (in_turn or accept_confounders) and _may_be_shifted(item, verdicts)
             doubt = _EITHER if is_shifted else _explain(item, decision.verdict, facts)
         if doubt:
