@@ -138,3 +138,21 @@ def test_format_energy_and_power_take_three_digits() -> None:
         "45.0 µJ",
     ]
     assert [units.format_power(watts) for watts in (287.4, 62.04)] == ["287 W", "62.0 W"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [
+        ("tpot_s", "s"),
+        ("tokens_per_s", "tokens/s"),
+        ("bytes_per_step", "bytes"),
+        ("energy_per_token_j", "J"),
+        ("num_bytes", "count"),
+        ("acc_bytes", "ratio"),
+        ("word_perplexity", None),
+        ("exact", None),
+        ("s", None),
+    ],
+)
+def test_the_name_of_a_metric_states_its_unit(metric: str, unit: str | None) -> None:
+    assert units.stated_unit(metric) == unit

@@ -7,6 +7,7 @@ GiB is 2^30 bytes and GB is 10^9 bytes; the two never mix.
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 
 GIB = 2**30
 MIB = 2**20
@@ -36,7 +37,30 @@ PRINTED_UNITS: dict[str, tuple[float, str]] = {
 }
 """Units that papers print in: size in the base unit, and the base unit. RetNet's words per second are tokens."""
 
+_UNIT_WORDS = {unit: unit for unit in ("s", "bytes", "bits", "nats", "ratio", "tokens")}
+_UNIT_WORDS |= {"j": "J", "w": "W", "flops": "FLOP"}
+"""Base units by the word of a metric's name that states them."""
+_FIRST_WORDS = {"num": "count", "acc": "ratio"}
+
 _COUNT_STEPS = ((1e9, " B"), (1e6, " M"), (1e3, " K"), (1, ""))
+
+
+@lru_cache(maxsize=1024)
+def stated_unit(metric: str) -> str | None:
+    """Return the base unit that the name of a metric states, such as "bytes" of `peak_bytes`; None if it states none.
+
+    A name with `num_` is a count, and one with `acc` a share: `acc_bytes` is normalised by bytes. One with `_per_` has
+    the unit of what is before it, over seconds in `tokens_per_s`.
+    """
+    first = metric.split("_", 1)[0]
+    if first in _FIRST_WORDS:
+        return _FIRST_WORDS[first]
+    before, per, divisor = metric.rpartition("_per_")
+    *_, word = (before if per and "_" not in divisor else metric).split("_")
+    if word == metric:  # a name of one word
+        return None
+    unit = _UNIT_WORDS.get(word)
+    return f"{unit}/s" if unit and per and divisor == "s" else unit
 
 
 def _three_digits(value: float) -> str:

@@ -298,6 +298,7 @@ for _ in range(80):
         ({"model": make_record().model.model_dump() | {"num_params": -1}}, "model.num_params"),
         ({"metrics": {"a\nb": {"unit": "s", "value": 1.0}}}, "metrics"),
         ({"metrics": {"tpot_s": {"unit": "s", "value": "1e999"}}}, "metrics.tpot_s.value"),
+        ({"metrics": {"tpot_s": {"unit": "ms", "value": 10.0}}}, "metrics.tpot_s.unit' is 'ms'"),
         ({"documents": {"file": "x", "sha256": "", "num_documents": 10**12}}, "documents.num_documents"),
     ],
 )

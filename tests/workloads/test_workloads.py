@@ -99,6 +99,10 @@ def seconds(value: float, *samples: float) -> Metric:
         ({"turn_s": seconds(1)}, r"returned \{'turn_s'.*Return a Measurement"),
         (Measurement({"turn_s": 0.5}), "'turn_s' is 0.5.*Make it a Metric"),  # type: ignore[dict-item]
         (Measurement({"turn_s": seconds(-0.5)}), "'turn_s' has -0.5 s"),
+        (
+            Measurement({"turn_s": Metric(unit="ms", value=3)}),
+            "'turn_s' has the unit 'ms', and its name states s",
+        ),
         (Measurement({"turn_s": seconds(1, 2, 0)}), "'turn_s' has 0 s"),
         (Measurement({"turns_s": seconds(1)}), "'turn_s' is missing; measured are turns_s"),
         (Measurement({}, absent={"turns_s": "no turns"}), "'turn_s' is missing; measured are none"),

@@ -22,6 +22,7 @@ from retbench.errors import RecordError, StorageError, shown
 from retbench.parsing import check_storable
 from retbench.records.record import CONTROL, READABLE_VERSIONS, Record
 from retbench.strict import reason_of
+from retbench.units import stated_unit
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a record of a long training has some 100 KiB."""
@@ -119,7 +120,8 @@ def parse_record(line: str | bytes) -> Record:
     """Parse one line of a record file.
 
     Raises:
-        RecordError: the line is torn, of another schema version, or does not fit the schema.
+        RecordError: the line is torn, of another schema version, or does not fit the schema, or a metric has another
+            unit than its name states.
     """
     return _Parser().parse(line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line)
 
@@ -141,7 +143,18 @@ class _Parser:
         Raises:
             RecordError: see `parse_record`.
         """
-        raw = _read_object(line)
+        record = self._validated(_read_object(line))
+        for name, metric in record.metrics.items():
+            unit = stated_unit(name) or metric.unit
+            if metric.unit != unit:
+                raise RecordError(
+                    f"field 'metrics.{name}.unit' is {shown(metric.unit)}, and a metric of this name is in {unit}; the "
+                    "line is left out."
+                )
+        return record
+
+    def _validated(self, raw: dict[str, Any]) -> Record:
+        """Return the record of an object that fits the schema."""
         names = frozenset(raw)
         if _REQUIRED <= names <= _FIELDS:
             with suppress(ValidationError):  # the whole record is validated below, for the name of the field

@@ -18,6 +18,7 @@ from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.errors import ConfigError, RetbenchError, shown, unknown_name
 from retbench.measure.source import part_hash
 from retbench.records.record import SHARES, Ceilings, Metric, Series
+from retbench.units import stated_unit
 
 Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
@@ -163,13 +164,17 @@ class Workload:
         return seconds
 
     def _check(self, found: object) -> None:
-        """Raise a RetbenchError unless every metric is measured or absent with a reason, and times are above 0."""
+        """Raise a RetbenchError unless every metric is there or absent with a reason, in its unit, and times above 0."""
         named = f"workload '{self.name}'"
         if not isinstance(found, Measurement):
             raise RetbenchError(f"{named}: `measure` returned {shown(found)}. Return a Measurement.")
         for name, metric in found.metrics.items():
             if not isinstance(metric, Metric):
                 raise RetbenchError(f"{named}: the metric '{name}' is {shown(metric)}. Make it a Metric.")
+            if metric.unit != (unit := stated_unit(name) or metric.unit):  # its record could not be read
+                raise RetbenchError(
+                    f"{named}: the metric '{name}' has the unit {shown(metric.unit)}, and its name states {unit}."
+                )
             if metric.unit == "s" and (shortest := min((metric.value, *metric.samples))) <= 0:
                 raise RetbenchError(
                     f"{named}: the metric '{name}' has {shortest:g} s, and a time is above 0."
