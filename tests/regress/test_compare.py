@@ -299,6 +299,12 @@ def test_a_session_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tm
     assert verdicts(found, "ratio")["decode of retnet/transformer, batch 1, 1K"] == "regressed"
     assert run(base, head).exit_code == 1
     both = write(tmp_path / "both.jsonl", LATER, lambda arguments: steady(arguments, 1.3))
+    undated = write(
+        tmp_path / "undated.jsonl",
+        LATER,
+        rewrite=lambda record: record.model_copy(update={"started_at": "yesterday"}),
+    )
+    assert [one.second for one in report_of(base, undated).confounders] == ["yesterday"]
     assert run(base, both).exit_code == 0
     assert run(base, both, "--accept-confounders").exit_code == 1
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from report.synthetic_records import Maker, write_results
@@ -20,7 +21,7 @@ from retbench.report.frames import (
     set_of,
     started,
 )
-from retbench.report.selection import select
+from retbench.report.selection import describe_count, select
 
 
 def one(**changes: Any) -> Record:
@@ -192,14 +193,30 @@ def test_a_time_that_is_none_or_in_the_future_loses_against_any_other(text: str)
     assert latest([timed(1.0, text), other]) == latest([other, timed(1.0, text)]) == [("ok", 2.0)]
 
 
-def test_records_of_the_future_are_named_with_their_file(results: Path, cpu_records: list[Record]) -> None:
-    later = [record.model_copy(update={"started_at": "2099-01-01T00:00:00Z"}) for record in cpu_records[:2]]
-    write_results(results, [record.model_copy(update={"run_id": "later"}) for record in later])
+@pytest.mark.parametrize(
+    ("text", "words", "time"),
+    [
+        (
+            "2099-01-01T00:00:00Z",
+            "are dated in the future, up to 2099-01-01",
+            pd.Timestamp("2099-01-01", tz="UTC"),
+        ),
+        ("yesterday", "have a started_at that is no time, such as 'yesterday'", None),
+    ],
+)
+def test_records_of_the_future_or_without_a_date_are_named_with_their_file(
+    results: Path, cpu_records: list[Record], text: str, words: str, time: pd.Timestamp | None
+) -> None:
+    update = {"started_at": text, "run_id": "later"}
+    write_results(results, [record.model_copy(update=update) for record in cpu_records[:2]])
     loaded = load_results(results)
     (problem,) = loaded.problems
-    assert problem.startswith(f"{results}/epyc-9b14-2c/latency/later.jsonl: 2 of its records are dated in")
-    assert "2099-01-01" in problem
+    assert problem.startswith(f"{results}/epyc-9b14-2c/latency/later.jsonl: 2 of its records {words}")
     assert not {"later"} & {record.run_id for record in select(loaded.records).records}
+    alone = load_results(results / "epyc-9b14-2c" / "latency" / "later.jsonl")
+    moments = results_frame(alone)["started_at"]
+    assert moments.isna().all() if time is None else (moments == time).all()
+    assert "0001" not in describe_count(alone.records)
 
 
 DIFFERENCES: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from retbench.records.record import (
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.diagnostics import has_company, number_at, was_held_down
-from retbench.report.frames import started
+from retbench.report.frames import recorded_start
 from retbench.report.provenance import flatten
 
 CLOCK_TOLERANCE = 0.03
@@ -174,9 +174,14 @@ def confounder_differences(first: RecordSet, second: RecordSet, *, interleaved: 
     found = compare_facts(confounders(first.records), confounders(second.records))
     found += compare_clocks(sm_clock_hz(first.records), sm_clock_hz(second.records))
     if not interleaved:
-        moments = [min(started(record) for record in side.records) for side in (first, second)]
-        found.append(FactDifference(SESSION, *(f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments)))
+        found.append(FactDifference(SESSION, *(_first_start(side.records) for side in (first, second))))
     return found
+
+
+def _first_start(records: Sequence[Record]) -> str:
+    """Return when the first of some records began; what is recorded if none of them has a time."""
+    moments = [moment for record in records if (moment := recorded_start(record))]
+    return f"{min(moments):%Y-%m-%d %H:%M:%S}" if moments else min(record.started_at for record in records)
 
 
 def _any(records: Sequence[Record], holds: Callable[[Mapping[str, Any]], bool]) -> str:

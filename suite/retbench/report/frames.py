@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
-from retbench.errors import RecordError
+from retbench.errors import RecordError, shown
 from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
 from retbench.workloads.workload import is_cost
@@ -128,7 +128,7 @@ def load_results(root: Path) -> Results:
         below = path.relative_to(root).as_posix() if path != root else path.name
         source = Source(visible(below), is_published=PUBLISHED in (*path.parts, root.resolve().name))
         sources = dict.fromkeys(map(run_of, found), source) | sources
-        problems += faults + _future_sentences(path, found)
+        problems += faults + _date_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
@@ -191,9 +191,23 @@ def session_of(record: Record) -> str:
 
 
 def started(record: Record) -> datetime:
-    """Return the start of a record in UTC; the earliest time where its text is no time, or one in the future."""
-    moment = _moment(record.started_at)
+    """Return the start of a record for an order of records; see `recorded_start` for what is shown.
+
+    Where its text is no time, or one in the future, this is the earliest time that there is.
+    """
+    moment = recorded_start(record)
     return _NEVER if moment is None or _is_future(moment) else moment
+
+
+def recorded_start(record: Record) -> datetime | None:
+    """Return the start of a record in UTC as recorded; None where its text is no time."""
+    return _moment(record.started_at)
+
+
+def dates_of(records: Iterable[Record]) -> str:
+    """Return the first and the last recorded date, such as "2026-01-02 to 2026-01-05" or "an unknown date"."""
+    dates = sorted(moment.date().isoformat() for record in records if (moment := recorded_start(record)))
+    return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "an unknown date"
 
 
 @cache
@@ -209,15 +223,28 @@ def _is_future(moment: datetime) -> bool:
     return moment > datetime.now(UTC) + _CLOCK_SKEW
 
 
-def _future_sentences(path: Path, records: Iterable[Record]) -> list[str]:
-    """Return a sentence on the records of a file that are dated in the future."""
-    moments = [m for record in records if (m := _moment(record.started_at)) and _is_future(m)]
-    if not moments:
-        return []
-    return [
-        f"{visible(str(path))}: {len(moments)} of its records are dated in the future, up to {max(moments):%Y-%m-%d}: "
-        "they count as the oldest. Set the clock of the machine that measured them, and measure again."
-    ]
+def _date_sentences(path: Path, records: Iterable[Record]) -> list[str]:
+    """Return a sentence on the records of a file that are dated in the future, and one on those without a date."""
+    later: list[datetime] = []
+    undated: list[str] = []
+    for record in records:
+        moment = recorded_start(record)
+        if moment is None:
+            undated.append(record.started_at)
+        elif _is_future(moment):
+            later.append(moment)
+    sentences = []
+    if later:
+        sentences.append(
+            f"{len(later)} of its records are dated in the future, up to {max(later):%Y-%m-%d}: they count as the "
+            "oldest. Set the clock of the machine that measured them, and measure again."
+        )
+    if undated:
+        sentences.append(
+            f"{len(undated)} of its records have a started_at that is no time, such as {shown(undated[0])}: they count "
+            "as the oldest. Measure them again."
+        )
+    return [f"{visible(str(path))}: {sentence}" for sentence in sentences]
 
 
 def hardware_of(record: Record) -> tuple[str, str]:
@@ -350,7 +377,14 @@ def _facts(results: Results, record: Record) -> tuple[object, ...]:
     model, point, weights = record.model, record.point, record.model.weights
     found, source = set_of(record), results.source_of(record)
     return (
-        *(record.experiment, record.profile, record.workload, record.status, record.error, started(record)),
+        *(
+            record.experiment,
+            record.profile,
+            record.workload,
+            record.status,
+            record.error,
+            recorded_start(record),
+        ),
         *(model.name, model.architecture, model.variant, model.size),
         *(model.num_params, model.num_params_nonembedding),
         *(weights.source if weights else None, weights.seed if weights else None),

@@ -16,7 +16,7 @@ from retbench.architectures.recorded import config_facts
 from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record
 from retbench.report.cells import Cell
 from retbench.report.columns import NONE
-from retbench.report.frames import Results, set_of, started
+from retbench.report.frames import Results, dates_of, set_of, started
 from retbench.report.points import Lineup, is_final, is_matched
 from retbench.report.wording import bind_units, device_name, range_of
 from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
@@ -55,7 +55,7 @@ def describe_conditions(records: Sequence[Record], models: Lineup | None = None)
         *(_cost_conditions(latest, records, models) if models else ()),
         f"retbench {key.code_revision}",
         f"torch {key.torch_version}",
-        started(latest).date().isoformat(),
+        dates_of([latest]),
     ]
     return bind_units(" · ".join(parts))
 

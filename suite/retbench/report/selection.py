@@ -15,7 +15,15 @@ from typing import Any
 
 from retbench.errors import RecordError, unknown_name
 from retbench.records.record import Documents, ModelInfo, Record, conditions
-from retbench.report.frames import ComparableSet, by_parts, keep_latest, on_one_node, set_of, started
+from retbench.report.frames import (
+    ComparableSet,
+    by_parts,
+    dates_of,
+    keep_latest,
+    on_one_node,
+    set_of,
+    started,
+)
 from retbench.report.points import (
     group,
     instance_of,
@@ -230,11 +238,9 @@ def _difference(other: ComparableSet | str, chosen: ComparableSet | str) -> str:
 
 def describe_count(records: Sequence[Record]) -> str:
     """Return number, dates and failures of records: '12 records of 2026-01-02 (3 without a value)'."""
-    dates = sorted({started(record).date().isoformat() for record in records})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     failed = sum(record.status != "ok" for record in records)
     note = f" ({failed} without a value)" if failed else ""
-    return f"{len(records)} record{'s' if len(records) > 1 else ''} of {when}{note}"
+    return f"{len(records)} record{'s' if len(records) > 1 else ''} of {dates_of(records)}{note}"
 
 
 def _of_other_nodes(count: int) -> str:
