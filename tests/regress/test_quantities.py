@@ -124,11 +124,17 @@ def test_counted_and_analytical_costs_agree(quantities: Quantities) -> None:
         assert quantities[f"{name}/bytes of a state of {exact.STEP_DEPTH + 2}"].value == state
 
 
-def test_the_command_passes_on_the_code_as_it_is(few: Path, tmp_path: Path) -> None:
+def test_the_command_passes_on_the_code_as_it_is(few: Path, quantities: Quantities, tmp_path: Path) -> None:
     done = check(few, "--format", "json", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0
     data = json.loads(done.stdout)
     assert {finding["status"] for finding in data["findings"]} == {"equal"}
+    by_name = {finding["name"]: finding for finding in data["findings"]}
+    for name, quantity in quantities.items():
+        finding = by_name[name]
+        value = list(quantity.tokens) if quantity.kind == "tokens" else quantity.value
+        limit = quantity.limit if quantity.kind == "error" else value
+        assert (finding["kind"], finding["expected"], finding["found"]) == (quantity.kind, limit, value)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"exact.md", "exact-report.json", "exact-junit.xml"}
     suite = ElementTree.parse(tmp_path / "out" / "exact-junit.xml").getroot()
@@ -207,7 +213,9 @@ def test_every_kind_of_quantity_can_fail(
 ) -> None:
     full = f"retnet/{name}"
     one = quantities[full].model_copy(update=changed)
-    assert compare(few, quantities | {full: one})[full].verdict == status
+    found = compare(few, quantities | {full: one})[full]
+    assert found.verdict == status
+    json.dumps(found.data, allow_nan=False)
 
 
 def test_a_loss_may_differ_by_rounding_and_no_more(few: Path, quantities: Quantities) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import FiniteFloat
+from pydantic_core import from_json, to_json
 
 from retbench.records.record import AnyFloat
 from retbench.regress.baseline import read_hashed, write_hashed
@@ -47,6 +48,12 @@ class Quantity(Strict):
         if self.value is None:
             return "–"
         return format(self.value, {"loss": ".12g", "error": ".1e"}.get(self.kind, ","))
+
+    @property
+    def content(self) -> Any:
+        """The value or the tokens as JSON-able data; a number that is not finite is a text, as in records."""
+        found = self.tokens if self.kind == "tokens" else self.value
+        return from_json(to_json(found, inf_nan_mode="strings"))
 
 
 Quantities = dict[str, Quantity]
@@ -101,18 +108,27 @@ def _decide(
     if is_new and measured is not None and measured.kind == "error":
         accepted = Quantity(kind="error")
     expected, found = ("–" if one is None else str(one) for one in (accepted, measured))
+    contents = [None if one is None else one.content for one in (accepted, measured)]
     if measured is None:
         status, note = "not measured", ""
     elif accepted is not None:
         status, note = _compare(accepted, measured, same_torch=same_torch)
         if measured.kind == accepted.kind == "error":
             expected = "–" if measured.limit is None else f"at most {measured.limit:.1e}"
+            contents[0] = measured.limit
     elif is_new:
         status, note = "not compared", "its model is not in the baseline: retbench baseline accept exact"
     else:
         status, note = "not in the baseline", ""
     outcome = _OUTCOMES.get(status, "error")
-    data = {"name": name, "status": status, "expected": expected, "found": found, "note": note}
+    data = {
+        "name": name,
+        "kind": next(one.kind for one in (measured, accepted) if one is not None),
+        "status": status,
+        "expected": contents[0],
+        "found": contents[1],
+        "note": note,
+    }
     return DecidedItem(name, "quantity", status, outcome, expected, found, note, data=data)
 
 
