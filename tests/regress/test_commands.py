@@ -186,8 +186,12 @@ def test_an_interrupt_keeps_the_rounds_so_far(tmp_path: Path) -> None:
 
 def test_a_command_that_runs_retbench_does_not_wait_for_the_lock_of_this_process(tmp_path: Path) -> None:
     mine = os.environ[LOCK_DIR_VARIABLE]
-    report = retbench.compare(f'test "${LOCK_DIR_VARIABLE}" != {mine}', "true", rounds=3, pairs=1)
+    inner = tmp_path / "inner"
+    command = f'test "${LOCK_DIR_VARIABLE}" != {mine} && echo "${LOCK_DIR_VARIABLE}" >> {inner}'
+    report = retbench.compare(command, "true", rounds=3, pairs=1)
     assert report.items
+    (folder,) = {*inner.read_text(encoding="utf-8").splitlines()}
+    assert Path(folder).parent == Path(mine)  # a comparison that is killed leaves no folder of its own behind
 
 
 def quick() -> None:

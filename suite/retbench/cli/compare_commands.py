@@ -47,7 +47,8 @@ def compare_commands(
     """Compare the wall time of two shell commands: is B slower than A?
 
     The two run in turn until it is decided, or the rounds or the time are over. A flagged change is measured again.
-    Both must end with exit code 0; their output is discarded. If you interrupt it, the report has the rounds so far.
+    Both must end with exit code 0. Their stdout is discarded; their stderr goes to a temporary file, whose end is shown
+    if one fails. If you interrupt it, the report has the rounds so far.
 
     Exit code 1: B is slower beyond the margin, or fails. 3: A fails, or nothing could be compared. 4, under --strict:
     inconclusive.

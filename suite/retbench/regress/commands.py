@@ -25,7 +25,7 @@ from retbench.regress.items import WALL_TIME, MeasurementPoint, Pair, Times, com
 from retbench.regress.report import SIDES, CheckReport, MissingPoint
 from retbench.regress.revisions import Notify
 from retbench.regress.session import RoundLimits
-from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, timing_lock
+from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, lock_dir, timing_lock
 from retbench.running.process import Inbox, Interrupt, describe_end, wait_or_stop
 from retbench.stats.sequential import DecisionRules
 from retbench.units import format_duration, format_seconds
@@ -185,7 +185,9 @@ class CommandFailed(Exception):  # noqa: N818 - an outcome, not an error: whose 
 
 
 class CommandTimer:
-    """Wall time of shell commands, from the start of `sh -c` to its end; output is discarded.
+    """Wall time of shell commands, from the start of `sh -c` to its end.
+
+    Stdout is discarded, and stderr goes to a temporary file, whose end is shown if a command fails.
 
     Each command runs in a process session, which an interrupt kills whole. A command that runs retbench takes its
     timing lock in another folder, because this process holds the lock of the machine.
@@ -194,9 +196,10 @@ class CommandTimer:
     noun = "command"
     sample_s = 0.0
 
-    def __init__(self, lock_dir: str) -> None:
+    def __init__(self) -> None:
         self.inbox: Inbox = SimpleQueue()
-        self._variables = {**os.environ, LOCK_DIR_VARIABLE: lock_dir}
+        # One folder for all comparisons: none is left behind, and the commands of two wait for each other if they must.
+        self._variables = {**os.environ, LOCK_DIR_VARIABLE: str(lock_dir().absolute() / "commands")}
         self._process: subprocess.Popen[bytes] | None = None
 
     def interrupt(self) -> None:
@@ -298,13 +301,12 @@ def compare_commands(
     for command in (first, second):
         if not command.strip() or "\0" in command:
             raise ConfigError(f"{shown(command)} is not a command. Give a line that `sh -c` can run.")
-    with tempfile.TemporaryDirectory(prefix="retbench-commands-") as lock_dir:
-        timer = CommandTimer(lock_dir)
-        with (
-            catch_signals(timer.interrupt),
-            timing_lock(first, "cpu", wait=_waiting(timer.inbox, notify)),
-        ):
-            return _compare((first, second), timer, (first, second), limits, rules, notify)
+    timer = CommandTimer()
+    with (
+        catch_signals(timer.interrupt),
+        timing_lock(first, "cpu", wait=_waiting(timer.inbox, notify)),
+    ):
+        return _compare((first, second), timer, (first, second), limits, rules, notify)
 
 
 def compare_callables(
