@@ -164,7 +164,7 @@ class Workload:
         return seconds
 
     def _check(self, found: object) -> None:
-        """Raise a RetbenchError unless every metric is there or absent with a reason, in its unit, and times above 0."""
+        """Raise a RetbenchError unless every metric is there, in its unit, or absent with a reason; times above 0."""
         named = f"workload '{self.name}'"
         if not isinstance(found, Measurement):
             raise RetbenchError(f"{named}: `measure` returned {shown(found)}. Return a Measurement.")
