@@ -31,6 +31,20 @@ def test_a_tied_table_counts_once_though_it_is_stored_twice(tmp_path: Path) -> N
     assert counts(describe(write_hf_folder(tmp_path, tie_word_embeddings=True))) == (2400 + 8, 8)
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_of_the_shape_of_an_embedding_are_counted(tmp_path: Path, is_tied: bool) -> None:
+    """The feed-forward network is as wide as the vocabulary is large, and so is the table of positions long."""
+    others = (
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.mlp.up_proj",
+        "transformer.wpe",
+        "embed_positions",
+    )
+    shapes = {**WEIGHTS, **{f"{name}.weight": (300, 8) for name in others}}
+    found = counts(describe(write_hf_folder(tmp_path, shapes, tie_word_embeddings=is_tied)))
+    assert found == ((1 if is_tied else 2) * 2400 + 4 * 2400 + 8, 4 * 2400 + 8)
+
+
 def test_a_causal_mask_is_no_weight(tmp_path: Path) -> None:
     shapes = {**WEIGHTS, "h.0.attn.bias": (1, 1, 64, 64)}
     assert counts(describe(write_hf_folder(tmp_path, shapes))) == (2 * 2400 + 8, 8)

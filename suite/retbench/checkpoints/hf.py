@@ -5,6 +5,7 @@ Only the configuration and the headers of the weights are read here, without tra
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -21,6 +22,12 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of the same field in configurations of different models."""
 
+_NO_TABLE = re.compile(r"(^|\.)\d+\.|wpe|pos")
+"""Names of weights that are no input or output embedding, whatever their shape: of a numbered layer, or of positions.
+
+The names of the embeddings themselves are not listed: transformers has twenty, and code of a checkpoint may have any.
+"""
+
 WITHOUT_CACHE = frozenset({"mamba", "mamba2", "falcon_mamba"})
 """Models, by `model_type`, whose state has a fixed size; `models.hf` checks it when a model is built."""
 
@@ -36,7 +43,8 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
     d_model, vocab_size = _number(text, _WIDTHS, path), _number(text, ("vocab_size",), path)
     is_tied = bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-    shapes = [entry.shape for entry in open_weights(path.parent, allow_pickle=False).entries.values()]
+    entries = open_weights(path.parent, allow_pickle=False).entries
+    shapes = {name: entry.shape for name, entry in entries.items()}
     total, tables = _count(shapes, vocab_size, is_tied=is_tied)
     layers = TransformersLayers(
         d_model=d_model,
@@ -68,16 +76,21 @@ def _number(raw: Mapping[str, Any], names: Iterable[str], path: Path) -> int:
     )
 
 
-def _count(shapes: Iterable[Shape], vocab_size: int, *, is_tied: bool) -> tuple[int, int]:
-    """Return the values of all weights, and those of tables with a row per token of the vocabulary.
+def _count(shapes: Mapping[str, Shape], vocab_size: int, *, is_tied: bool) -> tuple[int, int]:
+    """Return the values of all weights, and those of the input and output embeddings.
 
     Some files hold a tied table twice, which counts once, and causal masks, (1, 1, T, T), which are no weights.
+
+    Args:
+        shapes: Shape of each stored tensor, by its name.
+        vocab_size: Rows of an embedding.
+        is_tied: The input and the output embedding are one weight.
     """
     total = tables = 0
     seen: set[Shape] = set()
-    for shape in shapes:
+    for name, shape in shapes.items():
         is_mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
-        is_table = len(shape) == 2 and shape[0] == vocab_size
+        is_table = len(shape) == 2 and shape[0] == vocab_size and not _NO_TABLE.search(name)
         if is_mask or (is_table and is_tied and shape in seen):
             continue
         total += prod(shape)
