@@ -28,7 +28,7 @@ from retbench.records.store import append_record, read_records
 from retbench.report.frames import keep_latest, session_of
 from retbench.running import events
 from retbench.running.events import RunSummary
-from retbench.running.locks import LOCK_DIR_VARIABLE
+from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 from retbench.running.runner import count_on_disk, run_plan
 from tests.running.observer import Act, Observer
 
@@ -625,6 +625,8 @@ def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_ha
     assert f"process {first.pid}" in waiting.holder
     assert observer.kinds() == {"WaitingForLock": 1, "RunPlanned": 1, "RunFinished": 1}
     assert len(records_in(out)) == 2
+    with timing_lock("another run", "cpu", wait=pytest.fail):  # one that has nothing to measure does not wait
+        assert run_plan(plan, out, fresh=False, notify=Observer(stop)) == result
 
 
 @pytest.mark.parametrize(("busy", "noted"), [(0.6, 1), (0.1, 0)])

@@ -238,18 +238,19 @@ def test_a_local_job_is_requeued_at_its_time_limit_and_continues(
     run_info: RunInfo,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The run waits for another one until its time is over; requeued, it finds everything measured."""
+    """The run waits for another one until its time is over; requeued, it finds what that one measured."""
     monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
     out = tmp_path / "out"
-    measured_already(plan_of(), run_info, out)
     words = ("run", str(tiny_experiment), *SMOKE, "--out", str(out))
     started = time.monotonic()
-    process(*words)
+    process(*words, "--dry-run")
     # On a busy machine a command takes longer to begin.
     enough_s = 1 + 2 * (time.monotonic() - started)
     limits = ("--timeout-min", f"{(enough_s + 20) / 60}", "--signal-delay-s", "20")
     with timing_lock("another run", "cpu", wait=pytest.fail):
         process("submit", "--cluster", "local", *limits, *words)
+        wait_until(out, lambda row: row.log.is_file() and "waiting: another" in row.log.read_text("utf-8"))
+        measured_already(plan_of(), run_info, out)
         wait_until(out, lambda row: row.starts >= 2)
     row = wait_until(out, lambda row: row.state in submission.ENDED)
     log = row.log.read_text(encoding="utf-8")

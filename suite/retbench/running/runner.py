@@ -48,7 +48,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
     """Measure everything in `plan` that is not on disk already.
 
     Records go to `<out>/<machine>/<experiment>/<run_id>.jsonl`, a file of this run alone. Only one run at a time
-    measures on a GPU, or on a core: a second one waits, then skips the pairs that the first one has measured.
+    measures on a GPU, or on a core: a second one waits, then skips the pairs that the first one has measured. One that
+    has nothing to measure does not wait.
 
     Args:
         plan: The cells to measure.
@@ -69,10 +70,11 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
         try:
             wait = wait_or_stop(inbox, lambda holder: notify(events.WaitingForLock(holder)))
             device, threads = plan.settings.device, plan.settings.threads
-            if count_on_disk(plan, out, fresh=fresh) < plan.num_measurements:
-                check_writable(folder_of(plan, out), "--out")  # before another run is waited for
+            if count_on_disk(plan, out, fresh=fresh) == plan.num_measurements:
+                return _carry_out(plan, out, fresh, notify, inbox)
+            check_writable(folder_of(plan, out), "--out")  # before another run is waited for
             with timing_lock(plan.command, device, wait=wait, threads=threads):
-                return _run_locked(plan, out, fresh, notify, inbox)
+                return _carry_out(plan, out, fresh, notify, inbox)
         except Interrupted:
             result = RunSummary(interrupted=True)
             notify(events.RunFinished(result, events.RunProgress(0, plan.num_measurements)))
@@ -94,8 +96,8 @@ def count_on_disk(plan: Plan, out: Path, *, fresh: bool) -> int:
     )
 
 
-def _run_locked(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
-    """Measure the plan while no other run is measuring."""
+def _carry_out(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox) -> RunSummary:
+    """Measure what is left of the plan; if anything is, the caller holds the lock."""
     folder = folder_of(plan, out)
     run = RunInfo.of(plan, new_run_id(), environment.code_revision())
     codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
