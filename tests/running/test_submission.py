@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -258,6 +259,50 @@ def test_a_local_job_is_requeued_at_its_time_limit_and_continues(
     assert "waiting: another run is timing on this machine" in log
     assert len([*out.rglob("*.jsonl")]) == 1  # nothing was measured again
     assert f"{row.job_id}" in run("jobs", "--out", str(out))[1]
+
+
+def test_a_job_ends_with_its_controller_and_can_be_cancelled(
+    tmp_path: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both jobs wait for another run; the controller of the first is killed, and the second is cancelled."""
+    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
+    out = tmp_path / "out"
+    words = ("run", str(tiny_experiment), *SMOKE, "--set", "workloads.decode.batch_size=[1,2]")
+    with timing_lock("another run", "cpu", wait=pytest.fail):
+        process("submit", "--cluster", "local", "--shards", "2", *words, "--out", str(out))
+        rows = list_jobs(out)
+        deadline = time.monotonic() + 60
+        while not all(row.log.is_file() and "waiting:" in row.log.read_text("utf-8") for row in rows):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        processes = [psutil.Process(int(row.job_id)).children(recursive=True) for row in rows]
+        os.kill(int(rows[0].job_id), signal.SIGKILL)
+        code, output = run("jobs", "--out", str(out), "--cancel", rows[1].job_id, "--json")
+    assert code == 0, output
+    assert not psutil.wait_procs([one for tree in processes for one in tree], timeout=10)[1]
+    assert [row["state"] for row in json.loads(output)["jobs"]] == ["lost", "cancelled"]
+    assert "interrupted" in rows[1].log.read_text("utf-8")  # its command was told to end
+    for job_id, reason in ((rows[1].job_id, "has ended (cancelled)"), ("0", "is no job of")):
+        code, output = run("jobs", "--out", str(out), "--cancel", job_id)
+        assert (code, reason in output) == (2, True), output
+
+
+def test_a_cancelled_job_of_slurm_keeps_that_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "DEBUG_1")
+    folder = tmp_path / "jobs" / "one"
+    folder.mkdir(parents=True)
+    fields = {"submitted_at": utc_now(), "cluster": "slurm", "commands": [["retbench", "list"]] * 2}
+    found = Submission.model_validate({**fields, "job_ids": ["7_0", "7_1"]})
+    (folder / "submission.json").write_text(found.model_dump_json(), encoding="utf-8")
+    scancel = tmp_path / "scancel"
+    scancel.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n', encoding="utf-8")
+    scancel.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    submission.cancel(tmp_path, "7")
+    assert (tmp_path / "given").read_text("utf-8") == "7_0 7_1\n"
+    with pytest.raises(Exception, match="was cancelled"):
+        ShardJob(("retbench", "list"), folder, 1, Resources())()
+    assert [row.state for row in list_jobs(tmp_path)] == ["cancelled", "cancelled"]
 
 
 def test_a_job_notes_how_its_command_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

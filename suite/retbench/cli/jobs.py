@@ -21,19 +21,26 @@ def jobs(
         Path,
         typer.Option(metavar="FOLDER", parser=read_folder, help="Folder of results that the jobs write to."),
     ] = Path("results"),
+    cancel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="End this job, or all jobs of this array; what is measured stays."),
+    ] = None,
     form: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs that were submitted, with their states.
+    """List the jobs that were submitted, with their states, or cancel some.
 
     A job writes its own state. One that was killed and will not be requeued is lost: submit the same command again,
     which continues.
     """
+    from retbench.running.submission import cancel as cancel_job
     from retbench.running.submission import list_jobs
 
     form = output_format(form, as_json=as_json)
     if "--out" in given_options(call) and not out.is_dir():
         raise typer.BadParameter(f"--out: '{out}' does not exist. Give the folder of results of the jobs.")
+    for job_id in cancel or ():
+        cancel_job(out, job_id)
     rows = list_jobs(out)
     if rows or form == "json":
         print_jobs(rows, form)

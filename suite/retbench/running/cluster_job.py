@@ -27,7 +27,7 @@ from retbench.strict import Strict
 
 Cluster = Literal["slurm", "local", "debug"]
 CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
-State = Literal["pending", "running", "requeued", "done", "failed", "interrupted", "lost"]
+State = Literal["pending", "running", "requeued", "done", "failed", "interrupted", "cancelled", "lost"]
 
 _OWN_FLAGS = frozenset(
     {"array", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal", "time"}
@@ -142,9 +142,13 @@ class ShardJob:
     resources: Resources
 
     def __call__(self) -> int:
-        """Run the command; RetbenchError if it failed."""
+        """Run the command; RetbenchError if it failed, or was cancelled before it began."""
         place = load_submitit().JobEnvironment()
         leads = place.global_rank == 0
+        if place.cluster == "local":
+            self._follow_controller(int(place.job_id))
+        if self._is_cancelled():
+            raise RetbenchError("the job was cancelled.")
         starts = (note.starts if (note := read_note(self.folder, self.number)) else 0) + 1
         self._note("running", starts, leads)
         try:
@@ -163,11 +167,22 @@ class ShardJob:
 
     def checkpoint(self) -> Any:
         """End the command, which keeps what it has; return the job to requeue."""
-        for child in _children:
-            _stop(child, _STOP_SHARE * self.resources.signal_delay_s)
+        self._end_command()
         note = read_note(self.folder, self.number)
         self._note("requeued", note.starts if note else 1, leads=True)
         return load_submitit("submitit.helpers").DelayedSubmission(self)
+
+    def _end_command(self) -> None:
+        """End the command, which keeps what it has."""
+        for child in _children:
+            _stop(child, _STOP_SHARE * self.resources.signal_delay_s)
+
+    def _follow_controller(self, pid: int) -> None:
+        """End with the process that submitit controls a local job by, and end the command when that gets SIGTERM."""
+        signal.signal(signal.SIGTERM, lambda *_: self._end_command())
+        die_with_parent()
+        if os.getppid() != pid:  # it ended before `die_with_parent`
+            os._exit(1)
 
     def _run(self, place: Any) -> int:
         """Run the command to its end; after a failure wait for a signal to requeue, which ends this process."""
@@ -184,7 +199,7 @@ class ShardJob:
             try:
                 while child.poll() is None:
                     time.sleep(_POLL_S)
-                if child.returncode:
+                if child.returncode and not self._is_cancelled():
                     time.sleep(_SIGNAL_WAIT_S)
             finally:
                 _children.remove(child)
@@ -200,12 +215,16 @@ class ShardJob:
         exit_code: int | None = None,
         reason: str | None = None,
     ) -> None:
-        """Write the state of the job, from its first node."""
-        if leads:
+        """Write the state of the job, from its first node; a job that was cancelled stays so."""
+        if leads and not self._is_cancelled():
             note = JobNote(
                 state=state, starts=starts, changed_at=utc_now(), exit_code=exit_code, reason=reason
             )
-            write_atomic(_note_path(self.folder, self.number), note.model_dump_json(indent=2).encode())
+            write_note(self.folder, self.number, note)
+
+    def _is_cancelled(self) -> bool:
+        note = read_note(self.folder, self.number)
+        return note is not None and note.state == "cancelled"
 
 
 _children: list["subprocess.Popen[bytes]"] = []
@@ -275,6 +294,11 @@ def load_submitit(module: str = "submitit") -> Any:
 
 def _note_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number}.json"
+
+
+def write_note(folder: Path, number: int, note: JobNote) -> None:
+    """Write the state of the job of a shard."""
+    write_atomic(_note_path(folder, number), note.model_dump_json(indent=2).encode())
 
 
 def read_note(folder: Path, number: int) -> JobNote | None:

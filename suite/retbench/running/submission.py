@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from retbench.errors import RetbenchError, UnsupportedError, shown
+from retbench.errors import ConfigError, RetbenchError, UnsupportedError, shown
 from retbench.files import write_atomic
 from retbench.records.record import utc_now
 from retbench.records.store import new_run_id
@@ -32,14 +32,18 @@ from retbench.running.cluster_job import (
     load_submitit,
     read_note,
     torchrun_words,
+    write_note,
 )
 from retbench.strict import Strict
 
 JOBS = "jobs"
 """Folder of the submissions, below that of the results."""
 
-ENDED = frozenset({"done", "failed", "interrupted", "lost"})
+ENDED = frozenset({"done", "failed", "interrupted", "cancelled", "lost"})
 """States of jobs that do nothing any more."""
+
+_END_WAIT_S = 30.0
+"""Time that a cancelled job has to end in by itself."""
 
 
 class Submission(Strict):
@@ -57,6 +61,8 @@ class JobRow:
     """A job as `retbench jobs` shows it."""
 
     folder: Path
+    number: int
+    """Number of the shard, from 1."""
     job_id: str
     cluster: Cluster
     command: str
@@ -191,10 +197,11 @@ def jobs_of(folder: Path) -> list[JobRow]:
         rows.append(
             JobRow(
                 folder=folder,
+                number=number,
                 job_id=job_id,
                 cluster=found.cluster,
                 command=shlex.join(words),
-                state=_state_of(found.cluster, job_id, note, queue),
+                state=_state_of(found.cluster, folder, job_id, note, queue),
                 submitted_at=found.submitted_at,
                 starts=note.starts if note else 0,
                 log=folder / f"{job_id}_0_log.err",
@@ -203,7 +210,9 @@ def jobs_of(folder: Path) -> list[JobRow]:
     return rows
 
 
-def _state_of(cluster: Cluster, job_id: str, note: JobNote | None, queue: dict[str, str] | None) -> State:
+def _state_of(
+    cluster: Cluster, folder: Path, job_id: str, note: JobNote | None, queue: dict[str, str] | None
+) -> State:
     """Return the state of a job: what it wrote last, unless it is not there any more."""
     state: State = note.state if note else "pending"
     if state in ENDED:
@@ -212,7 +221,7 @@ def _state_of(cluster: Cluster, job_id: str, note: JobNote | None, queue: dict[s
         if queue is None:
             return state  # there is no Slurm here to ask
         return state if job_id in queue else "lost"
-    return state if cluster == "local" and _is_controller(job_id) else "lost"
+    return state if cluster == "local" and _find_controller(job_id, folder) else "lost"
 
 
 def _slurm_queue(job_ids: Sequence[str]) -> dict[str, str] | None:
@@ -228,15 +237,64 @@ def _slurm_queue(job_ids: Sequence[str]) -> dict[str, str] | None:
     return {job: state for job, _, state in (line.partition(" ") for line in done.stdout.splitlines())}
 
 
-def _is_controller(job_id: str) -> bool:
-    """Return whether submitit's process of a local job lives on this machine."""
+def _find_controller(job_id: str, folder: Path) -> psutil.Process | None:
+    """Return submitit's process of a local job, if it lives on this machine; its words end with the folder."""
     try:
         process = psutil.Process(int(job_id))
-        return process.status() != psutil.STATUS_ZOMBIE and any(
-            "submitit" in one for one in process.cmdline()
-        )
-    except (psutil.Error, ValueError):
-        return False
+        words = process.cmdline()
+        lives = process.status() != psutil.STATUS_ZOMBIE and Path(words[-1]).name == folder.name
+    except (psutil.Error, ValueError, IndexError):
+        return None
+    return process if lives else None
+
+
+def cancel(out: Path, job_id: str) -> None:
+    """End a job that was submitted below the results, or all jobs of an array; what is measured stays.
+
+    Raises:
+        ConfigError: there is no such job, or it has ended.
+        UnsupportedError: the job is one of Slurm, and there is no Slurm here.
+        RetbenchError: Slurm refused.
+    """
+    rows = list_jobs(out)
+    named = [row for row in rows if job_id in (row.job_id, row.job_id.partition("_")[0])]
+    going = [row for row in named if row.state not in ENDED]
+    if not going:
+        known = ", ".join(row.job_id for row in rows if row.state not in ENDED) or "none"
+        found = f"has ended ({named[-1].state})" if named else f"is no job of {out}"
+        raise ConfigError(f"--cancel {shown(job_id)}: {found}. Jobs that can be cancelled: {known}.")
+    if going[0].cluster == "slurm":
+        _scancel([row.job_id for row in going])
+    for row in going:
+        # Written before its command has ended, which the job would note: it keeps this state.
+        note = JobNote(state="cancelled", starts=row.starts, changed_at=utc_now())
+        write_note(row.folder, row.number, note)
+        if row.cluster == "local" and (controller := _find_controller(row.job_id, row.folder)):
+            _end_tree(controller)
+
+
+def _scancel(job_ids: Sequence[str]) -> None:
+    """Have Slurm end jobs."""
+    try:
+        done = subprocess.run(["scancel", *job_ids], capture_output=True, text=True, check=False, timeout=60)
+    except FileNotFoundError as error:
+        raise UnsupportedError(
+            "--cancel: there is no scancel here. Cancel the job on a login node of the cluster."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise RetbenchError("--cancel: scancel gave no answer within 60 s. Try again.") from error
+    if done.returncode:
+        raise RetbenchError(f"--cancel: scancel refused: {done.stderr.strip() or 'no reason is given'}.")
+
+
+def _end_tree(controller: psutil.Process) -> None:
+    """End a local job: by SIGTERM, which the job passes on to its command, and by SIGKILL what is left."""
+    with suppress(psutil.NoSuchProcess):
+        tree = [controller, *controller.children(recursive=True)]
+        controller.terminate()
+        for process in psutil.wait_procs(tree, timeout=_END_WAIT_S)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait_for(folder: Path, poll_s: float = 1.0) -> list[JobRow]:
