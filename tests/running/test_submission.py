@@ -1,5 +1,6 @@
 """Submissions: the script, refusals, states, and a job that reaches its time limit, through submitit's executors."""
 
+import inspect
 import json
 import os
 import shlex
@@ -9,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
 from retbench.cli import app, submit
+from retbench.errors import RetbenchError
 from retbench.measure.environment import (
     computing_variables,
     describe_environment,
@@ -32,6 +35,7 @@ from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.running.submission import JobRow, Submission, list_jobs
 
 pytest.importorskip("submitit", reason="needs submitit (the extra slurm)")
+LOCAL = ("--cluster", "local")
 SMOKE = ("--profile", "smoke", "--device", "cpu")
 
 
@@ -98,7 +102,19 @@ def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
         ((), ("train", "quality", "--fresh"), "would delete what it has trained"),
         (("--nodes", "2"), ("run", "latency"), "a run is measured by one process on one node"),
         (("--cluster", "k8s"), ("run", "latency"), "Known: debug, local, slurm"),
-        (("--cluster", "local", "--slurm", "a=b"), ("run", "latency"), "are for --cluster slurm only"),
+        (
+            ("--cluster", "local", "--slurm", "a=b"),
+            ("run", "latency"),
+            "--slurm: options for --cluster slurm",
+        ),
+        (
+            (*LOCAL, "--gpus-per-node", "1", "--cpus-per-task", "2", "--array-parallelism", "1"),
+            ("run", "latency"),
+            "--gpus-per-node, --cpus-per-task, --array-parallelism: options for --cluster slurm only.",
+        ),
+        ((*LOCAL, "--max-timeouts", "2"), ("run", "latency"), "have no time limit. Leave out, or give"),
+        (("--cluster", "debug", "--timeout-min", "9"), ("run", "latency"), "have no time limit. Leave out."),
+        ((*LOCAL, "--timeout-min", "9", "--max-timeouts", "6"), ("run", "latency"), "Give at most 5, or no"),
         (("--slurm", "time=3"), ("run", "latency"), "retbench sets this flag of sbatch itself"),
         (("--slurm", "partition="), ("run", "latency"), "such as partition=gpu or exclusive"),
         (("--timeout-min", "1"), ("run", "latency"), "is not longer than --signal-delay-s 120"),
@@ -285,6 +301,42 @@ def test_a_job_ends_with_its_controller_and_can_be_cancelled(
     for job_id, reason in ((rows[1].job_id, "has ended (cancelled)"), ("0", "is no job of")):
         code, output = run("jobs", "--out", str(out), "--cancel", job_id)
         assert (code, reason in output) == (2, True), output
+
+
+def test_submitit_starts_local_jobs_as_often_as_is_said() -> None:
+    controller = cluster_job.load_submitit("submitit.local.local").Controller
+    assert inspect.signature(controller.run).parameters["max_retry"].default == cluster_job.LOCAL_STARTS
+
+
+def test_a_local_job_that_reaches_its_last_limit_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    job = ShardJob(("retbench", "list"), tmp_path, 1, Resources(timeout_min=90, max_timeouts=1))
+    (tmp_path / "shard-1.json").write_text(note("running").model_dump_json(), encoding="utf-8")
+    with pytest.raises(RetbenchError, match=r"time limit \(--timeout-min 90\) 2 times"):
+        job.checkpoint()
+
+
+@pytest.mark.parametrize("visible", ["3", None])
+def test_the_command_of_a_local_job_sees_the_gpus_that_the_submission_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    """The environment is that in which submitit starts such a job."""
+    seen: list[dict[str, str]] = []
+
+    def start(words: list[str], **options: Any) -> None:
+        seen.append(options["env"])
+        raise OSError("enough")
+
+    variables = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ShardJob, "_follow_controller", lambda job, pid: None)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(OSError, match="enough"):
+        ShardJob(("retbench", "list"), tmp_path, 1, Resources(), visible)()
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in seen] == [visible]
 
 
 def test_a_cancelled_job_of_slurm_keeps_that_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,13 @@ def submit(
     ] = "slurm",
     shards: Annotated[int, typer.Option(min=1, metavar="N", help="Jobs that the command is split into.")] = 1,
     timeout_min: Annotated[
-        float,
-        typer.Option(min=0.01, metavar="MINUTES", help="Time limit of a job, after which it is requeued."),
-    ] = 240,
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="MINUTES",
+            help="Time limit of a job, after which it is requeued; by default 240, with local none.",
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of each job, for a training.")] = 1,
     gpus_per_node: Annotated[
         int, typer.Option(min=0, metavar="N", help="GPUs of each job on each node.")
@@ -57,15 +61,24 @@ def submit(
         ),
     ] = None,
     array_parallelism: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most jobs that run at once.")
-    ] = 8,
+        int | None, typer.Option(min=1, metavar="N", help="Most jobs that run at once, by default 8.")
+    ] = None,
     signal_delay_s: Annotated[
-        int,
-        typer.Option(min=1, metavar="SECONDS", help="Time before the limit at which a job is told to end."),
-    ] = 120,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Time before the limit at which a job is told to end, by default 120.",
+        ),
+    ] = None,
     max_timeouts: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How often a job is requeued after its time limit.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="How often a job is requeued after its time limit, by default 20, with local 5.",
+        ),
+    ] = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A flag of sbatch, such as partition=gpu or exclusive."),

@@ -37,6 +37,9 @@ _OWN_FLAGS = frozenset(
 _FIRST_PORT, _NUM_PORTS = 20_000, 40_000
 """Ports of trainings on several nodes; a job's follows from its id, so that two jobs on one node have two."""
 
+LOCAL_STARTS = 6
+"""Most starts of a job of `local`: `max_retry` of submitit's `Controller.run`."""
+
 _POLL_S = 0.2
 _SIGNAL_WAIT_S = 5.0
 """Time after the end of a command in which the signal to requeue may follow: Slurm sends SIGTERM just before it."""
@@ -57,64 +60,110 @@ class Resources:
     """Resources and limits of each job of a submission.
 
     Attributes:
-        timeout_min: Time limit of a job, minutes.
+        timeout_min: Time limit of a job, minutes; without one 240 on Slurm, and none on this machine.
         nodes: Nodes of a job; more than one for a training only.
         gpus_per_node: GPUs on each node.
         cpus_per_task: Logical CPUs of each job and node; the cluster's default when None.
         processes_per_node: Processes that torchrun starts on each node; 1 runs the command without torchrun.
-        array_parallelism: Most jobs that run at once.
-        signal_delay_s: Time before the limit at which a job is told to end, seconds.
-        max_timeouts: How often a job is requeued after its time limit.
+        array_parallelism: Most jobs that run at once; 8 when None.
+        signal_delay_s: Time before the limit at which a job is told to end, seconds; 120 when None.
+        max_timeouts: How often a job is requeued after its time limit; when None 20 on Slurm, and 5 on this machine.
         flags: Further flags of sbatch; True for one without a value.
         setup: Shell commands that run first.
     """
 
-    timeout_min: float = 240
+    timeout_min: float | None = None
     nodes: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int | None = None
     processes_per_node: int = 1
-    array_parallelism: int = 8
-    signal_delay_s: int = 120
-    max_timeouts: int = 20
+    array_parallelism: int | None = None
+    signal_delay_s: int | None = None
+    max_timeouts: int | None = None
     flags: dict[str, str | bool] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
 
+    @property
+    def delay_s(self) -> int:
+        """Time before the limit at which a job is told to end, seconds."""
+        return 120 if self.signal_delay_s is None else self.signal_delay_s
+
+    def limit_min(self, cluster: Cluster) -> float:
+        """Return the time limit of a job, minutes: on this machine a hundred years, unless one is given."""
+        if self.timeout_min is not None:
+            return self.timeout_min
+        return 240 if cluster == "slurm" else 60 * 24 * 36_525
+
+    def requeues(self, cluster: Cluster) -> int:
+        """Return how often a job is requeued after its time limit."""
+        if self.max_timeouts is not None:
+            return self.max_timeouts
+        return 20 if cluster == "slurm" else LOCAL_STARTS - 1
+
     def check(self, cluster: Cluster) -> None:
         """Raise a ConfigError where the cluster cannot give what is asked for."""
-        if self.timeout_min * 60 <= self.signal_delay_s:
+        limit = self.limit_min(cluster)
+        if limit * 60 <= self.delay_s:
             raise ConfigError(
-                f"--timeout-min {self.timeout_min:g} is not longer than --signal-delay-s {self.signal_delay_s}, which "
-                "is the time before the limit at which a job is told to end. Give a longer limit or a shorter delay."
+                f"--timeout-min {limit:g} is not longer than --signal-delay-s {self.delay_s}, which is the time "
+                "before the limit at which a job is told to end. Give a longer limit or a shorter delay."
             )
-        if cluster == "slurm" and self.timeout_min != int(self.timeout_min):
-            raise ConfigError(
-                f"--timeout-min {self.timeout_min:g}: Slurm counts whole minutes. Give a whole number."
-            )
-        if cluster != "slurm" and (self.nodes > 1 or self.flags or self.setup):
-            raise ConfigError(
-                f"--cluster {cluster} has one node and no sbatch: --nodes, --slurm and --setup are for --cluster slurm "
-                "only. Leave them out."
-            )
+        if cluster == "slurm" and limit != int(limit):
+            raise ConfigError(f"--timeout-min {limit:g}: Slurm counts whole minutes. Give a whole number.")
+        if cluster != "slurm":
+            self._check_here(cluster)
         if known := _OWN_FLAGS & self.flags.keys():
             raise ConfigError(
                 f"--slurm {min(known)}=: retbench sets this flag of sbatch itself. Use the option of `retbench submit` "
                 "for it, or leave it out."
             )
 
+    def _check_here(self, cluster: Cluster) -> None:
+        """Raise a ConfigError for what jobs on this machine cannot be given."""
+        asked = {
+            "--nodes": self.nodes > 1,
+            "--gpus-per-node": self.gpus_per_node > 0,
+            "--cpus-per-task": self.cpus_per_task is not None,
+            "--array-parallelism": self.array_parallelism is not None,
+            "--slurm": bool(self.flags),
+            "--setup": bool(self.setup),
+        }
+        if given := [name for name, is_given in asked.items() if is_given]:
+            raise ConfigError(
+                f"{', '.join(given)}: options for --cluster slurm only. Jobs of --cluster {cluster} have the cores and "
+                "the GPUs that this command has. Leave them out; choose cores by taskset, GPUs by "
+                "CUDA_VISIBLE_DEVICES, and the processes of a training by --nproc-per-node."
+            )
+        limits = {
+            "--timeout-min": cluster == "debug" and self.timeout_min is not None,
+            "--signal-delay-s": self.signal_delay_s is not None,
+            "--max-timeouts": self.max_timeouts is not None,
+        }
+        given = [name for name, is_given in limits.items() if is_given]
+        if given and (cluster == "debug" or self.timeout_min is None):
+            hint = "" if cluster == "debug" else ", or give --timeout-min"
+            raise ConfigError(
+                f"{', '.join(given)}: jobs of --cluster {cluster} have no time limit. Leave out{hint}."
+            )
+        if self.requeues(cluster) >= LOCAL_STARTS:
+            raise ConfigError(
+                f"--max-timeouts {self.max_timeouts}: submitit starts a job of --cluster local at most {LOCAL_STARTS} "
+                f"times. Give at most {LOCAL_STARTS - 1}, or no --timeout-min, so that jobs have no time limit."
+            )
+
     def sbatch(self, name: str) -> dict[str, Any]:
         """Return the parameters of submitit's Slurm executor."""
         given = {
             "job_name": name,
-            "time": int(self.timeout_min),
+            "time": int(self.limit_min("slurm")),
             "nodes": self.nodes,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus_per_task,
             # srun does not take the number from sbatch since Slurm 22.05.
             "srun_args": ["--cpus-per-task", str(self.cpus_per_task)] if self.cpus_per_task else None,
             "gpus_per_node": self.gpus_per_node or None,
-            "signal_delay_s": self.signal_delay_s,
-            "array_parallelism": self.array_parallelism,
+            "signal_delay_s": self.delay_s,
+            "array_parallelism": self.array_parallelism or 8,
             "setup": list(self.setup) or None,
             "additional_parameters": self.flags or None,
         }
@@ -140,6 +189,8 @@ class ShardJob:
     folder: Path
     number: int
     resources: Resources
+    visible_gpus: str | None = None
+    """CUDA_VISIBLE_DEVICES where a job of `local` was submitted, in place of which submitit sets another one."""
 
     def __call__(self) -> int:
         """Run the command; RetbenchError if it failed, or was cancelled before it began."""
@@ -166,16 +217,27 @@ class ShardJob:
         return code
 
     def checkpoint(self) -> Any:
-        """End the command, which keeps what it has; return the job to requeue."""
+        """End the command, which keeps what it has; return the job to requeue.
+
+        Raises:
+            RetbenchError: a job of `local` has reached its last time limit; submitit would not start it again.
+        """
         self._end_command()
         note = read_note(self.folder, self.number)
-        self._note("requeued", note.starts if note else 1, leads=True)
+        starts = note.starts if note else 1
+        if load_submitit().JobEnvironment().cluster == "local" and starts > self.resources.requeues("local"):
+            raise RetbenchError(
+                f"the job has reached its time limit (--timeout-min {self.resources.timeout_min:g}) {starts} times "
+                "and is not requeued again. Submit the same command again, which continues. Without --timeout-min a "
+                "job of --cluster local has no limit."
+            )
+        self._note("requeued", starts, leads=True)
         return load_submitit("submitit.helpers").DelayedSubmission(self)
 
     def _end_command(self) -> None:
         """End the command, which keeps what it has."""
         for child in _children:
-            _stop(child, _STOP_SHARE * self.resources.signal_delay_s)
+            _stop(child, _STOP_SHARE * self.resources.delay_s)
 
     def _follow_controller(self, pid: int) -> None:
         """End with the process that submitit controls a local job by, and end the command when that gets SIGTERM."""
@@ -194,7 +256,12 @@ class ShardJob:
             words = torchrun_words(self.words, self.resources, str(place.node), place.hostnames[0], port)
         # A job of `debug` has no files for its output, and stdout is for the states.
         stdout = sys.__stderr__ if place.cluster == "debug" else None
-        with subprocess.Popen(words, preexec_fn=_become_child, stdout=stdout) as child:
+        variables = dict(os.environ)
+        if place.cluster == "local":
+            variables.pop("CUDA_VISIBLE_DEVICES", None)
+            if self.visible_gpus is not None:
+                variables["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        with subprocess.Popen(words, preexec_fn=_become_child, stdout=stdout, env=variables) as child:
             _children.append(child)
             try:
                 while child.poll() is None:

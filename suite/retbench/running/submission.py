@@ -86,7 +86,7 @@ def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resou
         executor = _executor(cluster, folder, resources)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [
-            ShardJob(tuple(words), folder, number, resources)
+            ShardJob(tuple(words), folder, number, resources, os.environ.get("CUDA_VISIBLE_DEVICES"))
             for number, words in enumerate(commands, start=1)
         ]
         # The jobs begin at the end of the batch.
@@ -141,19 +141,15 @@ def _executor(cluster: Cluster, folder: Path, resources: Resources) -> Any:
         return submitit.DebugExecutor(folder)
     if cluster == "slurm":
         try:
-            executor = submitit.SlurmExecutor(folder, max_num_timeout=resources.max_timeouts)
+            executor = submitit.SlurmExecutor(folder, max_num_timeout=resources.requeues(cluster))
         except RuntimeError as error:
             raise UnsupportedError(
                 f"--cluster slurm: {error} Submit from a login node of the cluster, or use --cluster local."
             ) from error
         executor.update_parameters(**resources.sbatch(name))
         return executor
-    executor = submitit.LocalExecutor(folder, max_num_timeout=resources.max_timeouts)
-    executor.update_parameters(
-        timeout_min=resources.timeout_min,
-        signal_delay_s=resources.signal_delay_s,
-        gpus_per_node=resources.gpus_per_node,
-    )
+    executor = submitit.LocalExecutor(folder, max_num_timeout=resources.requeues(cluster))
+    executor.update_parameters(timeout_min=resources.limit_min(cluster), signal_delay_s=resources.delay_s)
     return executor
 
 
