@@ -1,11 +1,12 @@
 """Base class of objects that are read from a file or sent between processes, and messages about invalid ones."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from retbench.errors import shown
@@ -26,10 +27,30 @@ NamePair = Annotated[str, StringConstraints(pattern=f"^{_NAME}/{_NAME}$", max_le
 """Two names, such as EXPERIMENT/PROFILE."""
 
 
+def _make_numbers_strict(node: Any) -> None:
+    """Change every number in a schema of pydantic, in place, to accept no boolean and no text."""
+    if isinstance(node, dict):
+        if node.get("type") in ("int", "float"):
+            node["strict"] = True
+        for name, part in node.items():
+            if name not in ("metadata", "keys_schema"):  # keys of JSON are texts
+                _make_numbers_strict(part)
+    elif isinstance(node, list):
+        for part in node:
+            _make_numbers_strict(part)
+
+
 class Strict(BaseModel):
-    """A model that is immutable and has no unknown fields."""
+    """A model that is immutable and has no unknown fields, and whose numbers are numbers: true is not 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Return pydantic's schema with strict numbers; other types stay as they are, such as tuples from lists."""
+        schema = handler(source)
+        _make_numbers_strict(schema)
+        return schema
 
     @classmethod
     def described_by(cls) -> type[BaseModel]:
@@ -44,7 +65,13 @@ _OPTIONS = {"device": "--device"}
 Loc = tuple[int | str, ...]
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str, known: Sequence[str] = ()) -> str:
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    where: str,
+    known: Sequence[str] = (),
+    copies: str | None = None,
+) -> str:
     """Return a pydantic error as one sentence per fault: place, fault, value, nearest known name.
 
     Args:
@@ -52,6 +79,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, known: S
         model: The outermost table.
         where: Leads each sentence: the file, and other origins of the values.
         known: Names of complete tables, to suggest next to an incomplete one.
+        copies: Pattern of the beginning of places that were completed from others: a fault there is left out if the
+            other place, which lacks that beginning, has the same one.
     """
     faults = _joined(error.errors(), model)
     lines = [
@@ -61,6 +90,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, known: S
         if not (fault["type"] == "too_short" and any(_is_inside(one["loc"], fault["loc"]) for one in faults))
     ]
     lines = list(dict.fromkeys(lines))
+    if copies is not None:
+        origins = {line: re.sub(copies, "", line) for line in lines}
+        lines = [line for line, origin in origins.items() if origin == line or origin not in origins]
     more = [f"{where}: {len(lines) - MAX_FAULTS} more faults."] if len(lines) > MAX_FAULTS else []
     return "\n".join(lines[:MAX_FAULTS] + more)
 

@@ -78,13 +78,23 @@ def test_two_configurations_have_two_fingerprints(tmp_path: Path) -> None:
         ({"hidden_size": None}, "none of hidden_size, n_embd"),
         ({"num_hidden_layers": 0}, "none of num_hidden_layers"),
         ({"vocab_size": "many"}, "none of vocab_size"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is no causal language model"),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+            "T5ForConditionalGeneration is no causal language model",
+        ),
     ],
 )
-def test_a_configuration_that_lacks_a_field_is_refused(
+def test_a_configuration_that_lacks_a_field_or_is_of_another_task_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         describe(write_hf_folder(tmp_path, **changes))
+
+
+def test_the_configuration_in_place_of_its_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"Give its folder: {tmp_path}$"):
+        describe(write_hf_folder(tmp_path) / "config.json")
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:

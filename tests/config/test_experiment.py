@@ -70,6 +70,8 @@ def test_a_file_without_permission_is_explained(tiny_experiment: Path) -> None:
         ("warmup_s", "warmups", r"\[profiles\.smoke\] has no field 'warmups'\. Did you mean 'warmup_s'\?"),
         ("warmup_s = 0.0", "warmup_s = inf", "finite"),
         ("rounds = 1", "rounds = 0", "'profiles.smoke.rounds' is 0"),
+        ("rounds = 1", "rounds = true", "'profiles.smoke.rounds' is True: give a whole number"),
+        ("warmup_s = 0.0", "warmup_s = true", "'profiles.smoke.warmup_s' is True: give a number"),
         ("rounds = 1", 'rounds = "many"', "'profiles.smoke.rounds' is 'many'"),
         ("[64, 128]", "[]", r"is \[\]: give a list of at least 1\."),
         ("rounds = 1", 'rounds = 1\ncompile = "maybe"', "is 'maybe': give true or false or 'auto'"),
@@ -105,6 +107,12 @@ def test_overrides_go_into_the_named_profile_only() -> None:
     assert experiment.profile("cpu").rounds != 9
 
 
+def test_a_fault_of_a_model_that_profiles_complete_is_said_once() -> None:
+    with pytest.raises(ConfigError, match=r"'models\.retnet\.variant' is 'foo'") as caught:
+        load_experiment("latency", ["models.retnet.variant=foo"], profile="smoke")
+    assert str(caught.value).count("'foo'") == 1
+
+
 def test_overrides_reach_models_and_workloads() -> None:
     experiment = load_experiment(
         "latency",
@@ -124,7 +132,7 @@ def test_overrides_reach_models_and_workloads() -> None:
         ("rounds", "not of the form key=value"),
         ("round=3", r"has no field 'round'\. Did you mean 'rounds'\?"),
         ("rounds=abc", "'profiles.smoke.rounds' is 'abc'"),
-        ("rounds=nan", "finite"),
+        ("rounds=nan", "whole number"),
         ("seed=99999999999999999999999999", "does not fit into 64"),
         ("seed=9223372036854775808", "give less than"),
         ("rounds=1000000000000000000", "'profiles.smoke.rounds' is 1000000000000000000: give at most"),

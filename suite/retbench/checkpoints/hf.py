@@ -28,6 +28,9 @@ _NO_TABLE = re.compile(r"(^|\.)\d+\.|wpe|pos")
 The names of the embeddings themselves are not listed: transformers has twenty, and code of a checkpoint may have any.
 """
 
+_OTHER_TASK = re.compile(r"For(?!CausalLM$|ConditionalGeneration$)[A-Z]\w*$")
+"""Names of models of transformers with the head of another task, such as BertForMaskedLM."""
+
 WITHOUT_CACHE = frozenset({"mamba", "mamba2", "falcon_mamba"})
 """Models, by `model_type`, whose state has a fixed size; `models.hf` checks it when a model is built."""
 
@@ -40,6 +43,7 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
             f"{path}: the field model_type is {shown(model_type)}, and transformers chooses the model by it. "
             "Give a folder that `save_pretrained` of transformers has written."
         )
+    _check_task(raw, path)
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
     d_model, vocab_size = _number(text, _WIDTHS, path), _number(text, ("vocab_size",), path)
     is_tied = bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
@@ -63,6 +67,18 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
     )
     known = [name for name in _POSITIONS if isinstance(text.get(name), int)]
     return Description(config=config, context_len=text[known[0]] if known else None, tied_embeddings=is_tied)
+
+
+def _check_task(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError for a model that was saved for another task than to predict the next token."""
+    stated = raw.get("architectures")
+    names = [one for one in stated if isinstance(one, str)] if isinstance(stated, list) else []
+    is_pair = raw.get("is_encoder_decoder") is True and not any("CausalLM" in name for name in names)
+    if names and (is_pair or all(_OTHER_TASK.search(name) for name in names)):
+        raise CheckpointError(
+            f"{path}: {', '.join(names)} is no causal language model, and only those are measured. Give a checkpoint "
+            "of one, such as ...ForCausalLM."
+        )
 
 
 def _number(raw: Mapping[str, Any], names: Iterable[str], path: Path) -> int:

@@ -106,6 +106,8 @@ def read_checkpoint(
     if format not in FORMATS and format != "auto":
         raise unknown_name("format", format, ["auto", *FORMATS], where="--format")
     path, commit = locate(name, revision=revision, data_dir=data_dir, with_code=with_code)
+    if path.is_file() and path.name == CONFIG_NAME:
+        raise CheckpointError(f"{path}: is the configuration of a checkpoint. Give its folder: {path.parent}")
     if path.suffix == GGUF_SUFFIX:
         raise CheckpointError(
             f"{path}: is a GGUF file. Write it as a folder first: retbench export {path} FOLDER"

@@ -290,6 +290,9 @@ def experiment_schema() -> dict[str, Any]:
     return {"$schema": JSON_SCHEMA, **schema}
 
 
+_COMPLETED = r"profiles\..+?\.(?=models\.)"
+"""Beginning of the places in a profile that may have been completed from the experiment's models."""
+
 _PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
 """Characters that do not count as printable and may stand in a text."""
 
@@ -371,7 +374,7 @@ def load_experiment(
         tables = raw.get("models")
         known = tables.items() if isinstance(tables, dict) else ()
         whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
-        raise ConfigError(explain(error, Experiment, where, whole)) from error
+        raise ConfigError(explain(error, Experiment, where, whole, _COMPLETED)) from error
 
 
 class _File(NamedTuple):
