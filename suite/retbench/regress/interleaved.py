@@ -138,7 +138,7 @@ class SampledRounds:
         """Return why no further round is measured: a limit, if further rounds may decide an item."""
         if self._open:
             return limit
-        return "failed" if self.test.undecided else "decided"
+        return "failed" if self.failed else "decided"
 
     def confirm(self) -> None:
         """Measure flagged items in as many new rounds as flagging took, or more, and keep those found again."""
