@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from retbench.errors import shown
@@ -27,30 +27,10 @@ NamePair = Annotated[str, StringConstraints(pattern=f"^{_NAME}/{_NAME}$", max_le
 """Two names, such as EXPERIMENT/PROFILE."""
 
 
-def _make_numbers_strict(node: Any) -> None:
-    """Change every number in a schema of pydantic, in place, to accept no boolean and no text."""
-    if isinstance(node, dict):
-        if node.get("type") in ("int", "float"):
-            node["strict"] = True
-        for name, part in node.items():
-            if name not in ("metadata", "keys_schema"):  # keys of JSON are texts
-                _make_numbers_strict(part)
-    elif isinstance(node, list):
-        for part in node:
-            _make_numbers_strict(part)
-
-
 class Strict(BaseModel):
-    """A model that is immutable and has no unknown fields, and whose numbers are numbers: true is not 1."""
+    """A model that is immutable and has no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        """Return pydantic's schema with strict numbers; other types stay as they are, such as tuples from lists."""
-        schema = handler(source)
-        _make_numbers_strict(schema)
-        return schema
 
     @classmethod
     def described_by(cls) -> type[BaseModel]:

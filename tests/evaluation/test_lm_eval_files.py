@@ -166,7 +166,8 @@ def test_lm_eval_reads_them(results: Path, data: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def few_words(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give lm-eval's generator three words in place of `wonderwords`, whose list takes half a gigabyte."""
-    pytest.importorskip("nltk", reason="the extra recall is not installed")
+    for package in ("nltk", "transformers"):
+        pytest.importorskip(package, reason="the extra recall is not installed")
     words = {kind: ["red", "hen", "sit"] for kind in ("nouns", "adjectives", "verbs")}
     stand_in = SimpleNamespace(RandomWord=lambda: SimpleNamespace(_categories=words))
     monkeypatch.setitem(sys.modules, "wonderwords", stand_in)

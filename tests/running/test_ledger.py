@@ -126,6 +126,18 @@ def test_a_worker_exit_does_not_replace_a_record_on_disk(
     assert late.counts == {"oom": 1, "failed": 1}
 
 
+def test_a_record_that_was_written_before_an_interruption_counts(
+    plan_of: Planner, run_info: RunInfo, tmp_path: Path
+) -> None:
+    plan = plan_of("rounds=2")
+    make(plan, run_info, tmp_path / "a.jsonl").write_failure(plan.cells[0], 0, "oom", "of a worker")
+    late = make(plan, run_info, tmp_path / "a.jsonl")  # interrupted before the worker could report
+    late.note_written()
+    late.note_written()
+    assert late.result(interrupted=True).counts == {"oom": 1}
+    assert late.progress.done == 1
+
+
 def test_without_a_record_there_is_no_file(plan_of: Planner, run_info: RunInfo, tmp_path: Path) -> None:
     result = make(plan_of(), run_info, tmp_path / "a.jsonl").result(interrupted=True)
     assert result == events.RunSummary({}, {}, None, interrupted=True)

@@ -36,7 +36,7 @@ COMMANDS = {
     "run": "Measure an experiment, or continue where it stopped.",
     "train": "Train the models of an experiment under equal conditions, or continue.",
     "submit": "Carry out run or train on a cluster, in shards and with requeues.",
-    "jobs": "List the jobs that were submitted, with their states.",
+    "jobs": "List the jobs that were submitted, with their states, or cancel some.",
     "table": "Print the results of an experiment from its records.",
     "report": "Write the report and its figures from the records.",
     "claims": "Print the papers' claims, each with the paper's number, the one measured here and the verdict.",

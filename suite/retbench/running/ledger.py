@@ -10,7 +10,7 @@ from typing import Any
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, Status, utc_now
-from retbench.records.store import append_record
+from retbench.records.store import append_record, read_records
 from retbench.running import events, resume
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, make_record
@@ -120,6 +120,14 @@ class Ledger:
         self.times.note(cell.cell_id)
         self.counts[status] = self.counts.get(status, 0) + 1
         self.notify(events.CellDone(cell, round_number, status, error, self.progress))
+
+    def note_written(self) -> None:
+        """Note the records that workers have written before they could tell of them: an interruption came between."""
+        cells = {cell.cell_id: cell for cell in self.plan.cells}
+        records = read_records(self.path)[0] if self.path.exists() else ()
+        for record in records:
+            if (record.cell_id, record.round) in self._pending:
+                self.mark_done(cells[record.cell_id], record.round, record.status, record.error)
 
     def write_failure(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
         """Write the record that a (cell, round) has no measurement, with the reason.

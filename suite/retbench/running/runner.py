@@ -124,6 +124,7 @@ def _carry_out(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox)
                 _Sweep(plan, ledger, states, inbox, products).run(gates)
         except Interrupted:
             interrupted = True
+            ledger.note_written()
     if not interrupted:
         fresh_runs.end()
     result = ledger.result(interrupted=interrupted)
