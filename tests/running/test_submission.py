@@ -248,6 +248,7 @@ def wait_until(out: Path, holds: Callable[[JobRow], bool], limit_s: float = 240.
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_local_job_is_requeued_at_its_time_limit_and_continues(
     tmp_path: Path,
     tiny_experiment: Path,
