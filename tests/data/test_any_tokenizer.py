@@ -42,6 +42,14 @@ def test_any_tokenizer_json(tmp_path: Path, examples: int) -> None:
     fuzz(texts(library_file()), check, examples)
 
 
+def test_a_file_that_makes_the_library_panic_is_refused(tmp_path: Path) -> None:
+    content = library_file()
+    content["model"]["continuing_subword_prefix"] = "longer than a piece"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a tokenizer.json: range end index"):
+        load_tokenizer(str(tmp_path))
+
+
 @EXAMPLES
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_any_settings_beside_it(tmp_path: Path, name: str, examples: int) -> None:

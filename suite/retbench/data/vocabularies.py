@@ -5,7 +5,8 @@ import heapq
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ _BOS, _EOS, _FIRST_BYTE = 1, 2, 3
 _NO_NEIGHBOUR = -1
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 """Files beside a tokenizer in which transformers names its special tokens."""
+
+
+@contextmanager
+def _refusing(fault: str, remedy: str = "") -> Iterator[None]:
+    """Raise a ConfigError with a fault and what to do for anything that a library of tokenizers raises.
+
+    They raise no specific class, and a panic of a library in Rust is no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{fault}: {error}.{remedy}") from error
 
 
 def content_hash(*parts: bytes) -> str:
@@ -77,12 +92,8 @@ class Tokenizer(ABC):
         Raises:
             ConfigError: the tokenizer has no token for a part of the text, or it is not Unicode.
         """
-        try:
+        with _refusing(f"the tokenizer {shown(self.name)} cannot encode {shown(text)}"):
             return self._encode(text)
-        except Exception as error:  # libraries raise no specific class
-            raise ConfigError(
-                f"the tokenizer {shown(self.name)} cannot encode {shown(text)}: {error}."
-            ) from error
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -154,10 +165,8 @@ def read_tokenizer_json(name: str, path: Path) -> LibraryTokenizer:
     from tokenizers import Tokenizer as StoredTokenizer
 
     content = _read_bytes(path)
-    try:
+    with _refusing(f"{path}: not a tokenizer.json", " Fetch the file again."):
         tokenizer = StoredTokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises no specific class
-        raise ConfigError(f"{path}: not a tokenizer.json: {error}. Fetch the file again.") from error
     return LibraryTokenizer(name, tokenizer, content_hash(content), _special_tokens(path.parent, tokenizer))
 
 
@@ -246,11 +255,9 @@ class SentencePieceTokenizer(Tokenizer):
         content = _read_bytes(path)
         self.name = name
         self.fingerprint = content_hash(content)
-        try:
+        with _refusing(f"{path}: not a SentencePiece model", " Fetch the file again."):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size = self._processor.vocab_size()
-        except Exception as error:  # the library raises no specific class
-            raise ConfigError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
         begin, end = self._processor.bos_id(), self._processor.eos_id()
         self.bos_token_id = begin if begin >= 0 else None
         self.eos_token_id = end if end >= 0 else None
