@@ -46,7 +46,7 @@ def test_a_file_that_makes_the_library_panic_is_refused(tmp_path: Path) -> None:
     content = library_file()
     content["model"]["continuing_subword_prefix"] = "longer than a piece"
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ConfigError, match="not a tokenizer.json: range end index"):
+    with pytest.raises(ConfigError, match="not a tokenizer"):
         load_tokenizer(str(tmp_path))
 
 
