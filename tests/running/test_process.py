@@ -105,6 +105,7 @@ def test_the_end_of_a_worker_is_explained(start: Start, last_step: str, reason: 
     assert ended.reason.endswith("my last line")
 
 
+@pytest.mark.slow
 def test_a_worker_that_a_driver_holds_ends_the_run_and_not_the_wait(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

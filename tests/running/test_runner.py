@@ -386,6 +386,7 @@ def test_a_killed_run_leaves_no_worker_loses_nothing_and_repeats_nothing(
     assert hidden_in(out) == []
 
 
+@pytest.mark.slow
 def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
     tmp_path: Path, drive: Callable[[Path, Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
