@@ -1,11 +1,12 @@
 """The facts behind a predicted time: rates of operators, and how many operators a step has."""
 
 from contextlib import nullcontext
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
@@ -14,7 +15,7 @@ from retbench.cli import targets
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.mixers.linear_attention.features import Performer
-from retbench.models.build import build_model
+from retbench.models.build import allocate_model, build_model
 from retbench.ops import DecodeOperators, fused, rms_norm
 from retbench.ops.linear import RowProducts
 from retbench.planning import step_rates
@@ -147,6 +148,27 @@ def _count_on_cpu(config: ModelConfig, backend: str) -> OperatorCount:
     with CountedOperators() as counted:
         model(token, state)
     return counted.found
+
+
+class _VainConversions(TorchDispatchMode):
+    """Counts conversions to the dtype that a tensor has."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found += func.overloadpacket.__name__ == "to" and args[0].dtype in args[1:]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def test_a_decode_step_converts_no_tensor_to_its_own_dtype() -> None:
+    for name, (config, backend) in MODELS.items():
+        model = allocate_model(config, dtype=torch.float32, device="meta", backend=backend)
+        state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64, device="meta")
+        model(token, state)
+        with _VainConversions() as counted:
+            model(token, state)
+        assert counted.found == 0, name
 
 
 def test_the_products_are_those_with_weights_and_up_to_two_of_each_mixer_but_convolutions() -> None:

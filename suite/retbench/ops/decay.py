@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retbench.ops.precision import cast
+
 GATE_TEMPERATURE = 16
 """tau of gated retention: `gate_logit_normalizer` of YOCO's code; arXiv:2405.05254 prints no value."""
 
@@ -40,4 +42,4 @@ def gated_log_decay(logits: Tensor, wide: torch.dtype) -> Tensor:
 
     Source: arXiv:2405.05254, Sec. 3.3.
     """
-    return F.logsigmoid(logits.to(wide)) / GATE_TEMPERATURE
+    return F.logsigmoid(cast(logits, wide)) / GATE_TEMPERATURE

@@ -307,7 +307,7 @@ def _extend(v: Tensor, readout: Readout, dtype: torch.dtype) -> Tensor:
 def _finish(out: Tensor, v: Tensor, readout: Readout) -> Tensor:
     """Return outputs (B, T, H, V) in the dtype of v, divided by their last column where the read-out says so."""
     if readout.eps is not None:
-        out = out.to(wide_dtype(v.dtype))
+        out = cast(out, wide_dtype(v.dtype))
         out = out[..., :-1] / (out[..., -1:] + readout.eps)
     return cast(out, v.dtype)
 
