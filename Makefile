@@ -1,7 +1,7 @@
 # make report      measure this machine, write reports/index.html and print the answer; tables: retbench table latency
 # make test        run the tests that every change must pass, in two processes with separate cores (tests/conftest.py);
 #                  ends if one of them dies
-# make test-long   run all tests, the slow ones too, in one process with all cores
+# make test-long   run all tests, the slow ones too, in one process with all cores; property tests draw new examples
 # make check       run lint, types and test
 # make exact       compare machine-independent quantities with results/baselines/exact.json
 # make pages       write generated pages: experiments/README.md, and from results/published the answer and the claims in
@@ -41,7 +41,7 @@ test: .venv/installed-dev
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
 
 test-long: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --hypothesis-profile search
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

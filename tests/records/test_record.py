@@ -31,6 +31,7 @@ from retbench.records.record import (
     record_schema,
 )
 from retbench.records.store import append_record, new_run_id, parse_record, read_records
+from retbench.units import stated_unit
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
 
@@ -57,6 +58,14 @@ def curves() -> st.SearchStrategy[tuple[ReadRate, ...]]:
             for size, rate in sorted(found.items())
         )
     )
+
+
+def in_stated_units(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """Give metrics whose names state a unit this unit, without which a record is refused."""
+    return {
+        name: metric.model_copy(update={"unit": stated_unit(name) or metric.unit})
+        for name, metric in metrics.items()
+    }
 
 
 checks = st.builds(
@@ -99,10 +108,10 @@ records = st.builds(
     gate=st.none()
     | st.builds(Gate, passed=st.booleans(), dtype=text, checks=st.lists(checks, max_size=2).map(tuple)),
     metrics=st.dictionaries(
-        text,
+        text | st.sampled_from(["tpot_s", "acc", "peak_bytes", "tokens_per_s"]),
         st.builds(Metric, unit=text, value=finite, samples=st.lists(finite, max_size=3).map(tuple)),
         max_size=2,
-    ),
+    ).map(in_stated_units),
     absent=st.dictionaries(text, text, max_size=2),
     command=text,
 )
