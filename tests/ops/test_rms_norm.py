@@ -69,6 +69,16 @@ def test_a_single_row_without_gradients_is_torchs_norm(
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize("value", [0.0, 1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("eps", [0.0, EPS])
+def test_a_single_row_without_a_finite_norm_is_torchs(value: float, eps: float) -> None:
+    x, weight = torch.tensor([[value, 0.0, 1.0 if value else 0.0]]), torch.ones(3)
+    with torch.no_grad():
+        for one in (weight, None):
+            expected = F.rms_norm(x, (3,), one, eps)
+            torch.testing.assert_close(rms_norm(x, one, eps), expected, equal_nan=True)
+
+
 def test_a_single_row_may_be_a_fake_tensor_or_a_part_of_another() -> None:
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).t()[:1]
     with torch.no_grad():
