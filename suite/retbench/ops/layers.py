@@ -19,7 +19,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width)."""
-        return rms_norm(x if self.weight is None else cast(x, self.weight.dtype), self.weight, self.eps)
+        weight = self.weight  # once: a module looks a parameter up in Python
+        return rms_norm(x if weight is None else cast(x, weight.dtype), weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):

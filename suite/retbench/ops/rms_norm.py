@@ -44,7 +44,7 @@ def _is_wide_row(x: Tensor) -> bool:
 def _norm_row(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Compute the norm of one row, with its factor as a number of Python, so that one call multiplies all three."""
     row = x.view(-1)
-    mean_square = torch.dot(row, row).item() / len(row) + eps
+    mean_square = torch.dot(row, row).item() / row.shape[0] + eps
     factor = mean_square**-0.5 if mean_square else math.inf
     return x * factor if weight is None else torch.addcmul(_zero(x.dtype), x, weight, value=factor)
 

@@ -121,8 +121,8 @@ class Mamba2Module(LinearOperatorModule):
         channels = self._convolve(channels, state)
         group = config.num_groups * config.state_size
         values, b, c = channels.split([config.inner_dim, group, group], dim=-1)
-        values = values.unflatten(-1, (config.num_heads, -1))  # (B, T, H, P)
-        b, c = (one.unflatten(-1, (config.num_groups, -1)) for one in (b, c))  # (B, T, G, N)
+        values = values.view(*values.shape[:2], config.num_heads, -1)  # (B, T, H, P)
+        b, c = (one.view(*one.shape[:2], config.num_groups, -1) for one in (b, c))  # (B, T, G, N)
         if last_only:
             c = c[:, -1:]
         dt = F.softplus(cast(dt, wide) + cast(self.dt_bias, wide))
