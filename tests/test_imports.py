@@ -68,8 +68,12 @@ def needs_no_torch(module: str) -> bool:
     )
 
 
-MEASURING = {"retbench.planning.step_rates", "retbench.regress.quantities"}
-"""Modules that measure with torch what the rest of their package computes with."""
+MEASURING = {
+    "retbench.planning.operator_counts",
+    "retbench.planning.step_rates",
+    "retbench.regress.quantities",
+}
+"""Modules that measure or count with torch what the rest of their package computes with."""
 
 
 @cache

@@ -15,8 +15,9 @@ from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
+from retbench.planning.operator_counts import count_operators
 from retbench.planning.prediction import StepTime, expected
-from retbench.planning.step_rates import count_operators, measure_step_rates
+from retbench.planning.step_rates import measure_step_rates
 from retbench.units import format_tokens
 
 DEPTHS = (1024, 8192, 32768)

@@ -128,7 +128,7 @@ def count_kernels(
     except ImportError:
         return None
     from retbench.ops import fused
-    from retbench.planning.step_rates import count_operators
+    from retbench.planning.operator_counts import count_operators
 
     torch_dtype = getattr(torch, dtype)
     operators = decode_operators or fused.default_operators(torch.device("meta"), torch_dtype)

@@ -4,25 +4,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from retbench.architectures.configs import ModelConfig
 from retbench.errors import UnsupportedError
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_call, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
-from retbench.models.build import allocate_model
-from retbench.ops import DecodeOperators, fused
+from retbench.ops import fused
 from retbench.ops.attention import attend, attend_products
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_operator import linear_decayed_step_
 from retbench.ops.precision import wide_dtype
+from retbench.planning.operator_counts import count_call
 from retbench.planning.prediction import Curve, OperatorCount, StepRates
 from retbench.units import MIB
 
@@ -54,46 +51,7 @@ _COMPILED_WIDTH = 128
 _FEW_TOKENS = 16
 """Tokens of a cache so small that only the call of its attention takes time."""
 
-_CALLS_WITHOUT_KERNEL = """
-_unsafe_view alias as_strided chunk detach empty expand expand_as flatten narrow permute promote_types reshape select
-slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as
-"""
-_WITHOUT_KERNEL = frozenset(_CALLS_WITHOUT_KERNEL.split())
-_PRODUCTS = frozenset(["addmm", "baddbmm", "bmm", "linear", "matmul", "mm", "mv"])
-_ATTENTIONS = frozenset(["scaled_dot_product_attention", "softmax"])
-"""Operators of which there is one per attention: of all of it, or between its products."""
-
 Call = Callable[[], object]
-
-
-class CountedOperators(TorchDispatchMode):
-    """Counts the operators that execute; conversions to the dtype that a tensor has are views.
-
-    Attributes:
-        found: The counts so far.
-    """
-
-    found: OperatorCount
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = OperatorCount(0, 0)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Count an operator and run it."""
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        is_view = name in _WITHOUT_KERNEL or bool(args and out is args[0] and not name.endswith("_"))
-        total, products, attentions, views = self.found
-        self.found = OperatorCount(
-            total=total + (not is_view),
-            products=products + (name in _PRODUCTS),
-            attentions=attentions + (name in _ATTENTIONS),
-            views=views + is_view,
-        )
-        return out
 
 
 @torch.inference_mode()
@@ -408,7 +366,7 @@ def _narrow_stack(
 def _count_narrow(dtype: torch.dtype) -> OperatorCount:
     """Count the operators of such feed-forwards as those of a model are counted."""
     stack, token = _narrow_stack(torch.device("meta"), dtype)
-    return _count(lambda: stack(token))
+    return count_call(lambda: stack(token))
 
 
 def _repeated(calls: Sequence[Call], repeats: int) -> Call:
@@ -424,24 +382,3 @@ def _median_seconds(call: Call, device: torch.device) -> float:
     """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
     run = capture_graph(call, device=device) if device.type == "cuda" else call
     return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
-
-
-@torch.inference_mode()
-def count_operators(
-    config: ModelConfig, dtype: torch.dtype, *, backend: str, decode_operators: DecodeOperators = "eager"
-) -> OperatorCount:
-    """Count the operators of a decode step of a model, whose weights need no memory."""
-    model = allocate_model(
-        config, dtype=dtype, device="meta", backend=backend, decode_operators=decode_operators
-    )
-    state, token = model.init_state(1, 4), torch.zeros(1, 1, dtype=torch.int64, device="meta")
-    model(token, state)  # records what executes, and makes tables
-    return _count(lambda: model(token, state))
-
-
-def _count(call: Call) -> OperatorCount:
-    """Return the operators of a call."""
-    with CountedOperators() as counted:
-        call()
-    found: OperatorCount = counted.found
-    return found
