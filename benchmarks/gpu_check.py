@@ -20,7 +20,7 @@ from time import monotonic
 from types import FrameType
 
 from benchmarks.gpu.steps import Outcome, Step, Stopped, run_step
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError, RetbenchError
 from retbench.measure.devices import find_device
 from retbench.papers.papers import find_datasheet

@@ -10,7 +10,8 @@ from retbench.architectures import costs
 from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
-from retbench.config.experiment import Experiment, list_experiments, load_experiment
+from retbench.config.experiment import Experiment
+from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.papers.papers import find_datasheet
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, resolve_models, seeded_models
 from retbench.planning.plan import make_plan

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.page_picture import HEIGHT, WIDTH, answer_of
 from retbench.cli import app
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.records.record import Record
 from retbench.records.store import read_records
 from retbench.stats.intervals import geometric_interval

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from retbench.config.evaluation import ZeroshotSpec
-from retbench.config.experiment import list_experiments, load_experiment
+from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.evaluation.ruler import missing_packages
 from retbench.evaluation.task_entries import TASKS
 from retbench.planning.plan import Plan, make_plan

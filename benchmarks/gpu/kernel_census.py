@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.clock import capture_graph
 from retbench.models.build import build_model
 from retbench.planning.cells import ModelUnderTest, seeded_models

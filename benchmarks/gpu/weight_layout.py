@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from retbench.architectures.configs import ModelConfig
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.product_trials import product_seconds
 from retbench.planning.cells import resolve_models
 

@@ -14,7 +14,7 @@ from retbench.architectures.mla import MlaSpec, Variant
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.architectures.transformer import TransformerSpec
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.mixers.attention.config import Attention
 from retbench.mixers.feed_forward import FeedForward
 from retbench.mixers.mamba2.config import Mamba2

@@ -10,7 +10,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 from retbench.ops.linear import RowProducts

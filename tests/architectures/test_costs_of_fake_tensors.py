@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from retbench.architectures import costs
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.memory import StorageTracker
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState

@@ -11,7 +11,8 @@ from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.architectures.sizes import find_size
-from retbench.config.experiment import Experiment, load_experiment
+from retbench.config.experiment import Experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
 from retbench.mixers.window_attention.config import WindowAttention
 from retbench.models.build import build_model

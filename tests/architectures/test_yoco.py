@@ -12,7 +12,7 @@ from retbench.architectures.recorded import unusual_settings
 from retbench.architectures.sizes import find_size
 from retbench.architectures.transformer import TransformerSpec
 from retbench.architectures.yoco import YocoSpec
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model

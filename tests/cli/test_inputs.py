@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from retbench.checkpoints.reading import FORMATS
 from retbench.cli import COMMANDS, app
 from retbench.cli.options import read_counts
-from retbench.config.experiment import Dtype
+from retbench.config.dtypes import Dtype
 from retbench.errors import ConfigError
 from retbench.running.cluster_job import CLUSTERS
 

@@ -15,7 +15,7 @@ from retbench.cli.progress import (
     view_run,
     view_training,
 )
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.planning.cells import Cell, Settings, expand
 from retbench.records.record import Gate, GateCheck
 from retbench.running.events import (

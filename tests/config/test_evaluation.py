@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retbench.config.evaluation import PerplexitySpec
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
 
 EXPERIMENT = """\

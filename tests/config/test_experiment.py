@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.config.experiment import list_experiments, load_experiment
+from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.errors import ConfigError
 
 

@@ -13,7 +13,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import retbench
-from retbench.config.experiment import experiment_schema, list_experiments
+from retbench.config.experiment import experiment_schema
+from retbench.config.experiment_files import list_experiments
 
 PATH = Path(retbench.__file__).parent / "config" / "experiment.schema.json"
 VALIDATOR = Draft202012Validator(experiment_schema())

@@ -1,7 +1,7 @@
 """Every variant and every ablation, as an experiment file would ask for it."""
 
 from retbench.architectures.configs import ModelConfig
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.planning.cells import resolve_models
 
 CASES: dict[str, tuple[str, list[str]]] = {

@@ -6,7 +6,7 @@ import torch
 from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import SIZES
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from tests.models.cases import CASES, backends_of, config_of

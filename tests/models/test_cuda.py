@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.clock import capture_graph
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retbench.architectures.retnet import retnet_config
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
 from retbench.mixers import module as mixer_module
 from retbench.mixers.state import LayerState

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.retnet import retnet_config
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.models.build import build_model
 from retbench.ops.decay import decay_schedule
 from retbench.ops.layers import SwigluFeedForward

@@ -6,7 +6,7 @@ import torch
 from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
 from retbench.planning.cells import resolve_models

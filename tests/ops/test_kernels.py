@@ -15,7 +15,7 @@ from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
 from retbench.cli import app
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import UnsupportedError
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
 from retbench.planning.cells import Cell, Settings, expand
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retbench.config.experiment import list_experiments
+from retbench.config.experiment_files import list_experiments
 from retbench.errors import RetbenchError
 from retbench.planning.plan import make_plan
 from retbench.records.record import Ceilings

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import CheckpointError, ConfigError
 from retbench.models.build import build_model
 from retbench.planning.models import find_models

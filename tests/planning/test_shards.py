@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from report.synthetic_records import Maker, write_results
 from retbench.cli import app
-from retbench.config.experiment import list_experiments, load_experiment
+from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.errors import ConfigError
 from retbench.planning.cells import Cell, Weights, expand
 from retbench.planning.plan import Plan, make_plan

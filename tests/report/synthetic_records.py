@@ -15,7 +15,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.transformer import TransformerSpec
-from retbench.config.experiment import Dtype
+from retbench.config.dtypes import Dtype
 from retbench.planning.cells import Cell, ModelUnderTest, Settings
 from retbench.records.record import Ceilings, Gate, GateCheck, Metric, ModelInfo, Point, Record, Status
 from retbench.records.store import append_record

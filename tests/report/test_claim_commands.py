@@ -13,7 +13,8 @@ from report.synthetic_scores import ScoreMaker, answer_better
 from retbench.architectures import costs
 from retbench.cli import load_command
 from retbench.config.evaluation import PerplexitySpec, RecallSlicesSpec, ZeroshotSpec
-from retbench.config.experiment import Experiment, Profile, load_experiment
+from retbench.config.experiment import Experiment, Profile
+from retbench.config.experiment_files import load_experiment
 from retbench.measure.devices import Device
 from retbench.mixers.softmax_attention import SoftmaxAttention
 from retbench.papers.claims import (

@@ -13,7 +13,7 @@ import pytest
 
 from retbench.config import experiment as config
 from retbench.config.evaluation import GridSpec
-from retbench.config.experiment import load_experiment
+from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError, RetbenchError
 from retbench.planning.plan import make_plan
 from retbench.records.record import Ceilings, Metric
@@ -70,7 +70,7 @@ def test_an_unknown_workload_is_refused_with_the_nearest() -> None:
 def test_the_registry_imports_no_torch() -> None:
     code = (
         "import sys; from retbench.workloads.workload import WORKLOADS; [one.code for one in WORKLOADS.values()]; "
-        "from retbench.config.experiment import load_experiment; load_experiment('latency'); "
+        "from retbench.config.experiment_files import load_experiment; load_experiment('latency'); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

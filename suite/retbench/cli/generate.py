@@ -103,7 +103,7 @@ def generate(
     to the first token and the tokens per second go to stderr.
     """
     from retbench.checkpoints.reading import read_checkpoint
-    from retbench.config.experiment import find_dtype
+    from retbench.config.dtypes import find_dtype
     from retbench.measure.devices import find_device
     from retbench.models.generation import Sampling
 
@@ -191,7 +191,7 @@ def _load(
     from retbench.architectures.configs import default_backend
     from retbench.checkpoints.loading import load_checkpoint
     from retbench.cli.in_process import within_memory
-    from retbench.config.experiment import Dtype
+    from retbench.config.dtypes import Dtype
     from retbench.measure.environment import use_device
     from retbench.measure.products import storing_by_output_is_faster
 

@@ -84,7 +84,7 @@ def _by_mixer(names: list[str]) -> list[str]:
 
 
 def _experiments() -> _Listing:
-    from retbench.config.experiment import list_experiments, load_experiment
+    from retbench.config.experiment_files import list_experiments, load_experiment
 
     experiments = [load_experiment(name) for name in list_experiments()]
     rows = [
@@ -151,7 +151,7 @@ def _tasks(data_dir: Path | None) -> _Listing:
 
 def _print_page() -> None:
     """Print every experiment with its command and its cost, as the page `experiments/README.md`."""
-    from retbench.config.experiment import list_experiments, load_experiment
+    from retbench.config.experiment_files import list_experiments, load_experiment
 
     blocks = [_PAGE_HEAD]
     for name, path in list_experiments().items():

@@ -104,14 +104,14 @@ def read_count(text: str | int) -> int:
 
 def complete_experiment(incomplete: str) -> list[str]:
     """Return the names of experiments that begin with a text, for the completion of a shell."""
-    from retbench.config.experiment import list_experiments
+    from retbench.config.experiment_files import list_experiments
 
     return [name for name in list_experiments() if name.startswith(incomplete)]
 
 
 def complete_profile(call: typer.Context, incomplete: str) -> list[str]:
     """Return the names of profiles that begin with a text: those of the experiment that was typed before."""
-    from retbench.config.experiment import load_experiment
+    from retbench.config.experiment_files import load_experiment
     from retbench.errors import RetbenchError
 
     try:

@@ -168,7 +168,7 @@ def _specs(model: str, kv_heads: int | None) -> "dict[str, ModelSpec]":
 def _measured(device: str, dtype: str | None, models: "Models", *, compiled: bool) -> "PredictionTarget":
     """Return a device of this machine with what it reaches now."""
     from retbench.cli.targets import measured_target
-    from retbench.config.experiment import find_dtype
+    from retbench.config.dtypes import find_dtype
 
     usual = "float32" if device == "cpu" else "bfloat16"
     return measured_target(device, models, find_dtype(dtype or usual), compiled=compiled)
@@ -177,7 +177,7 @@ def _measured(device: str, dtype: str | None, models: "Models", *, compiled: boo
 def _looked_up(device: str, ceilings: Path | None, dtype: str | None, models: "Models") -> "PredictionTarget":
     """Return a device with its ceilings: from records, or from a datasheet."""
     from retbench.cli import targets
-    from retbench.config.experiment import find_dtype
+    from retbench.config.dtypes import find_dtype
 
     dtype = None if dtype is None else find_dtype(dtype)
     if ceilings is not None:

@@ -141,7 +141,7 @@ def _exit_code(rows: "list[JobRow]") -> int:
 
 def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[str, Any]:
     """Return the parameters of the command to submit; ConfigError for one that some job could not carry out."""
-    from retbench.config.experiment import load_experiment
+    from retbench.config.experiment_files import load_experiment
     from retbench.planning.shards import count_parts
 
     name, *arguments = words

@@ -37,7 +37,7 @@ def table(
 
 def find_measured(experiment: str, results: "Results", path: Path) -> str:
     """Return the name of an experiment; RecordError for a shipped one without records among those at a path."""
-    from retbench.config.experiment import list_experiments
+    from retbench.config.experiment_files import list_experiments
 
     name = Path(experiment).stem if experiment.endswith(".toml") else experiment
     if name in list_experiments() and all(record.experiment != name for record in results.records):

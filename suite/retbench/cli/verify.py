@@ -49,7 +49,7 @@ def verify(
     from retbench.architectures.matching import resolve_model
     from retbench.architectures.sizes import size_id
     from retbench.cli.in_process import backends_of, blaming_package, find_named_model, within_memory
-    from retbench.config.experiment import find_dtype
+    from retbench.config.dtypes import find_dtype
     from retbench.measure.devices import find_device
 
     form = output_format(form, as_json=as_json)

@@ -1,15 +1,12 @@
 """Experiment files (TOML) as frozen, strict, typed objects; a misspelt key is an error that names it.
 
-`matching` turns a model's entry and a size into a `ModelConfig`, and `cells` turns a profile into the cells of a sweep.
+`experiment_files` finds and reads them. `matching` turns a model's entry and a size into a `ModelConfig`, and `cells` turns a profile into the cells of a sweep.
 Nothing here imports torch.
 """
 
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -17,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    ValidationError,
     create_model,
     field_validator,
     model_validator,
@@ -27,39 +23,13 @@ from pydantic.json_schema import JsonSchemaValue
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.registry import architectures
 from retbench.architectures.sizes import SizeId
+from retbench.config.dtypes import Dtype, dtype_id
 from retbench.config.evaluation import MAX_LENGTH, WorkloadSpec
-from retbench.config.overrides import apply_overrides
-from retbench.config.own_models import NO_OWN_MODELS, OwnModels, check_trust, replace_models
 from retbench.config.training import TrainingSpec
-from retbench.errors import ConfigError, shown, unknown_name
+from retbench.errors import unknown_name
 from retbench.ops import DecodeOperators
-from retbench.parsing import parse_toml
-from retbench.strict import JSON_SCHEMA, Name, NamePair, Strict, WithoutTitles, explain
-from retbench.units import GB
+from retbench.strict import JSON_SCHEMA, Name, NamePair, Strict, WithoutTitles
 from retbench.workloads.workload import WORKLOADS, Workload, find_workload
-
-Dtype = Literal["float64", "float32", "bfloat16", "float16"]
-_DTYPE_SYNONYMS = {
-    **dict.fromkeys(("fp64", "f64", "double"), "float64"),
-    **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
-    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
-    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
-}
-"""Other usual names of the dtypes."""
-
-
-def dtype_id(name: Any) -> Any:
-    """Return the name of a dtype as torch has it: 'fp16' and 'half' are 'float16'; anything unknown as it is."""
-    return _DTYPE_SYNONYMS.get(name.lower(), name) if isinstance(name, str) else name
-
-
-def find_dtype(name: str) -> Dtype:
-    """Return a dtype by any of its usual names; ConfigError with a suggestion for an unknown one."""
-    found: Dtype = dtype_id(name)
-    if found not in get_args(Dtype):
-        raise unknown_name("dtype", name, get_args(Dtype), where="--dtype")
-    return found
-
 
 PROFILE_SYNONYMS = {
     **dict.fromkeys(("gpu", "cuda", "a100", "h100", "full", "large"), "paper"),
@@ -67,9 +37,6 @@ PROFILE_SYNONYMS = {
     **dict.fromkeys(("test", "quick", "fast", "tiny"), "smoke"),
 }
 """Words that people use for the scale of a run, with the profile that is meant."""
-
-PAPER_MEMORY_BYTES = 70 * GB
-"""A device with this much memory (80 GB cards and larger) runs the profile `paper` by default."""
 
 if TYPE_CHECKING:
     AnyModelSpec = ModelSpec
@@ -138,7 +105,7 @@ def _with_architectures(models: object) -> object:
     """Return `[models.NAME]` tables in which those with a pattern name their architecture; anything else as it is."""
     if not isinstance(models, dict):
         return models
-    large = [one for one in _scalars(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
+    large = [one for one in scalars_of(models) if isinstance(one, int) and abs(one) > MAX_LENGTH]
     if large:
         raise ValueError(f"it has the number {large[0]:,}; the largest is {MAX_LENGTH:,}")
     return {
@@ -290,127 +257,12 @@ def experiment_schema() -> dict[str, Any]:
     return {"$schema": JSON_SCHEMA, **schema}
 
 
-_COMPLETED = r"profiles\..+?\.(?=models\.)"
-"""Beginning of the places in a profile that may have been completed from the experiment's models."""
-
-_PLAIN_SPACE = str.maketrans("", "", "\n\t\xa0")
-"""Characters that do not count as printable and may stand in a text."""
-
-
-def _scalars(node: object) -> Iterator[object]:
+def scalars_of(node: object) -> Iterator[object]:
     """Yield every key of nested tables, and every value that is no table or list."""
     if isinstance(node, dict):
         yield from node
     if isinstance(node, (dict, list)):
         for one in node.values() if isinstance(node, dict) else node:
-            yield from _scalars(one)
+            yield from scalars_of(one)
     else:
         yield node
-
-
-def default_profile(name_or_path: str, memory_bytes: int | None) -> str:
-    """Return the name of the profile that a device runs where none is given: the experiment's only one, if it is.
-
-    Args:
-        name_or_path: As of `load_experiment`.
-        memory_bytes: Memory of a CUDA device; None for the CPU.
-
-    Raises:
-        ConfigError: the file is absent or not TOML.
-    """
-    profiles = _read(name_or_path).raw.get("profiles")
-    if isinstance(profiles, dict) and len(profiles) == 1:
-        return str(next(iter(profiles)))
-    return "paper" if memory_bytes is not None and memory_bytes >= PAPER_MEMORY_BYTES else "cpu"
-
-
-def experiments_dir() -> Path:
-    """Return the folder of the experiment files: inside the installed wheel, or `experiments/` of the checkout."""
-    packaged = Path(str(resources.files("retbench"))) / "experiments"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "experiments"
-
-
-def list_experiments() -> dict[str, Path]:
-    """Return the path of every shipped experiment by name."""
-    return {path.stem: path for path in sorted(experiments_dir().glob("*.toml"))}
-
-
-def load_experiment(
-    name_or_path: str,
-    overrides: Sequence[str] = (),
-    *,
-    profile: str | None = None,
-    own_models: OwnModels = NO_OWN_MODELS,
-) -> Experiment:
-    """Read an experiment by its name in `experiments/` or by the path of a TOML file.
-
-    Args:
-        name_or_path: `latency`, or a path that ends in `.toml`.
-        overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
-            (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
-            (`models.retnet.variant=torchscale`).
-        profile: The profile that override keys without a prefix change; every profile when None.
-        own_models: Checkpoints that replace the experiment's models.
-
-    Raises:
-        ConfigError: the file is absent, is not TOML, or holds something unknown or out of range.
-    """
-    path, place, raw = _read(name_or_path)
-    if "name" in raw:
-        raise ConfigError(
-            f"{place}: the field 'name' is not allowed; an experiment is called after its file. Remove it."
-        )
-    check_trust(raw, place)
-    if own_models.checkpoints:
-        replace_models(raw, own_models)
-    apply_overrides(raw, overrides, profile)
-    for text in _scalars(raw):
-        if isinstance(text, str) and not text.translate(_PLAIN_SPACE).isprintable():
-            raise ConfigError(f"{place}: {shown(text)} has characters that cannot be printed. Remove them.")
-    try:
-        return Experiment.model_validate({"name": path.stem, **raw})
-    except ValidationError as error:
-        where = ", ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
-        tables = raw.get("models")
-        known = tables.items() if isinstance(tables, dict) else ()
-        whole = [name for name, table in known if isinstance(table, dict) and "architecture" in table]
-        raise ConfigError(explain(error, Experiment, where, whole, _COMPLETED)) from error
-
-
-class _File(NamedTuple):
-    """The file of an experiment, as messages name it, and its contents."""
-
-    path: Path
-    place: str
-    raw: dict[str, Any]
-
-
-def _read(name_or_path: str) -> _File:
-    """Read the file of an experiment; ConfigError if it is absent or not TOML."""
-    path = _find(name_or_path)
-    is_path = name_or_path.endswith(".toml")
-    place = shown(str(path)).strip("'\"") if is_path else f"experiment '{name_or_path}'"
-    try:
-        return _File(path, place, parse_toml(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{place}: not valid TOML: {error}. Correct the file there.") from error
-
-
-def _find(name_or_path: str) -> Path:
-    """Return the path of an experiment file; ConfigError with a suggestion when there is none."""
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if not os.path.isfile(path):  # unlike Path.is_file, false for a name too long to exist
-            raise ConfigError(
-                f"no experiment file at {shown(name_or_path)}. Give an existing TOML file or a name from "
-                "`retbench list`."
-            )
-        return path
-    known = list_experiments()
-    if name_or_path not in known:
-        raise unknown_name("experiment", name_or_path, known)
-    return known[name_or_path]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retbench.architectures.recorded import config_facts, is_standard
-from retbench.config.experiment import Dtype
+from retbench.config.dtypes import Dtype
 from retbench.papers.papers import find_number, read_data, validate
 from retbench.records.record import Record
 from retbench.strict import Strict

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from retbench.config.experiment import Dtype
+from retbench.config.dtypes import Dtype
 from retbench.errors import ConfigError, UnsupportedError, unknown_name
 from retbench.records.record import Ceilings
 from retbench.strict import Strict, explain

@@ -13,8 +13,9 @@ from pydantic import AliasChoices, Field
 from retbench.architectures import matching
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
+from retbench.config.dtypes import Dtype
 from retbench.config.evaluation import Split
-from retbench.config.experiment import Dtype, Experiment, Profile
+from retbench.config.experiment import Experiment, Profile
 from retbench.config.synthetic import LengthRecall, Mqar
 from retbench.errors import ConfigError
 from retbench.ops import DecodeOperators

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retbench.architectures.registry import find_architecture
-from retbench.config import experiment as config
+from retbench.config.dtypes import find_dtype
 from retbench.config.experiment import Experiment, Profile
+from retbench.config.experiment_files import default_profile, load_experiment
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.devices import Device, default_threads, find_device
@@ -94,9 +95,9 @@ def make_plan(
         device: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device where there is one, else the CPU.
         dtype: Replaces the profile's.
         limit: Keeps only the first context lengths of a workload, or the first documents where quality is measured.
-        overrides: `key=value` items; see `config.load_experiment`.
+        overrides: `key=value` items; see `load_experiment`.
         compiled: Replaces the profile's `compile`.
-        own_models: Checkpoints that replace the experiment's models, see `config.load_experiment`.
+        own_models: Checkpoints that replace the experiment's models, see `load_experiment`.
         results: Root of the results, where trained models are looked for.
         data_dir: Where local data is looked for.
 
@@ -104,10 +105,10 @@ def make_plan(
         ConfigError: something is misspelt or contradicts itself.
         UnsupportedError: this machine cannot do what was asked.
     """
-    dtype = None if dtype is None else config.find_dtype(dtype)
+    dtype = None if dtype is None else find_dtype(dtype)
     found = find_device(device)
-    profile_name = config.default_profile(name_or_path, found.memory_bytes) if profile is None else profile
-    loaded = config.load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
+    profile_name = default_profile(name_or_path, found.memory_bytes) if profile is None else profile
+    loaded = load_experiment(name_or_path, overrides, profile=profile_name, own_models=own_models)
     experiment = loaded.of_profile(profile_name)
     where = f"experiment '{experiment.name}', profile '{profile_name}'"
     chosen = _adjust(experiment.profile(profile_name), dtype, limit)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from retbench.config.experiment import list_experiments, load_experiment
+from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.records.record import FAULTY_CEILING, Record, excessive_load
 from retbench.report.cells import Cell, length_cell
 from retbench.report.evaluations import Evaluations

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from retbench.config.experiment import default_profile, load_experiment
+from retbench.config.experiment_files import default_profile, load_experiment
 from retbench.config.training import TrainingSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
