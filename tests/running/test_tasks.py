@@ -11,16 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from retbench.architectures.matching import resolve_model
-from retbench.architectures.retnet import RetNetSpec
 from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
-from retbench.models.build import build_model
 from retbench.models.equivalence import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
 from retbench.records.record import Ceilings, Gate, Status, utc_now
 from retbench.records.store import read_records
-from retbench.running import tasks
+from retbench.running import job_model, tasks
 from retbench.running.protocol import (
     Advanced,
     Checked,
@@ -38,7 +35,6 @@ from retbench.running.tasks import CellProgress, classify
 from retbench.user_packages import WORKLOADS
 from retbench.workloads.metrics import prefill_bytes
 from retbench.workloads.states import StateStore
-from tests.measure.outcomes import ROW_OUTCOMES
 
 Prepare = Callable[..., list[Message]]
 SHORT = (1, 17, 127)
@@ -47,7 +43,7 @@ SHORT = (1, 17, 127)
 @pytest.fixture(autouse=True)
 def _short_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the equivalence check compare prompts of up to 127 tokens: one form runs them token by token."""
-    monkeypatch.setattr(tasks, "LENGTHS", SHORT)
+    monkeypatch.setattr(job_model, "LENGTHS", SHORT)
 
 
 @pytest.fixture
@@ -72,25 +68,16 @@ def prepare(plan_of: Callable[..., Plan], run_info: RunInfo, tmp_path: Path) -> 
     return run
 
 
-def test_a_vocabulary_smaller_than_a_byte_is_checked_too() -> None:
-    """Models of synthetic tasks have few tokens; the check reads text of bytes."""
-    entry = RetNetSpec(architecture="retnet")
-    config = resolve_model(entry, "25k", vocab_size=32)
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=entry.backend)
-    cell = SimpleNamespace(point=SimpleNamespace(context_len=64), model_name="retnet")
-    assert tasks._check_gate(SimpleNamespace(cells=[cell]), model).passed  # type: ignore[arg-type]
-
-
 def leave_room_for(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a gate that is deeper than this run out of memory."""
-    check_equivalence = tasks.check_equivalence
+    check_equivalence = job_model.check_equivalence
 
     def starve(model: Any, tokens: torch.Tensor, *, depth: int, lengths: tuple[int, ...]) -> Gate:
         if depth > num_tokens:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return check_equivalence(model, tokens, depth=depth, lengths=lengths)
 
-    monkeypatch.setattr(tasks, "check_equivalence", starve)
+    monkeypatch.setattr(job_model, "check_equivalence", starve)
 
 
 def streamed_depth(sent: list[Message]) -> int:
@@ -111,7 +98,7 @@ def test_a_gate_without_the_memory_goes_half_as_deep(
 def test_a_gate_that_fits_at_no_depth_is_no_outcome_of_the_cells(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "LENGTHS", LENGTHS)
+    monkeypatch.setattr(job_model, "LENGTHS", LENGTHS)
     leave_room_for(0, monkeypatch)
     (message,) = prepare(4096)
     assert isinstance(message, Refused)
@@ -126,8 +113,8 @@ def test_a_gate_goes_as_deep_as_the_kernel_that_runs_can(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, kernel: str, depth: int
 ) -> None:
     monkeypatch.setattr(attention, "sdpa_kernel", lambda *_: kernel)
-    monkeypatch.setitem(tasks.GATE_DEPTH, "cpu", 240)
-    monkeypatch.setattr(tasks, "QUADRATIC_GATE_DEPTH", 220)
+    monkeypatch.setitem(job_model.GATE_DEPTH, "cpu", 240)
+    monkeypatch.setattr(job_model, "QUADRATIC_GATE_DEPTH", 220)
     assert streamed_depth(prepare(512)) == depth
 
 
@@ -232,7 +219,7 @@ def test_a_worker_without_a_gate_checks_its_model_first(
     records, _ = read_records(job.records_path)
     assert [record.gate for record in records] == [checked.gate]
     monkeypatch.setattr(
-        tasks, "check_equivalence", lambda *_, **__: PASSED.model_copy(update={"passed": False})
+        job_model, "check_equivalence", lambda *_, **__: PASSED.model_copy(update={"passed": False})
     )
     assert not any(isinstance(message, Started | Done) for message in measured(job))
 
@@ -242,9 +229,9 @@ def test_the_first_cell_begins_without_what_the_build_left(
     measure_job: MeasureJob, monkeypatch: pytest.MonkeyPatch, gate: Gate | None
 ) -> None:
     done: list[str] = []
-    build, check, outcome = tasks._build, tasks._check_gate, Outcome("ok", utc_now(), "")
-    monkeypatch.setattr(tasks, "_build", lambda *args: done.append("build") or build(*args))
-    monkeypatch.setattr(tasks, "_check_gate", lambda *args: done.append("check") or check(*args))
+    build, check, outcome = job_model.build, job_model.check_gate, Outcome("ok", utc_now(), "")
+    monkeypatch.setattr(job_model, "build", lambda *args: done.append("build") or build(*args))
+    monkeypatch.setattr(job_model, "check_gate", lambda *args: done.append("check") or check(*args))
     monkeypatch.setattr(tasks, "free_memory", lambda device: done.append("free"))
     monkeypatch.setattr(tasks, "_measure_cell", lambda *_: done.append("cell") or outcome)
     measured(measure_job("workloads={memory={context_len=[8]}}", gate=gate))
@@ -324,48 +311,3 @@ def test_a_value_that_is_no_number_is_told_with_the_line_of_the_users_package(
     status, message = classify(caught.value)
     assert status == "failed"
     assert message.startswith("ValidationError at someones_chat.py:4: Metric: 'value' is nan")
-
-
-def test_a_worker_builds_with_the_decode_operators_of_the_settings(
-    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-    model = SimpleNamespace(store_weights=lambda *, by_output: None, dtype=torch.float32)
-    monkeypatch.setattr(tasks, "build_model", lambda config, **options: asked.append(options) or model)
-    (cell, *_) = plan_of("size=300k", "decode_operators=eager").cells
-    tasks._build(SimpleNamespace(cells=(cell,)), torch.device("cpu"))
-    assert asked[0]["decode_operators"] == "eager"
-
-
-@pytest.mark.parametrize("by_output", [True, False])
-def test_on_a_gpu_a_worker_stores_weights_as_was_found(
-    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, by_output: bool
-) -> None:
-    """The model stays on the CPU, where nothing is measured: the first worker of the run has told what it found."""
-    cell = plan_of("size=300k").cells[0]
-    build = tasks._build_as_stored
-    monkeypatch.setattr(tasks, "_build_as_stored", lambda job, device: build(job, torch.device("cpu")))
-    monkeypatch.setattr(tasks.products, "_found", {"by_output": by_output})
-    job = SimpleNamespace(cells=(cell,))
-    model = tasks._build(job, torch.device("cuda:0"))  # type: ignore[arg-type]
-    assert model.weight_layout == ("out,in" if by_output else "in,out")
-
-
-@pytest.mark.parametrize(
-    ("compiled", "found"),
-    [("true", {"packed_rows, float32": 4, "by_output, float32": 1}), ("false", {})],
-)
-def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds_the_model(
-    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, compiled: str, found: dict[str, int]
-) -> None:
-    build, known = tasks._build_as_stored, []
-    rows = dict.fromkeys(ROW_OUTCOMES, 0)
-    monkeypatch.setattr(tasks.products, "_found", dict(rows))
-    monkeypatch.setattr(tasks.products, "measure_packing", lambda dtype: 4)
-    monkeypatch.setattr(tasks.products, "measure_loops", lambda dtype, rows, packs_weights: True)
-    monkeypatch.setattr(
-        tasks, "_build_as_stored", lambda *args: known.append(tasks.products.found()) or build(*args)
-    )
-    cells = plan_of("size=300k", f"compile={compiled}").cells
-    tasks._build(SimpleNamespace(cells=cells), torch.device("cpu"))  # type: ignore[arg-type]
-    assert known == [rows | found]

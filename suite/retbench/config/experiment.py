@@ -1,7 +1,7 @@
 """Experiment files (TOML) as frozen, strict, typed objects; a misspelt key is an error that names it.
 
-`experiment_files` finds and reads them. `matching` turns a model's entry and a size into a `ModelConfig`, and `cells` turns a profile into the cells of a sweep.
-Nothing here imports torch.
+`experiment_files` finds and reads them. `matching` turns a model's entry and a size into a `ModelConfig`, and `cells`
+turns a profile into the cells of a sweep. Nothing here imports torch.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -7,29 +7,25 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from retbench.architectures import costs
-from retbench.checkpoints.loading import import_code, load_model
-from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import allocator, environment, products, source
 from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
-from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, try_in_memory
+from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory
 from retbench.measure.nvml import watch_device
-from retbench.models.build import build_model, check_model
+from retbench.models.build import check_model
 from retbench.models.compiled import StepCompiler
-from retbench.models.equivalence import LENGTHS, check_equivalence
 from retbench.models.language_model import LanguageModel
-from retbench.planning.cells import Cell, Settings, Weights
+from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import FAULTY_CEILING, Ceilings, Gate, Status, utc_now
+from retbench.records.record import FAULTY_CEILING, Ceilings, Status, utc_now
 from retbench.records.store import append_record
-from retbench.running.gates import GATE_DEPTH, QUADRATIC_GATE_DEPTH
+from retbench.running import job_model
 from retbench.running.protocol import (
     CELL_MARK,
     Advanced,
@@ -138,68 +134,6 @@ def _store(job: Job) -> StateStore:
     return StateStore(job.states_dir, f"{job.run.code_revision} {code_of_cell(job.cells[0])['model_code']}")
 
 
-def _build(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model that all cells of the job share, with its weights stored for the first of them."""
-    _find_products(job, device)
-    model = _build_as_stored(job, device)
-    _store_weights(model, device, job.cells[0])
-    return model
-
-
-def _find_products(job: Job, device: torch.device) -> None:
-    """Measure how models of the run multiply their weights, before one takes its memory, unless a worker has."""
-    settings = job.cells[0].settings
-    dtype = getattr(torch, settings.dtype)
-    products.row_products(device, dtype)
-    if device.type == "cpu" and settings.compile:
-        products.packing_is_faster(1, dtype)
-    for cell in job.cells:
-        _reads_by_output(cell, device)
-
-
-def _store_weights(model: LanguageModel, device: torch.device, cell: Cell) -> None:
-    """Store the weights in the layout that a cell reads faster."""
-    model.store_weights(by_output=_reads_by_output(cell, device))
-
-
-def _reads_by_output(cell: Cell, device: torch.device) -> bool:
-    """Return whether a cell reads weights faster that are stored by output."""
-    if device.type == "cpu" and not find_workload(cell.workload).compiles:
-        return False  # on a CPU only decode steps read other weights than a model is built with
-    dtype, rows = getattr(torch, cell.settings.dtype), cell.point.batch_size
-    return products.storing_by_output_is_faster(device, dtype, compiled=cell.settings.compile, rows=rows)
-
-
-def _build_as_stored(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model with its weights as any model has them."""
-    cell = job.cells[0]
-    dtype, weights = getattr(torch, cell.settings.dtype), cell.under_test.weights
-    if weights is not None:
-        return load_model(
-            _read_info(weights),
-            dtype=dtype,
-            device=device,
-            backend=cell.backend,
-            chunk_size=cell.chunk_size,
-            decode_operators=cell.settings.decode_operators,
-            runs_code=weights.runs_code,
-        )
-    return build_model(
-        cell.model,
-        dtype=dtype,
-        device=device,
-        seed=cell.settings.seed,
-        backend=cell.backend,
-        chunk_size=cell.chunk_size,
-        decode_operators=cell.settings.decode_operators,
-    )
-
-
-def _read_info(weights: Weights) -> CheckpointInfo:
-    """Read the description of weights on a disk."""
-    return read_checkpoint(str(weights.path), format=weights.info.format)
-
-
 @contextmanager
 def _refusing(job: Job, cells: Iterable[int], send: Send) -> Iterator[None]:
     """Refuse `cells` of a job, by their index, if the block raises; a StorageError ends the run instead."""
@@ -217,8 +151,8 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
     """Run the equivalence check unless an earlier one holds; then stream the states that decode cells start from."""
     gate = None
     with _refusing(job, range(len(job.cells)), send):
-        model = _build(job, device)
-        gate = job.gate or _check_gate(job, model)
+        model = job_model.build(job, device)
+        gate = job.gate or job_model.check_gate(job, model)
     if gate is None:
         return
     send(Checked(gate=gate, products=products.found()))
@@ -234,47 +168,6 @@ def _prepare(job: Job, device: torch.device, store: StateStore, send: Send) -> N
     if streamed:
         with _refusing(job, streamed, send):
             stream_states(model, [job.cells[index] for index in streamed], store, report)
-
-
-def _check_gate(job: Job, model: LanguageModel) -> Gate:
-    """Run the equivalence check over real text: as deep as the cells go, the kernels can and the memory allows.
-
-    The check holds more than any cell does: two states and the logits of every token, or the input of every mixer. So
-    it is tried at half the depth when the memory does not suffice, and if it never does, the cells have not failed.
-
-    Raises:
-        UnsupportedError: the memory does not suffice at the shortest depth either.
-    """
-    limit = model.max_positions
-    lengths = tuple(length for length in LENGTHS if limit is None or length <= limit)
-    shortest = max(lengths)
-    depth = max(shortest, max(cell.point.context_len for cell in job.cells))
-    if limit is not None:
-        depth = min(depth, limit)
-    tokens = text.read_rows(1, min(depth, GATE_DEPTH[model.device.type])).to(model.device)
-    # A model of a synthetic task may have fewer tokens than there are bytes.
-    tokens = tokens % model.config.vocab_size
-    depth = min(tokens.shape[1], QUADRATIC_GATE_DEPTH if _is_quadratic(model, tokens) else depth)
-    while (
-        gate := try_in_memory(
-            partial(check_equivalence, model, tokens, depth=depth, lengths=lengths), model.device
-        )
-    ) is None:
-        if depth == shortest:
-            raise UnsupportedError(
-                f"the equivalence check of '{job.cells[0].model_name}' runs out of memory on {model.device} even at "
-                f"{shortest:,} tokens, and a model that has not passed it is not measured. Free memory there, or use "
-                "a smaller size (--set size=...)."
-            )
-        depth = max(shortest, depth // 2)
-    return gate
-
-
-@torch.inference_mode()
-def _is_quadratic(model: LanguageModel, tokens: torch.Tensor) -> bool:
-    """Return whether the form or kernel that runs a prompt here holds a score for every pair of tokens."""
-    model(tokens[:, : LENGTHS[1]])
-    return model.is_quadratic
 
 
 def _measure(
@@ -294,7 +187,7 @@ def _measure(
         cell = job.cells[request.index]
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
-        _store_weights(model, device, cell)
+        job_model.store_weights(model, device, cell)
         context = Context(
             cell,
             model,
@@ -324,17 +217,16 @@ def _set_up(
         # Threads, buffers of products and what building a model asks for take memory that is not the model's.
         if device.type == "cpu":
             measure_matmul_rate(device, getattr(torch, settings.dtype))
-        _find_products(job, device)
-        if weights := job.cells[0].under_test.weights:
-            import_code(_read_info(weights), runs_code=weights.runs_code)
+        job_model.find_products(job, device)
+        job_model.import_model_code(job)
         limit_memory(settings.memory_limit_bytes, device)
         allocator.keep_small_freed_memory()
     if device.type == "cuda":
         # The first product makes cuBLAS's handle. Where a cache has left no memory for it, its error is another one.
         torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)
-    model = _build(job, device)
+    model = job_model.build(job, device)
     if gate is None:
-        gate = _check_gate(job, model)
+        gate = job_model.check_gate(job, model)
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
     if job.gate is None or products.found() != job.products:
         send(Checked(gate=gate, products=products.found()))
