@@ -506,6 +506,15 @@ def test_an_axis_of_bytes_has_ticks_at_powers_of_two(kib: tuple[float, ...], tic
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
 
 
+@pytest.mark.parametrize("rates", [(0.5, 1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32)])
+def test_each_of_six_learning_rates_has_a_label_where_three_panels_stand_side_by_side(
+    rates: tuple[float, ...],
+) -> None:
+    (axes, *_) = style.add_panels(style.new_figure(2.0, "", "", ""), [1] * 3, [""], right_in=0.1)
+    style.set_count_axis(axes, rates, "{:g}".format)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"{rate:g}" for rate in rates]
+
+
 def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Record]) -> None:
     longest = "long_name_" * 20
     records = [

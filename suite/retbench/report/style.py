@@ -35,6 +35,8 @@ LINEAR_EDGE = 1.06
 """The right end of a linear axis over its last tick."""
 _BYTES_TICK_IN = 0.42
 """Room for the label of a tick of bytes."""
+_LETTER_IN, _POINT_IN, _GAP_IN = 0.062, 0.031, 0.018
+"""Widths of a letter and of a decimal point in the label of a tick, and the least space between two labels."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
 LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
@@ -263,10 +265,11 @@ def set_count_axis(axes: Axes, counts: Sequence[float], describe: Callable[[floa
     width_in = free_in = _width_in(axes)
     shown = list[str]()
     for count, label in zip(reversed(counts), reversed(labels), strict=True):
-        middle_in, half_in = width_in * log(count / low) / log(high / low), 0.03 * len(label)
+        middle_in = width_in * log(count / low) / log(high / low)
+        half_in = (_LETTER_IN * len(label) - (_LETTER_IN - _POINT_IN) * label.count(".")) / 2
         has_room = not shown or middle_in + half_in <= free_in
         shown.append(label if has_room else "")
-        free_in = middle_in - half_in - 0.03 if has_room else free_in
+        free_in = middle_in - half_in - _GAP_IN if has_room else free_in
     _set_ticks(axes, counts, shown[::-1])
     axes.fmt_xdata = lambda x: labels[min(range(len(counts)), key=lambda index: abs(counts[index] - x))]
     axes.set_xlim(low, high)
