@@ -1,7 +1,7 @@
 """Curves of every model against one quantity: the drawing functions that figures of cost and of quality share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -88,6 +88,22 @@ def draw_row(
     figure, above = axes[0].figure.figure, axes[0].get_position().y1 - axes[-1].get_position().y1
     _name_curves(axes[-1], labels, above * figure.get_figheight() * style.POINTS_PER_IN)
     return figure
+
+
+def draw_scales(
+    panels: Sequence[Panel], texts: tuple[str, str, str], describe: Describe, name: str, more: str = ""
+) -> Iterator[Figure]:
+    """Yield what `draw_row` draws on logarithmic axes, then on linear ones.
+
+    Args:
+        panels: From left to right.
+        texts: Title, subtitle and conditions.
+        describe: Words for the last value of a curve.
+        name: Name of the horizontal axis, of context lengths or batch sizes.
+        more: What its label says after the scale.
+    """
+    yield draw_row(panels, texts, describe, f"{name} (log scales){more}", scale="log")
+    yield draw_row(panels, texts, describe, f"{name}{more}", style.set_linear_length_axis)
 
 
 def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from retbench.files import write_atomic
 from retbench.records.record import Record
+from retbench.report.points import Lineup
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import house_style
 from retbench.report.wording import csv_text
@@ -57,25 +58,42 @@ class Drawing:
     linear: Figure | None = None
 
 
-class View(NamedTuple):
-    """Name and words of a figure of scores, and the records whose conditions it states."""
+@dataclass(frozen=True)
+class View:
+    """Name and words of a figure, and the records whose conditions it states: every drawing is made of one.
+
+    Attributes:
+        name: Stem of its files.
+        title: Its title.
+        subtitle: What its vertical axis has, and what its bars and markers are.
+        caption: What it shows, in one sentence or two.
+        records: Records whose conditions it states.
+        models: Their models, where they are of cost.
+    """
 
     name: str
     title: str
     subtitle: str
     caption: str
     records: Sequence[Record]
+    models: Lineup | None = None
+
+    @cached_property
+    def conditions(self) -> str:
+        """Conditions of the records, in one line."""
+        return describe_conditions(self.records, self.models)
 
     @property
     def texts(self) -> tuple[str, str, str]:
         """Title, subtitle and conditions."""
-        return self.title, self.subtitle, describe_conditions(self.records)
+        return self.title, self.subtitle, self.conditions
 
-    def drawing(self, figure: Figure, data: pd.DataFrame) -> Drawing:
+    def drawing(self, figure: Figure, data: pd.DataFrame, linear: Figure | None = None) -> Drawing:
         """Return the figure with everything that belongs to it."""
         experiments = tuple(dict.fromkeys(record.experiment for record in self.records))
-        conditions = describe_conditions(self.records)
-        return Drawing(self.name, experiments, self.title, self.caption, conditions, figure, data)
+        return Drawing(
+            self.name, experiments, self.title, self.caption, self.conditions, figure, data, linear
+        )
 
 
 def save_drawing(drawing: Drawing, out_dir: Path) -> list[Path]:

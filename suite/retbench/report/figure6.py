@@ -18,12 +18,11 @@ from retbench.papers.papers import KIND_WORDS, find_number
 from retbench.records.record import Record
 from retbench.report import curves, style
 from retbench.report.claims import describe_setup
-from retbench.report.drawing import Drawing
+from retbench.report.drawing import Drawing, View
 from retbench.report.labels import Label, add_text, label_ends
 from retbench.report.looks import HOLLOW
 from retbench.report.panels import TIME_UNITS, Panel, Units, frame_points, highest
 from retbench.report.points import Lineup, group
-from retbench.report.provenance import describe_conditions
 from retbench.report.sweeps import DATA_COLUMNS, CostSweep, by_workload, describe_rounds, with_failures
 from retbench.report.wording import bind_units, file_stem
 from retbench.units import GB, format_printed, format_rate, format_tokens
@@ -57,7 +56,6 @@ _NEEDS = {
 }
 """Meaning of each panel, and the experiment that measures it."""
 _WEIGHTS = "weight_bytes"
-_TITLE = "Our measurements in the layout of RetNet Figure 6"
 _COLUMNS = ["panel", "model", "batch_size", *DATA_COLUMNS[1:], "kind", "source"]
 
 
@@ -227,27 +225,25 @@ def _by_batch(sweeps: Sequence[CostSweep]) -> list[Figure6Panel]:
 
 def _make_drawing(panels: Sequence[Figure6Panel]) -> Drawing:
     timed = [record for panel in panels if panel.letter != "a" for record in panel.records]
-    conditions = describe_conditions(timed or panels[0].records, panels[0].models)
     experiments = tuple(dict.fromkeys(panel.records[0].experiment for panel in panels))
+    caption = " ".join([_describe(panels, experiments), *_describe_absent(panels), *_describe_paper(panels)])
+    view = View(
+        name=f"{file_stem('_'.join(experiments))}_figure6",
+        title="Our measurements in the layout of RetNet Figure 6",
+        subtitle=_subtitle(panels),
+        caption=bind_units(caption),
+        records=timed or panels[0].records,
+        models=panels[0].models,
+    )
     names = ["batch size" if panel.letter == "c" else style.LENGTH_LABEL for panel in panels]
-    texts = _TITLE, _subtitle(panels), conditions
     figure = curves.draw_column(
-        [each.panel for each in panels], [each.labels for each in panels], texts, names
+        [each.panel for each in panels], [each.labels for each in panels], view.texts, names
     )
     for axes, panel in zip(figure.axes, panels, strict=True):
         _draw_weights(axes, panel.rows[panel.rows["metric"] == _WEIGHTS], panel.panel.size)
         _draw_paper(axes, panel)
-    return Drawing(
-        name=f"{file_stem('_'.join(experiments))}_figure6",
-        experiments=experiments,
-        title=_TITLE,
-        caption=bind_units(
-            " ".join([_describe(panels, experiments), *_describe_absent(panels), *_describe_paper(panels)])
-        ),
-        conditions=conditions,
-        figure=figure,
-        data=pd.concat([panel.data for panel in panels], ignore_index=True),
-    )
+    data = pd.concat([panel.data for panel in panels], ignore_index=True)
+    return replace(view.drawing(figure, data), experiments=experiments)
 
 
 def _draw_weights(axes: Axes, rows: pd.DataFrame, size: float) -> None:

@@ -10,18 +10,29 @@ from retbench.architectures import recorded
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import DOTTED, describe_crosses
+from retbench.report.drawing import Drawing, View
 from retbench.report.labels import add_text, shorten
+from retbench.report.length_figure import draw_batches
 from retbench.report.looks import Look, look_of
-from retbench.report.panels import MEMORY_UNITS, unit_for
-from retbench.report.sweeps import CostSweep
+from retbench.report.panels import MEMORY_UNITS, batch_panels, unit_for
+from retbench.report.sweeps import (
+    DATA_COLUMNS,
+    CostSweep,
+    describe_batches,
+    name_of,
+    stack_data,
+    subtitle_of,
+    with_failures,
+)
 from retbench.units import format_bytes, format_tokens
+from retbench.workloads.workload import Workload
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
 """Analytical size of what a bar shows without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
-MOST_PANELS = 4
+_MOST_PANELS = 4
 """Panels that have room; for more of them only sums are drawn."""
 
 
@@ -51,7 +62,31 @@ def _analytical_bytes(record: Record) -> int | None:
     return None if weights is None or state is None else weights + state
 
 
-def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
+def draw_memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
+    """Draw memory by part, or the sum of the parts if there are too many models and batch sizes for that."""
+    num_panels = sum(len(sweep.models.models) for sweep in sweeps)
+    view, figure = (_draw_by_part if num_panels <= _MOST_PANELS else _draw_sums)(sweeps, workload)
+    data = [
+        with_failures(memory_rows(sweep), sweep.failed, PARTS).reindex(columns=DATA_COLUMNS)
+        for sweep in sweeps
+    ]
+    return view.drawing(figure, stack_data(sweeps, data))
+
+
+def _draw_sums(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, Figure]:
+    """Draw a curve per model, a panel per batch size, on logarithmic axes."""
+    metric, first = workload.primary.name, sweeps[0]
+    panels = batch_panels(sweeps, metric)
+    caption = (
+        "Bytes of weights, recurrent state or key-value cache, and workspace of one decode step together at each "
+        f"context length, {describe_batches(sweeps)}; both axes are logarithmic. The table has each part."
+    )
+    subtitle = subtitle_of(panels[0].unit, sweeps, metric)
+    view = View(name_of(sweeps), workload.title, subtitle, caption, first.records, first.models)
+    return view, next(draw_batches(panels, view.texts, metric))
+
+
+def _draw_by_part(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, Figure]:
     """Draw a panel per model and batch size on linear axes; a thin dotted line is the analytical size."""
     rows = [memory_rows(sweep) for sweep in sweeps]
     tops = [_largest(each) for each in rows]
@@ -59,13 +94,22 @@ def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
     several = len(sweeps) > 1
     failed = [status for sweep in sweeps for status in sweep.failed["status"]]
     batch = unit if several else f"{unit}, batch {sweeps[0].batch_size}"
-    texts = title, "; ".join([batch, "dotted: analytical", *describe_crosses(failed)]), sweeps[0].conditions
+    view = View(
+        name=name_of(sweeps),
+        title=workload.title,
+        subtitle="; ".join([batch, "dotted: analytical", *describe_crosses(failed)]),
+        caption="Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
+        f"one decode step at each context length, {describe_batches(sweeps)}. The thin line is the analytical size of "
+        "weights and state.",
+        records=sweeps[0].records,
+        models=sweeps[0].models,
+    )
     places = [
         (sweep, each, model)
         for sweep, each in zip(sweeps, rows, strict=True)
         for model in sweep.models.models
     ]
-    figure, panels = _add_grid(len(places), texts)
+    figure, panels = _add_grid(len(places), view.texts)
     for axes, (sweep, each, model) in zip(panels, places, strict=True):
         style.set_linear_length_axis(axes, sweep.lengths)
         style.set_value_axis(axes, max(tops) / size)
@@ -74,7 +118,7 @@ def draw_memory(sweeps: Sequence[CostSweep], title: str) -> Figure:
         label = shorten(sweep.models.labels[model]) + (f", batch {sweep.batch_size}" if several else "")
         heading = axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
         style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, heading])
-    return figure
+    return view, figure
 
 
 def _largest(rows: pd.DataFrame) -> float:

@@ -194,3 +194,14 @@ def sweep_panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) 
     """Return a metric of a sweep against the context length; the options are further fields of the panel."""
     points = frame_points(sweep.rows(metric), sweep.failed)
     return Panel(points, sweep.models, title, sweep.lengths, **options)
+
+
+def batch_panels(sweeps: Sequence[CostSweep], metric: str) -> list[Panel]:
+    """Return a metric that has units against the context length, a panel per batch size, all of one height."""
+    units, several = units_of(metric), len(sweeps) > 1
+    assert units is not None
+    top = max(highest(frame_points(sweep.rows(metric))) for sweep in sweeps)
+    return [
+        sweep_panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
+        for s in sweeps
+    ]

@@ -6,6 +6,7 @@ Each point is one seed of a training: there is no mean over seeds, nor an interv
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import pandas as pd
@@ -152,7 +153,7 @@ def _draw_sizes(scores: Evaluations, view: View, parts: Sequence[tuple[str, pd.D
     counts = [fmean(n for n in sizes if sizes[n] == size) for size in dict.fromkeys(sizes.values())]
     joined = next(iter(_shared_seeds(view.records)), "")
     if joined not in ("", "none"):
-        view = view._replace(subtitle=f"{view.subtitle}; the line: seed {joined}")
+        view = replace(view, subtitle=f"{view.subtitle}; the line: seed {joined}")
     aside_pt = min(16.0, 4.4 * (len(scores.models.models) - 1))
     panels = [
         Panel(

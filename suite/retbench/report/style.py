@@ -39,8 +39,6 @@ _LETTER_IN, _POINT_IN, _GAP_IN = 0.062, 0.031, 0.018
 """Widths of a letter and of a decimal point in the label of a tick, and the least space between two labels."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
-LOG_LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scales)"
-"""Below axes that are both logarithmic."""
 STATE_LABEL = "state or cache, bytes per sequence (log scale)"
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"

@@ -10,15 +10,20 @@ import pandas as pd
 from retbench.records.record import SHARES, Record
 from retbench.report.frames import observations
 from retbench.report.points import Lineup, group, lineup
-from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection, matched_groups
-from retbench.report.wording import describe_status, file_stem, section_title
+from retbench.report.wording import describe_status, file_stem, join_words, section_title
 from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 DATA_COLUMNS = ["model", "context_len", "metric", "unit", "value", "low", "high", "num_rounds", "status"]
 """Columns of the data of a figure of cost."""
+
+POINT_WORDS = (
+    "Points are geometric means of the rounds' medians, bars their 95 % intervals (often narrower than the marker; "
+    "cut where they leave the plot)."
+)
+"""Meaning of the points and bars of a figure of cost."""
 
 POINT_KEY = ["experiment", "workload", "batch_size", "context_len"]
 
@@ -87,7 +92,6 @@ class CostSweep:
         points: Its rows of `summarise`.
         failed: Its rows of `failed_points`.
         records: Its records.
-        conditions: Conditions of the measurement, in one line.
     """
 
     experiment: str
@@ -98,7 +102,6 @@ class CostSweep:
     points: pd.DataFrame
     failed: pd.DataFrame
     records: tuple[Record, ...]
-    conditions: str
 
     @property
     def stem(self) -> str:
@@ -188,7 +191,6 @@ def _sweeps(records: Sequence[Record]) -> list[CostSweep]:
             points=_part(points, *key),
             failed=_part(failed, *key),
             records=tuple(mine),
-            conditions=describe_conditions(mine, models),
         )
         for key, mine in groups.items()
     ]
@@ -207,3 +209,33 @@ def by_workload(sweeps: Sequence[CostSweep]) -> list[list[CostSweep]]:
 def swept_by_batch(sweeps: Sequence[CostSweep]) -> bool:
     """Return whether a workload is swept over more batch sizes than context lengths."""
     return len(sweeps) > len({length for sweep in sweeps for length in sweep.lengths})
+
+
+# ---- one figure of several sweeps ------------------------------------------------------------------------------------
+
+
+def name_of(sweeps: Sequence[CostSweep]) -> str:
+    """Return the name of the figure of sweeps that differ in the batch size."""
+    return sweeps[0].name if len(sweeps) == 1 else sweeps[0].stem
+
+
+def subtitle_of(unit: str, sweeps: Sequence[CostSweep], metric: str) -> str:
+    """Return unit, batch size unless panels name several, and the meaning of the error bars."""
+    first = sweeps[0]
+    if len({sweep.batch_size for sweep in sweeps}) == 1:
+        return f"{unit}, {first.subtitle(metric)}"
+    return f"{unit}; {describe_rounds(first.rows(metric))}"
+
+
+def describe_batches(sweeps: Sequence[CostSweep]) -> str:
+    """Return the batch sizes of a figure that has a panel for each of them: 'a panel per batch size (1 and 8)'."""
+    sizes = join_words([str(sweep.batch_size) for sweep in sweeps])
+    return f"batch {sizes}" if len(sweeps) == 1 else f"a panel per batch size ({sizes})"
+
+
+def stack_data(sweeps: Sequence[CostSweep], data: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the data of several sweeps in one table, with their batch size if there are several."""
+    if len(data) == 1:
+        return data[0]
+    frames = [each.assign(batch_size=sweep.batch_size) for sweep, each in zip(sweeps, data, strict=True)]
+    return pd.concat(frames, ignore_index=True)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from retbench.report import style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, fit_line
 from retbench.report.curves import DOTTED, draw_column, end_labels, with_length
-from retbench.report.drawing import Drawing
+from retbench.report.drawing import Drawing, View
 from retbench.report.panels import MEMORY_UNITS, RATE_UNITS, Panel, Point, sweep_panel
 from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes
@@ -31,6 +31,9 @@ def draw_training(sweep: CostSweep, workload: Workload) -> Drawing:
         f"{100 * LINEAR_MARGIN:.0f} % at every point. Memory far above these leaves the plot; its value is beside its "
         "name."
     )
+    fitting = {model: line for model, line in lines.items() if line.fits}
+    subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if fitting else "")
+    view = View(sweep.name, workload.title, subtitle, caption, sweep.records, sweep.models)
     rows = [
         (model, f"fitted_{name}", unit, value, None, None, "linear" if line.fits else "not linear")
         for model, line in lines.items()
@@ -40,19 +43,11 @@ def draw_training(sweep: CostSweep, workload: Workload) -> Drawing:
             ("largest_residual_ratio", "ratio", line.largest_residual),
         )
     ]
-    fitting = {model: line for model, line in lines.items() if line.fits}
-    return Drawing(
-        sweep.name,
-        (sweep.experiment,),
-        workload.title,
-        caption,
-        sweep.conditions,
-        _draw(sweep, workload.title, fitting),
-        sweep.data(["tokens_per_s", "peak_bytes"], rows),
-    )
+    data = sweep.data(["tokens_per_s", "peak_bytes"], rows)
+    return view.drawing(_draw(sweep, view.texts, fitting), data)
 
 
-def _draw(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
+def _draw(sweep: CostSweep, texts: tuple[str, str, str], linear: Mapping[str, Line]) -> Figure:
     """Draw tokens/s above peak memory, with the lines of the models whose memory is linear in the length."""
 
     def describe_speed(point: Point) -> str:
@@ -65,11 +60,10 @@ def _draw(sweep: CostSweep, title: str, linear: Mapping[str, Line]) -> Figure:
 
     speed = sweep_panel(sweep, "tokens_per_s", "{unit}", units=RATE_UNITS)
     memory = _memory_panel(sweep, linear)
-    subtitle = sweep.subtitle("step_s") + ("; dotted: linear fit" if linear else "")
     figure = draw_column(
         [speed, memory],
         [end_labels(speed, describe_speed), end_labels(memory, describe_memory)],
-        (title, subtitle, sweep.conditions),
+        texts,
         [style.LENGTH_LABEL] * 2,
     )
     for line in linear.values():
