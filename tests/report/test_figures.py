@@ -501,7 +501,7 @@ def test_the_values_beside_several_panels_are_those_of_the_last() -> None:
     ],
 )
 def test_an_axis_of_bytes_has_ticks_at_powers_of_two(kib: tuple[float, ...], ticks: list[str]) -> None:
-    (axes,) = style.add_panels(style.new_figure(2.0, "", "", ""), [1], [""], right_in=1.0)
+    _, (axes,) = style.new_panels(("", "", ""), [1], [""], row_in=1.0, right_in=1.0)
     style.set_bytes_axis(axes, [1024 * size for size in kib])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
 
@@ -510,7 +510,7 @@ def test_an_axis_of_bytes_has_ticks_at_powers_of_two(kib: tuple[float, ...], tic
 def test_each_of_six_learning_rates_has_a_label_where_three_panels_stand_side_by_side(
     rates: tuple[float, ...],
 ) -> None:
-    (axes, *_) = style.add_panels(style.new_figure(2.0, "", "", ""), [1] * 3, [""], right_in=0.1)
+    _, (axes, *_) = style.new_panels(("", "", ""), [1] * 3, [""], row_in=1.0)
     style.set_count_axis(axes, rates, "{:g}".format)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"{rate:g}" for rate in rates]
 

@@ -17,12 +17,16 @@ _LABEL_IN = 1.5
 def draw_ratios(report: CheckReport) -> Figure:
     """Draw second over first for every item with rounds, in the order of the report."""
     rows = [(item, item.change) for item in report.items if item.change]
-    height = style.HEADER_IN + style.FOOTER_IN + 0.4 + ROW_IN * max(1, len(rows))
     with style.house_style():
         footer = f"{report.first} | {report.second} | {report.method}"
-        figure = style.new_figure(height, "Second side over first", report.headline, footer)
-        label = "ratio with its 95 % interval; grey: the margin"
-        (axes,) = style.add_panels(figure, [1.0], [label], right_in=0.2, left_in=_LABEL_IN)
+        figure, (axes,) = style.new_panels(
+            ("Second side over first", report.headline, footer),
+            [1.0],
+            ["ratio with its 95 % interval; grey: the margin"],
+            row_in=ROW_IN * max(1, len(rows)) + 0.07,
+            right_in=0.2,
+            left_in=_LABEL_IN,
+        )
         for number, (item, change) in enumerate(rows):
             _draw_row(axes, number, item, change)
         axes.axvline(1.0, color=style.INK, linewidth=0.6)

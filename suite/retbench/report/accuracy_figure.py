@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from retbench.records.record import Record
 from retbench.report import style
@@ -119,19 +118,19 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
     labels = [shorten(models.labels[name]) for name in names]
     guesses = [100 * rows.chance for rows in tasks if rows.chance is not None]
     columns = int(style.WIDTH_IN / (label_width_in(labels) + 0.1)) or 1
-    top_in = style.HEADER_IN + _NAME_IN * -(-(len(names) + bool(guesses)) // columns)
-    figure = style.new_figure(top_in + style.BASE_IN + _ROW_IN * num_rows, *texts)
-    (axes,) = style.add_panels(
-        figure,
+    num_lines = -(-(len(names) + bool(guesses)) // columns)
+    figure, (axes,) = style.new_panels(
+        texts,
         [1],
         ["accuracy, %"],
+        row_in=_ROW_IN * num_rows + _NAME_IN,
         right_in=label_width_in([note for rows in tasks for note in rows.notes]) * 0.74,
         left_in=label_width_in([rows.task for rows in tasks]) * 0.95,
-        top_in=top_in - _NAME_IN,
+        top_in=style.HEADER_IN + _NAME_IN * (num_lines - 1),
     )
     ends = [100 * end for rows in tasks for point in rows.points for end in (point.low, point.high)]
     axes.set_xlim(max(0, min(ends + guesses) - 2), min(100, max(ends + guesses) + 2))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(style.round_ticks(5))
     axes.grid(axis="x")
     top, middles = 0, list[float]()
     for rows in tasks:
@@ -150,8 +149,7 @@ def _draw(tasks: Sequence[TaskRows], models: Lineup, texts: tuple[str, str, str]
         ncols=columns,
         loc="upper left",
         bbox_to_anchor=(0, 1 - _NAMES_IN / figure.get_figheight()),
-        frameon=False,
-        prop={"size": 6.2, "weight": "bold"},
+        prop={"weight": "bold"},
         borderpad=0.5,
         handletextpad=0.0,
         labelspacing=0.3,
@@ -166,7 +164,7 @@ def _draw_task(axes: Axes, rows: TaskRows, models: Lineup, top: int) -> None:
         look = look_of(models, point.model)
         interval = axes.hlines(y, 100 * point.low, 100 * point.high, color=look.line, linewidth=0.8)
         x = 100 * point.value
-        dot = axes.plot(x, y, look.marker, color=look.line, markeredgecolor=style.PAPER, markeredgewidth=0.4)
+        dot = axes.plot(x, y, look.marker, color=look.line, **style.MARKER_EDGE)
         at, options = ("axes fraction", "data"), {"fontsize": 5.8, "color": look.text, "va": "center"}
         words = add_text(axes, note, (1, y), at, (6, 0), **options)
         style.tag(axes, point.model, [interval, *dot, words])

@@ -16,8 +16,8 @@ from retbench.report.panels import Panel, Point, lowest
 from retbench.report.wording import describe_status, span
 from retbench.units import format_tokens
 
-HEIGHT_IN = 2.75
-DOTTED = (0, (1, 1.6))
+_HEIGHT_IN = 2.75
+"""Least height of a figure."""
 _ROW_IN, _GAP_IN = 1.2, 0.58
 _NARROWEST_IN = 0.62
 """Least width of a panel with its ticks; panels that have no room side by side go into further rows."""
@@ -80,12 +80,13 @@ def draw_row(
     shares = [2.0 + len(panel.ticks) for panel in panels[:num_columns]]
     row_in = _height_in(labels) if num_rows == 1 else max(_ROW_IN, _height_in(labels) / num_rows)
     names = [""] * (num_rows - 1) + [label]
-    axes = _add_panels(panels, shares, names, (title, subtitle, conditions), row_in=row_in, right_in=right_in)
+    texts = title, subtitle, conditions
+    figure, axes = _new_panels(panels, shares, names, texts, row_in=row_in, right_in=right_in)
     for each, panel in zip(axes, panels, strict=True):
         set_axis(each, panel.ticks)
         _set_value_axis(each, panels, scale)
         _fill(each, panel, max(panel.num_failing for panel in panels), reasons=reasons)
-    figure, above = axes[0].figure.figure, axes[0].get_position().y1 - axes[-1].get_position().y1
+    above = axes[0].get_position().y1 - axes[-1].get_position().y1
     _name_curves(axes[-1], labels, above * figure.get_figheight() * style.POINTS_PER_IN)
     return figure
 
@@ -135,16 +136,18 @@ def draw_column(
     """
     right_in = _room_in(panels, [label for mine in labels for label in mine])
     row_in = max(_ROW_IN, *(_height_in(mine) for mine in labels))
-    rows = _add_panels(panels, [1], axis_labels, texts, row_in=row_in, right_in=right_in, left_in=0.52)
+    figure, rows = _new_panels(
+        panels, [1], axis_labels, texts, row_in=row_in, right_in=right_in, left_in=0.52
+    )
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)
         style.set_value_axis(axes, panel.top / panel.size)
         _fill(axes, panel, panel.num_failing)
         _name_curves(axes, mine)
-    return rows[0].figure.figure
+    return figure
 
 
-def _add_panels(
+def _new_panels(
     panels: Sequence[Panel],
     shares: Sequence[float],
     axis_labels: Sequence[str],
@@ -153,24 +156,23 @@ def _add_panels(
     row_in: float,
     right_in: float,
     left_in: float = 0.38,
-) -> list[Axes]:
-    """Return axes for panels in a new figure, with room above each row for its crosses; see `style.add_panels`."""
+) -> tuple[Figure, list[Axes]]:
+    """Return a new figure with axes for panels, and room above each row for its crosses; see `style.new_panels`."""
     num_failing = max(panel.num_failing for panel in panels)
     # One panel without a title has room for a few rows of crosses anyway.
     num_crosses = num_failing if panels[0].title else max(0, num_failing - _MOST_REASONS)
     num_lines = max(panel.title.count("\n") for panel in panels)
     above_in = (num_crosses * _CROSSES_PT + num_lines * _TITLE_LINE_PT) / style.POINTS_PER_IN
-    top_in, gap_in = style.HEADER_IN + above_in, _GAP_IN + above_in
-    height_in = top_in + len(axis_labels) * (row_in + gap_in) - gap_in + style.BASE_IN
-    figure = style.new_figure(max(HEIGHT_IN, height_in), *texts)
-    return style.add_panels(
-        figure,
+    return style.new_panels(
+        texts,
         shares,
         axis_labels,
+        row_in=row_in,
         right_in=right_in,
         left_in=left_in,
-        top_in=top_in,
-        gap_in=gap_in,
+        top_in=style.HEADER_IN + above_in,
+        gap_in=_GAP_IN + above_in,
+        least_in=_HEIGHT_IN,
         count=len(panels),
     )
 
@@ -180,10 +182,7 @@ def _fill(axes: Axes, panel: Panel, num_failing: int, *, reasons: bool = True) -
     axes.yaxis.set_visible(bool(panel.measured))
     _draw_curves(axes, panel)
     _draw_crosses(axes, panel, reasons=reasons)
-    pad = 4 + _CROSSES_PT * num_failing
-    axes.set_title(
-        panel.title.replace("{unit}", panel.unit), fontsize=6.8, fontweight="bold", loc="left", pad=pad
-    )
+    axes.set_title(panel.title.replace("{unit}", panel.unit), pad=4 + _CROSSES_PT * num_failing)
 
 
 def _room_in(panels: Sequence[Panel], labels: Sequence[Label]) -> float:
@@ -207,22 +206,49 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             marker_pt = 3.9 if len(curves) == 1 else 3.4
             if len(points) == 1:
                 marker_pt = _LONE_MARKER_PT if max(map(len, curves)) == 1 else _ASIDE_MARKER_PT
-            line = axes.plot(
-                [point.x for point in points],
-                [point.value / panel.size for point in points],
+            draw_line(
+                axes,
+                model,
+                points,
+                panel.size,
+                lambda point: panel.words(point, axes.format_xdata(point.x)),
                 color=look.line,
                 linestyle=look.dash if panel.joined in (None, points[0].curve) else "",
                 transform=beside,
                 linewidth=1.3 if len(curves) == 1 else 0.9,
                 marker=look.marker if len(points) <= _MOST_MARKERS else "",
                 markersize=marker_pt * look.marker_scale,
-                markeredgecolor=style.PAPER,
-                markeredgewidth=0.4,
             )
-            style.tag(axes, model, [*line, *draw_intervals(axes, points, panel.size, look.line, beside)])
-            for point in points:
-                at = (point.x, point.value / panel.size)
-                style.mark(axes, model, at, panel.words(point, axes.format_xdata(point.x)))
+
+
+def draw_line(
+    axes: Axes,
+    model: str,
+    points: Sequence[Point],
+    size: float,
+    words: Describe,
+    *,
+    more: Sequence[Artist] = (),
+    **look: Any,
+) -> None:
+    """Draw a line through points with their intervals; the page shows the words of each, and hides it with its model.
+
+    Args:
+        axes: The axes.
+        model: Name of the model.
+        points: Points of the line, from left to right, in base units.
+        size: One unit of the vertical axis in base units.
+        words: The words of a point.
+        more: What else was drawn of the line.
+        look: Options of `Axes.plot`, among them `color`; `transform` places the line and its intervals.
+    """
+    line = axes.plot(
+        [point.x for point in points], [point.value / size for point in points], **style.MARKER_EDGE, **look
+    )
+    place = look.get("transform", axes.transData)
+    style.tag(axes, model, [*line, *_draw_intervals(axes, points, size, look["color"], place), *more])
+    for point in points:
+        style.mark(axes, model, (point.x, point.value / size), words(point))
 
 
 def _asides_pt(axes: Axes, panel: Panel) -> dict[str, float]:
@@ -244,15 +270,14 @@ def _asides_pt(axes: Axes, panel: Panel) -> dict[str, float]:
     return {model: reach_pt * (place / last - 0.5) for place, model in enumerate(models)}
 
 
-def draw_intervals(
-    axes: Axes, points: Sequence[Point], size: float, colour: str, transform: Transform | None = None
+def _draw_intervals(
+    axes: Axes, points: Sequence[Point], size: float, colour: str, place: Transform
 ) -> list[Artist]:
-    """Draw the intervals of the points that have one, placed as by `transform`, and return what was drawn."""
+    """Draw the intervals of the points that have one, and return what was drawn."""
     bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
     if not bars:
         return []
     x, low, high = zip(*bars, strict=True)
-    place = transform or axes.transData
     drawn: list[Artist] = [axes.vlines(x, low, high, color=colour, linewidth=0.8, transform=place)]
     look: dict[str, Any] = {"color": colour, "markersize": 5, "markeredgewidth": 0.8, "zorder": 1.9}
     for end in (low, high):

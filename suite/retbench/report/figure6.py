@@ -250,7 +250,7 @@ def _draw_weights(axes: Axes, rows: pd.DataFrame, size: float) -> None:
     """Draw a thin dotted line at the weights of each model, and name it."""
     for _, mine in rows.groupby("model"):
         height = float(mine["value"].iloc[0]) / size
-        axes.axhline(height, color=style.INK, linewidth=0.8, linestyle=curves.DOTTED, zorder=1.5)
+        axes.axhline(height, **style.DOTTED, zorder=1.5)
     if not rows.empty:
         at = (0.02, rows["value"].min() / size)
         add_text(axes, "weights", at, ("axes fraction", "data"), (0, -2), color=style.MUTED, va="top")

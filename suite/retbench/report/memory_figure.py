@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from retbench.architectures import recorded
 from retbench.records.record import Record
 from retbench.report import style
-from retbench.report.curves import DOTTED, describe_crosses
+from retbench.report.curves import describe_crosses
 from retbench.report.drawing import Drawing, View
 from retbench.report.labels import add_text, shorten
 from retbench.report.length_figure import draw_batches
@@ -109,14 +109,22 @@ def _draw_by_part(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View
         for sweep, each in zip(sweeps, rows, strict=True)
         for model in sweep.models.models
     ]
-    figure, panels = _add_grid(len(places), view.texts)
+    num_columns, num_rows = min(len(places), _MOST_COLUMNS), -(-len(places) // _MOST_COLUMNS)
+    figure, panels = style.new_panels(
+        view.texts,
+        [1] * num_columns,
+        [""] * (num_rows - 1) + [style.LENGTH_LABEL],
+        row_in=_PANEL_IN,
+        gap_in=_GAP_IN,
+        count=len(places),
+    )
     for axes, (sweep, each, model) in zip(panels, places, strict=True):
         style.set_linear_length_axis(axes, sweep.lengths)
         style.set_value_axis(axes, max(tops) / size)
         _draw_model(axes, sweep, each[each["model"] == model], model, size)
         look = look_of(sweep.models, model)
         label = shorten(sweep.models.labels[model]) + (f", batch {sweep.batch_size}" if several else "")
-        heading = axes.set_title(label, fontsize=6.8, color=look.text, loc="left", pad=3, fontweight="bold")
+        heading = axes.set_title(label, color=look.text, pad=3)
         style.tag(axes, model, [*axes.patches, *axes.collections, *axes.lines, *axes.texts, heading])
     return view, figure
 
@@ -159,15 +167,6 @@ def _state_name(sweep: CostSweep, model: str) -> str:
     return "KV cache" if found and recorded.has_cache(found.architecture, found.config) else "state"
 
 
-def _add_grid(count: int, texts: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels in rows of at most two."""
-    columns, num_rows = min(count, _MOST_COLUMNS), -(-count // _MOST_COLUMNS)
-    height_in = style.HEADER_IN + style.BASE_IN + num_rows * (_PANEL_IN + _GAP_IN) - _GAP_IN
-    figure = style.new_figure(height_in, *texts)
-    labels = [""] * (num_rows - 1) + [style.LENGTH_LABEL]
-    return figure, style.add_panels(figure, [1] * columns, labels, right_in=0.1, gap_in=_GAP_IN, count=count)
-
-
 def _draw_parts(axes: Axes, rows: pd.DataFrame, look: Look, size: float) -> None:
     """Draw areas stacked from weights up; a bar where there is only one length."""
     parts = (
@@ -188,7 +187,7 @@ def _draw_parts(axes: Axes, rows: pd.DataFrame, look: Look, size: float) -> None
 def _draw_expected(axes: Axes, expected: pd.DataFrame, size: float) -> None:
     x = [int(length) for length in expected["context_len"]]
     y = [float(value) / size for value in expected["value"]]
-    axes.plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=4)
+    axes.plot(x, y, **style.DOTTED, zorder=4)
     if len(x) == 1:
         axes.plot(x, y, "_", color=style.INK, zorder=4)
 

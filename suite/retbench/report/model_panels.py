@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from retbench.report import style
-from retbench.report.curves import draw_intervals
+from retbench.report.curves import draw_line
 from retbench.report.looks import Look, look_of
-from retbench.report.panels import frame_points
+from retbench.report.panels import Point, frame_points
 from retbench.report.points import Lineup
 from retbench.report.wording import with_interval
 from retbench.units import format_size
@@ -68,17 +68,21 @@ def add_model_panels(
     num_rows = -(-len(names) // _MOST_COLUMNS)
     num_columns = -(-len(names) // num_rows)
     above_in = _LINE_IN * max(title.count("\n") for title in titles)
-    gap_in, top_in = _GAP_IN + above_in, style.HEADER_IN + above_in
-    rows_in = max(_ROWS_IN, num_rows * (_ROW_IN + gap_in) - gap_in)
-    figure = style.new_figure(top_in + rows_in + style.BASE_IN, *texts)
-    row_labels = [""] * (num_rows - 1) + [label]
-    panels = style.add_panels(
-        figure, [1] * num_columns, row_labels, right_in=0.1, top_in=top_in, gap_in=gap_in, count=len(names)
+    top_in = style.HEADER_IN + above_in
+    figure, panels = style.new_panels(
+        texts,
+        [1] * num_columns,
+        [""] * (num_rows - 1) + [label],
+        row_in=_ROW_IN,
+        top_in=top_in,
+        gap_in=_GAP_IN + above_in,
+        least_in=top_in + _ROWS_IN + style.BASE_IN,
+        count=len(names),
     )
     lines = []
     for axes, name, title in zip(panels, names, titles, strict=True):
         look, own = look_of(models, name), data[data["model"] == name]
-        axes.set_title(title, fontsize=6.4, fontweight="bold", loc="left", pad=3, color=look.text)
+        axes.set_title(title, fontsize=6.4, pad=3, color=look.text)
         for _, rows in own.groupby(["size", *own.columns.intersection(["seed"])], sort=False):
             size = str(rows["size"].iloc[0])
             label_of_line = f"{models.labels[name]} {format_size(size)}"
@@ -97,24 +101,25 @@ def draw_model_line(line: ModelLine, axis: str, unit: tuple[float, str], more: S
         unit: Unit of the vertical axis in base units, and its name.
         more: What else was drawn of the model.
     """
-    (size, name), points = unit, frame_points(line.rows.dropna(subset="value"), axis=axis)
-    drawn = line.axes.plot(
-        [point.x for point in points],
-        [point.value / size for point in points],
-        line.look.marker,
+    size, name = unit
+
+    def words(point: Point) -> str:
+        value = with_interval(*(f"{number / size:.4g}" for number in point.estimate))
+        return f"{line.label}, {point.x:g}: {value} {name}"
+
+    draw_line(
+        line.axes,
+        line.model,
+        frame_points(line.rows.dropna(subset="value"), axis=axis),
+        size,
+        words,
+        more=more,
         color=line.look.line,
         linestyle=line.dash,
         linewidth=1.0,
+        marker=line.look.marker,
         markersize=3.2 * line.look.marker_scale,
-        markeredgecolor=style.PAPER,
-        markeredgewidth=0.4,
     )
-    intervals = draw_intervals(line.axes, points, size, line.look.line)
-    style.tag(line.axes, line.model, [*drawn, *intervals, *more])
-    for point in points:
-        value = with_interval(*(f"{number / size:.4g}" for number in point.estimate))
-        words = f"{line.label}, {point.x:g}: {value} {name}"
-        style.mark(line.axes, line.model, (point.x, point.value / size), words)
 
 
 def _dash(size: str, sizes: Sequence[str]) -> Any:
@@ -131,8 +136,6 @@ def _name_sizes(figure: Figure, sizes: Sequence[str]) -> None:
         ncols=len(sizes),
         loc="upper right",
         bbox_to_anchor=(1 - 0.1 / style.WIDTH_IN, 1 - 0.07 / figure.get_figheight()),
-        frameon=False,
-        prop={"size": 6.2},
         borderpad=0.0,
         borderaxespad=0.0,
         handlelength=2.2,

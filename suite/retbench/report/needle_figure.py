@@ -47,23 +47,19 @@ def _draw(
         caption=_CAPTION,
         records=records,
     )
-    num_rows = -(-len(maps) // _COLUMNS)
-    top_in = style.HEADER_IN + 0.12
-    height_in = top_in + num_rows * (_MAP_IN + _GAP_IN) - _GAP_IN + style.BASE_IN
-    figure = style.new_figure(height_in, *view.texts)
-    panels = style.add_panels(
-        figure,
+    figure, panels = style.new_panels(
+        view.texts,
         [1] * _COLUMNS,
-        [style.LENGTH_LABEL] * num_rows,
-        right_in=0.1,
-        top_in=top_in,
+        [style.LENGTH_LABEL] * -(-len(maps) // _COLUMNS),
+        row_in=_MAP_IN,
+        top_in=style.HEADER_IN + 0.12,
         gap_in=_GAP_IN,
         count=len(maps),
     )
     for axes, ((model, instance), mine) in zip(panels, maps.items(), strict=True):
         seed = "" if instance.seed is None else f", seed {instance.seed}"
         name = shorten(f"{scores.models.labels[model]}{seed}")
-        axes.set_title(name, fontsize=6.8, fontweight="bold", loc="left", pad=4)
+        axes.set_title(name, pad=4)
         _draw_map(axes, model, name, mine, scores.trained_length(mine))
     return view.drawing(figure, pd.DataFrame([row for record in records for row in _data_rows(record)]))
 

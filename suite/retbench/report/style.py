@@ -42,6 +42,10 @@ LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
 STATE_LABEL = "state or cache, bytes per sequence (log scale)"
 
 INK, MUTED, GRID, PAPER, NEUTRAL = "#1b1f24", "#5f6771", "#dfe2e6", "#ffffff", "#c6cbd1"
+DOTTED: Any = {"color": INK, "linewidth": 0.8, "linestyle": (0, (1, 1.6))}
+"""Look of a line that a formula or a fit gives."""
+MARKER_EDGE: Any = {"markeredgecolor": PAPER, "markeredgewidth": 0.4}
+"""Edge that sets a marker off from what it covers."""
 GUIDE: Any = {"color": MUTED, "linewidth": 0.7, "linestyle": (0, (2, 2)), "zorder": 1}
 """Look of a dashed line that the curves are compared with."""
 
@@ -52,6 +56,9 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 6.8,
+    "axes.titleweight": "bold",
     "axes.titley": 1.0,  # titles stay: no search for ticks that they might touch, at each drawing
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
@@ -59,6 +66,8 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "font.size": 7.0,
     "grid.color": GRID,
     "grid.linewidth": 0.5,
+    "legend.fontsize": 6.2,
+    "legend.frameon": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 3.9,
     "svg.fonttype": "path",
@@ -145,7 +154,66 @@ def house_style() -> Iterator[None]:
             yield
 
 
-def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> Figure:
+def new_panels(
+    texts: tuple[str, str, str],
+    shares: Sequence[float],
+    labels: Sequence[str],
+    *,
+    row_in: float,
+    right_in: float = 0.1,
+    left_in: float = 0.38,
+    top_in: float = HEADER_IN,
+    gap_in: float = 0.0,
+    least_in: float = 0.0,
+    count: int | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """Return a new figure and its axes, row by row from the top; those of one row share a vertical axis.
+
+    Args:
+        texts: Title, subtitle and conditions.
+        shares: Share of the width of each column.
+        labels: Name of the horizontal axis of each row; it may be empty.
+        row_in: Inches that a row is high; rows are higher where the figure is as low as it may be.
+        right_in: Inches kept free at the right for labels.
+        left_in: Inches kept free at the left for the ticks of the vertical axis.
+        top_in: Inches kept free above the first row.
+        gap_in: Inches between two rows.
+        least_in: Least height of the figure.
+        count: Number of axes, where the last row is not full.
+    """
+    num_rows, aside_in = len(labels), 0.16
+    height_in = max(least_in, top_in + num_rows * (row_in + gap_in) - gap_in + BASE_IN)
+    figure = _new_figure(height_in, *texts)
+    rows_in = height_in - BASE_IN - top_in - gap_in * (num_rows - 1)
+    columns_in = WIDTH_IN - left_in - right_in - aside_in * (len(shares) - 1)
+    rows = figure.subplots(
+        num_rows,
+        len(shares),
+        sharey="row",
+        squeeze=False,
+        width_ratios=shares,
+        gridspec_kw={
+            "left": left_in / WIDTH_IN,
+            "right": 1 - right_in / WIDTH_IN,
+            "bottom": BASE_IN / height_in,
+            "top": 1 - top_in / height_in,
+            "wspace": aside_in * len(shares) / columns_in,
+            "hspace": gap_in * num_rows / rows_in,
+        },
+    )
+    for row, label in zip(rows, labels, strict=True):
+        first, last = row[0].get_position(), row[-1].get_position()
+        middle = max((first.x0 + last.x1) / 2, (0.06 + 0.0245 * len(label)) / WIDTH_IN)  # not cut at the left
+        figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
+        for axes in row[1:]:
+            axes.spines["left"].set_visible(False)
+    panels = [axes for row in rows for axes in row]
+    for unused in panels[len(panels) if count is None else count :]:
+        unused.remove()
+    return figure, panels[:count]
+
+
+def _new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> Figure:
     """Return an empty figure of the standard width with its title, and its conditions at the foot."""
     figure = ReportFigure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
@@ -158,59 +226,6 @@ def new_figure(height_in: float, title: str, subtitle: str, conditions: str) -> 
         left, 0.03 / height_in, "\n".join(lines), fontsize=4.8, color=MUTED, va="bottom", linespacing=1.1
     )
     return figure
-
-
-def add_panels(
-    figure: Figure,
-    shares: Sequence[float],
-    labels: Sequence[str],
-    *,
-    right_in: float,
-    left_in: float = 0.38,
-    top_in: float = HEADER_IN,
-    gap_in: float = 0.0,
-    count: int | None = None,
-) -> list[Axes]:
-    """Add rows of axes, row by row from the top; those of one row stand side by side and share a vertical axis.
-
-    Args:
-        figure: From `new_figure`.
-        shares: Share of the width of each column.
-        labels: Name of the horizontal axis of each row; it may be empty.
-        right_in: Inches kept free at the right for labels.
-        left_in: Inches kept free at the left for the ticks of the vertical axis.
-        top_in: Inches kept free above the first row.
-        gap_in: Inches between two rows.
-        count: Number of axes, where the last row is not full.
-    """
-    height_in, aside_in = float(figure.get_figheight()), 0.16
-    rows_in = height_in - BASE_IN - top_in - gap_in * (len(labels) - 1)
-    columns_in = WIDTH_IN - left_in - right_in - aside_in * (len(shares) - 1)
-    rows = figure.subplots(
-        len(labels),
-        len(shares),
-        sharey="row",
-        squeeze=False,
-        width_ratios=shares,
-        gridspec_kw={
-            "left": left_in / WIDTH_IN,
-            "right": 1 - right_in / WIDTH_IN,
-            "bottom": BASE_IN / height_in,
-            "top": 1 - top_in / height_in,
-            "wspace": aside_in * len(shares) / columns_in,
-            "hspace": gap_in * len(labels) / rows_in,
-        },
-    )
-    for row, label in zip(rows, labels, strict=True):
-        first, last = row[0].get_position(), row[-1].get_position()
-        middle = max((first.x0 + last.x1) / 2, (0.06 + 0.0245 * len(label)) / WIDTH_IN)  # not cut at the left
-        figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
-        for axes in row[1:]:
-            axes.spines["left"].set_visible(False)
-    panels = [axes for row in rows for axes in row]
-    for unused in panels[len(panels) if count is None else count :]:
-        unused.remove()
-    return panels[:count]
 
 
 def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
@@ -308,8 +323,13 @@ def set_value_axis(axes: Axes, top: float, low: float | None = None) -> None:
     else:
         margin = 0.07 * (top - low) or 0.05 * abs(top) or 1.0
         axes.set_ylim(low - margin, top + margin)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(round_ticks(5))
     axes.grid(axis="y")
+
+
+def round_ticks(most: int) -> MaxNLocator:
+    """Return what sets at most so many steps between ticks, at round numbers."""
+    return MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
 
 
 def set_log_value_axis(axes: Axes, low: float, high: float) -> None:
@@ -326,8 +346,7 @@ def set_log_value_axis(axes: Axes, low: float, high: float) -> None:
         if len(ticks) >= 3:
             break
     else:
-        found = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        ticks = [tick for tick in found if low <= tick <= high]
+        ticks = [tick for tick in round_ticks(4).tick_values(low, high) if low <= tick <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.6g}" for tick in ticks]))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from retbench.report import style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, fit_line
-from retbench.report.curves import DOTTED, draw_column, end_labels, with_length
+from retbench.report.curves import draw_column, end_labels, with_length
 from retbench.report.drawing import Drawing, View
 from retbench.report.panels import MEMORY_UNITS, RATE_UNITS, Panel, Point, sweep_panel
 from retbench.report.sweeps import CostSweep
@@ -69,7 +69,7 @@ def _draw(sweep: CostSweep, texts: tuple[str, str, str], linear: Mapping[str, Li
     for line in linear.values():
         x = [0.0, float(line.lengths[-1])]
         y = [(line.intercept + line.slope * length) / memory.size for length in x]
-        figure.axes[1].plot(x, y, color=style.INK, linewidth=0.8, linestyle=DOTTED, zorder=2.5)
+        figure.axes[1].plot(x, y, **style.DOTTED, zorder=2.5)
     return figure
 
 
