@@ -75,6 +75,11 @@ class TaskPoint(NamedTuple):
             return f"{task} ({protocol}, {format_tokens(self.context_len)})"
         return task if self.num_fewshot is None else f"{task}, {self.num_fewshot}-shot"
 
+    @property
+    def corpus(self) -> str:
+        """Name of the text of a training; a workload that makes its own examples has none."""
+        return self.task or "its own text"
+
     def stem(self, suffix: str) -> str:
         """Return a name for a figure of this point: unique in a report, fit for a file name."""
         parts = (self.experiment, self.workload, self.task, self.protocol, str(self.context_len), suffix)
@@ -139,6 +144,11 @@ def fact(record: Record, name: str) -> object:
     """Return a fact that the executed code recorded, else the setting of that name; a list or table as text."""
     value = record.backend.get(name, record.settings.get(name))
     return str(value) if isinstance(value, list | dict) else value
+
+
+def loss_unit(record: Record) -> str:
+    """Return what a loss of a training is the mean over: a token of a text, or an answer of a task."""
+    return "token" if fact(record, "tokenizer") else "answer"
 
 
 def is_final(record: Record) -> bool:

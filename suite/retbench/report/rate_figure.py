@@ -16,12 +16,12 @@ from retbench.report.panels import PERCENT
 from retbench.report.points import (
     Lineup,
     TaskPoint,
-    fact,
     group,
     instance_of,
     instance_row,
     is_final,
     learning_rate,
+    loss_unit,
 )
 from retbench.units import format_tokens
 
@@ -44,9 +44,8 @@ def draw_rates(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
     if not ended or len(set(map(learning_rate, records))) < 2:
         return
     is_task = all(_ACCURACY in record.metrics for record in ended)
-    unit = "token" if fact(ended[0], "tokenizer") else "answer"
-    quantity = "validation accuracy, %" if is_task else f"validation loss, nats per {unit}"
-    where = f"{task_point.task or 'its own text'}, sequences of {format_tokens(task_point.context_len)}"
+    quantity = "validation accuracy, %" if is_task else f"validation loss, nats per {loss_unit(ended[0])}"
+    where = f"{task_point.corpus}, sequences of {format_tokens(task_point.context_len)}"
     view = View(
         name=task_point.stem("rates"),
         title="Tuning of the learning rate",

@@ -73,7 +73,7 @@ def draw_figure5(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing
     data = _size_data(
         records, "validation_perplexity", "ratio", lambda record: math.exp(record.metrics[metric].value)
     )
-    corpus, length = task_point.task or "its own text", format_tokens(task_point.context_len)
+    corpus, length = task_point.corpus, format_tokens(task_point.context_len)
     tokens = range_of((record.metrics["num_tokens"].value for record in records), format_count)
     view = View(
         name=task_point.stem("figure5"),
