@@ -32,9 +32,9 @@ from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Metric, Record, WeightsInfo
-from retbench.report.claim_rows import Scope
 from retbench.report.claims import judge
 from retbench.report.frames import Results, load_results
+from retbench.report.judged_claims import Scope
 
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}

@@ -16,16 +16,14 @@ from retbench.architectures.registry import architectures
 from retbench.papers.claims import load_claims
 from retbench.papers.papers import MODEL_TITLES, load_papers
 from retbench.records.record import Gate, GateCheck, Record
-from retbench.report.claim_tables import (
-    ClaimEntry,
-    ClaimGroup,
-    ClaimSection,
-    make_claim_section,
-)
-from retbench.report.claim_words import describe_number, shorten_metric
-from retbench.report.claims import judge_claims
+from retbench.report.claim_tables import ClaimGroup, make_claim_section
+from retbench.report.claim_words import describe_number, describe_paper, describe_sources, shorten_metric
+from retbench.report.claims import judge, judge_claims
 from retbench.report.frames import Results, load_results
+from retbench.report.judged_claims import JudgedClaim
 from retbench.report.report import write_report
+
+CLAIMS = {claim.name: claim for claim in load_claims()}
 
 
 def groups_of(records: list[Record]) -> list[ClaimGroup]:
@@ -33,26 +31,27 @@ def groups_of(records: list[Record]) -> list[ClaimGroup]:
 
 
 def names_in(group: ClaimGroup) -> list[str]:
-    return [entry.name for entry in group.entries]
+    return [judged.claim.name for judged in group.claims]
 
 
 def test_every_claim_is_in_one_group_and_the_title_counts_them() -> None:
     groups = groups_of(Maker(CPU).latency())
     names = list(chain.from_iterable(names_in(group) for group in groups))
     assert sorted(names) == sorted(claim.name for claim in load_claims())
-    assert all(group.title.endswith(f" ({len(group.entries)})") for group in groups)
+    assert all(group.heading == f"{group.title} ({len(group.claims)})" for group in groups)
 
 
 def test_decided_claims_come_first_and_measured_ones_first_in_their_group() -> None:
     first, second, *_ = groups_of(Maker(CPU).latency())
     assert names_in(first) == ["equal_forms"]
-    measured = [bool(entry.here) for entry in second.entries]
+    measured = [bool(judged.results) for judged in second.claims]
     assert measured == sorted(measured, reverse=True)
-    assert {"latency_ratio", "latency_level", "throughput_ratio"} <= {entry.name for entry in second.shown}
+    shown = {judged.claim.name for judged in second.shown}
+    assert {"latency_ratio", "latency_level", "throughput_ratio"} <= shown
 
 
 def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> None:
-    groups = {group.title.rpartition(" (")[0]: group for group in groups_of([])}
+    groups = {group.title: group for group in groups_of([])}
     found = {title: set(names_in(group)) for title, group in groups.items()}
     assert {"memory_ratio", "training_speed"} <= found["Needs the paper's hardware, A100 80GB"]
     assert {"perplexity_by_size", "zero_shot", "ablation_decay"} <= found[
@@ -75,7 +74,7 @@ def test_claims_are_grouped_by_what_they_need_and_each_group_says_it_once() -> N
 
 
 def test_what_a_group_needs_names_its_experiments_or_what_is_lacking() -> None:
-    needed = {group.title.rpartition(" (")[0]: group.needed for group in groups_of([])}
+    needed = {group.title: group.needed for group in groups_of([])}
     assert needed["Needs the paper's hardware, A100 80GB"] == (
         "A verdict needs the paper's hardware, A100 80GB: `retbench run EXPERIMENT --profile paper`, where EXPERIMENT "
         "is memory, throughput, latency or training_cost; each claim has its own options."
@@ -117,7 +116,7 @@ def test_what_a_group_needs_names_its_experiments_or_what_is_lacking() -> None:
     ],
 )
 def test_the_papers_number_stands_with_its_conditions(name: str, paper: str) -> None:
-    assert entry_of(name, []).paper == paper
+    assert describe_paper(CLAIMS[name]) == paper
 
 
 NO_MODELS = set(
@@ -158,7 +157,7 @@ def test_rows_and_columns_are_shown_by_their_titles() -> None:
 def test_a_group_keeps_the_order_of_the_file() -> None:
     order = [claim.name for claim in load_claims()]
     for group in groups_of(Maker(CPU).memory()):
-        measured = {entry.name for entry in group.entries if entry.here}
+        measured = {judged.claim.name for judged in group.claims if judged.results}
         assert names_in(group) == sorted(
             names_in(group), key=lambda name: (name not in measured, order.index(name))
         )
@@ -167,15 +166,8 @@ def test_a_group_keeps_the_order_of_the_file() -> None:
 # ---- the section of the report ---------------------------------------------------------------------------------------
 
 
-def section_of(records: Iterable[Record]) -> ClaimSection:
-    return make_claim_section(judge_claims(Results(tuple(records), ())), [])
-
-
-def entry_of(name: str, records: Iterable[Record]) -> ClaimEntry:
-    (entry,) = [
-        entry for group in section_of(records).groups for entry in group.entries if entry.name == name
-    ]
-    return entry
+def judged_claim(name: str, records: Iterable[Record]) -> JudgedClaim:
+    return judge(CLAIMS[name], Results(tuple(records), ()))
 
 
 def read_texts(folder: Path) -> tuple[str, str]:
@@ -205,36 +197,34 @@ def texts(reported: Path) -> tuple[str, str]:
 
 
 def test_without_a_verdict_it_says_what_is_missing_and_which_command_makes_it() -> None:
-    entry = entry_of("latency_ratio", [])
-    assert (entry.verdict, entry.here, entry.missing) == ("not testable", (), "needs one A100 of 80 GB")
-    assert entry.verdict_cell == "not testable"
-    assert entry.command is not None
-    assert entry.command.startswith("retbench run latency --profile paper")
+    judged = judged_claim("latency_ratio", [])
+    assert (judged.verdict_cell, judged.results) == ("not testable", [])
+    assert judged.rows[0].finding.text == "needs one A100 of 80 GB"
+    assert judged.rows[0].command is not None
+    assert judged.rows[0].command.startswith("retbench run latency --profile paper")
 
 
 def test_what_no_run_can_decide_has_a_reason_and_no_command() -> None:
-    entry = entry_of("training_large", [])
-    assert "tensor parallelism" in entry.missing
-    assert entry.command is None
-    assert [row.command for row in entry.rows] == [None]
+    (row,) = judged_claim("training_large", []).rows
+    assert "tensor parallelism" in row.finding.text
+    assert row.command is None
 
 
-def test_a_verdict_stands_with_its_numbers_and_misses_nothing(gpu_records: list[Record]) -> None:
-    entry = entry_of("memory_ratio", gpu_records)
-    assert (entry.verdict, entry.verdict_cell, entry.missing, entry.command) == ("partly", "partly", "", None)
-    (result,) = entry.here
-    assert result.is_in_cell
-    assert "; the paper 3.4×" in entry.rows[0].found
-    assert re.fullmatch(r"[\d.]+× at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", result.text)
+def test_a_verdict_stands_with_its_numbers(gpu_records: list[Record]) -> None:
+    judged = judged_claim("memory_ratio", gpu_records)
+    assert (judged.verdict, judged.verdict_cell) == ("partly", "partly")
+    (line,) = judged.result_lines
+    assert "; the paper 3.4×" in judged.rows[0].finding.text
+    assert re.fullmatch(r"[\d.]+× at batch 8, 8K \(6.7B, NVIDIA A100-SXM4-80GB\)", line)
 
 
 def test_another_machine_is_seen_beside_what_is_missing(cpu_records: list[Record]) -> None:
-    entry = entry_of("memory_ratio", cpu_records)
-    assert entry.verdict == "not testable"
-    (result,) = entry.here
-    assert (result.scope, result.conditions) == ("other conditions", "25M, AMD EPYC 9B14")
-    assert entry.verdict_cell == f"{result.verdict}, other conditions"
-    assert entry.missing == "needs one A100 of 80 GB"
+    judged = judged_claim("memory_ratio", cpu_records)
+    assert judged.verdict == "not_testable"
+    (result,) = judged.results
+    assert (result.scope_words, result.short) == ("other conditions", "25M, AMD EPYC 9B14")
+    assert judged.verdict_cell == f"{result.verdict_words}, other conditions"
+    assert judged.rows[0].finding.text == "needs one A100 of 80 GB"
 
 
 def test_forms_that_differ_are_seen_though_others_agree() -> None:
@@ -244,10 +234,10 @@ def test_forms_that_differ_are_seen_though_others_agree() -> None:
 
     wrong, right = Maker(GPU, change=differ).latency((1024,), (8,)), Maker(CPU).latency((1024,))
     for records in ([*wrong, *right], [*right, *wrong]):
-        entry = entry_of("equal_forms", records)
-        assert entry.verdict == "not reproduced"
-        assert "largest error 0.5 (recurrent = parallel, 7 tokens)" in entry.here[0].measured
-        assert entry.here[0].num_results == 2
+        judged = judged_claim("equal_forms", records)
+        assert judged.verdict == "not_reproduced"
+        assert "largest error 0.5 (recurrent = parallel, 7 tokens)" in judged.result_lines[0]
+        assert "one of 2 results" in judged.result_lines[0]
 
 
 def test_of_forms_that_agree_those_are_seen_that_differ_most() -> None:
@@ -259,33 +249,28 @@ def test_of_forms_that_agree_those_are_seen_that_differ_most() -> None:
         Maker(place, change=by(error)).latency((1024,)) for place, error in ((CPU, 1e-5), (GPU, 3e-5))
     )
     for records in ([*small, *large], [*large, *small]):
-        entry = entry_of("equal_forms", records)
-        assert entry.verdict == "reproduced"
-        assert "largest error 3e-05" in entry.here[0].measured
+        judged = judged_claim("equal_forms", records)
+        assert judged.verdict == "reproduced"
+        assert "largest error 3e-05" in judged.result_lines[0]
 
 
 def test_records_that_do_not_decide_are_seen_and_the_command_stands() -> None:
     """One round of the paper's own conditions has no interval."""
     graphless = Maker(replace(GPU, started=GPU.started + timedelta(days=1)))
     records = [record for record in graphless.latency(batch_sizes=(8,)) if record.round == 0]
-    entry = entry_of("latency_level", records)
-    assert entry.verdict == "not testable"
-    assert entry.verdict_cell == "undecided, as in the paper"
-    assert [result.verdict for result in entry.here] == ["undecided"]
-    assert entry.missing == ""
-    assert entry.command == "retbench run latency --profile paper"
+    judged = judged_claim("latency_level", records)
+    assert judged.verdict == "not_testable"
+    assert judged.verdict_cell == "undecided, as in the paper"
+    assert [row.verdict_words for row in judged.results] == ["undecided"]
+    assert judged.rows[0].verdict_cell == "undecided"
 
 
 def test_every_row_names_conditions_command_and_runs(
     cpu_records: list[Record], gpu_records: list[Record]
 ) -> None:
-    rows = entry_of("memory_ratio", [*cpu_records, *gpu_records]).rows
-    assert [row.conditions.partition(":")[0] for row in rows] == [
-        "as in the paper",
-        "strong Transformer",
-        "other conditions",
-    ]
-    assert [row.records for row in rows] == [
+    rows = judged_claim("memory_ratio", [*cpu_records, *gpu_records]).rows
+    assert [row.scope_words for row in rows] == ["as in the paper", "strong Transformer", "other conditions"]
+    assert [row.record_words for row in rows] == [
         "12 in a100-sxm4-80gb/memory/20260102T030405Z.jsonl",
         "none",
         "12 in epyc-9b14-2c/memory/20260102T030405Z.jsonl",
@@ -294,11 +279,11 @@ def test_every_row_names_conditions_command_and_runs(
 
 
 def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() -> None:
-    entry = entry_of("latency_level_over_batch", [])
-    assert entry.numbers[0].endswith(": 23.2 ms (decoded from the PDF)")
-    assert any("not stated: dtype, position" in doubt for doubt in entry.doubts)
-    assert any("no other length" in doubt for doubt in entry_of("latency_ratio_1k", []).doubts)
-    assert any("not stated: dtype" in doubt for doubt in entry_of("latency_ratio", []).doubts)
+    lines = describe_sources(CLAIMS["latency_level_over_batch"])
+    assert lines[0].endswith(": 23.2 ms (decoded from the PDF)")
+    assert any("not stated: dtype, position" in line for line in lines)
+    assert any("no other length" in line for line in describe_sources(CLAIMS["latency_ratio_1k"]))
+    assert any("not stated: dtype" in line for line in describe_sources(CLAIMS["latency_ratio"]))
 
 
 def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, str]) -> None:
@@ -312,13 +297,11 @@ def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, s
 
 
 def test_page_and_markdown_say_the_same_of_every_claim(reported: Path, texts: tuple[str, str]) -> None:
-    for group in section_of(load_results(reported / "in").records).groups:
-        for entry in group.entries:
-            results = [one.text for one in entry.here]
-            for text in texts:
-                assert text.count(entry.statement) >= 2
-                for line in [*results, *entry.numbers, *entry.doubts]:
-                    assert line in text
+    for judged in judge_claims(load_results(reported / "in")):
+        for text in texts:
+            assert text.count(judged.claim.statement) >= 2
+            for line in [*judged.result_lines, *describe_sources(judged.claim)]:
+                assert line in text
 
 
 def test_a_claim_leads_to_the_figures_of_its_experiments(texts: tuple[str, str]) -> None:

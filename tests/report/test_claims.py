@@ -15,16 +15,10 @@ from retbench.architectures.registry import architectures
 from retbench.errors import ConfigError
 from retbench.papers.claims import AheadRule, Side, load_claims, parse_claims
 from retbench.records.record import GateCheck, Metric, Record
-from retbench.report.claim_rows import ClaimRow
-from retbench.report.claim_tables import (
-    ClaimEntry,
-    claims_json,
-    claims_markdown,
-    headlines_markdown,
-    make_claim_section,
-)
-from retbench.report.claims import JudgedClaim, describe_setup, find_setups, judge, judge_claims
+from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
+from retbench.report.claims import describe_setup, find_setups, judge, judge_claims
 from retbench.report.frames import Results, load_results
+from retbench.report.judged_claims import ClaimRow, JudgedClaim
 from retbench.report.points import trained_length
 from retbench.report.quality_rules import QualityLead, judge_ahead
 from retbench.workloads.workload import WORKLOADS
@@ -915,11 +909,11 @@ def test_an_interval_over_seeds_is_seen_rather_than_one_seed_nearer_to_the_claim
         return as_model(sizes={"200m": "125m"})(WITHOUT_GATE(arguments))
 
     results = scored(tmp_path, ask_last, change, seeds={"25m": (0,), "1m": (0, 1, 2)})
-    (group,) = make_claim_section([judge(CLAIMS["ablation_swish_gate"], results)]).groups
-    (result,) = group.entries[0].here
+    judged = judge(CLAIMS["ablation_swish_gate"], results)
+    (result,) = judged.results
     assert result.conditions.startswith("1M, ")
     assert result.conditions.endswith("seeds 0, 1, 2")
-    assert result.num_results == 2
+    assert judged.result_lines[0].endswith("seeds 0, 1, 2; one of 2 results)")
 
 
 def without_gate_by_seed(folder: Path, factors: Sequence[float]) -> ClaimRow:
@@ -1119,11 +1113,6 @@ def folder_of(folder: Path, own: Iterable[Record], published: Iterable[Record]) 
     return load_results(folder)
 
 
-def entry_of(name: str, results: Results) -> ClaimEntry:
-    groups = make_claim_section([judge(CLAIMS[name], results)]).groups
-    return groups[0].entries[0]
-
-
 UNDECIDED = together(PLAIN, unsteady(4))
 EARLIER = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -1133,13 +1122,13 @@ def test_own_records_that_decide_nothing_come_before_published_ones_that_do(tmp_
         latency(UNDECIDED, machine=replace(CPU, started=EARLIER)),
         latency(times(6.5), machine=CPU),
     )
-    entry = entry_of("latency_ratio", folder_of(tmp_path, own, published))
-    assert [(result.verdict, result.is_published) for result in entry.here] == [
+    judged = judge(CLAIMS["latency_ratio"], folder_of(tmp_path, own, published))
+    assert [(row.verdict_words, row.is_published) for row in judged.results] == [
         ("undecided", False),
         ("reproduced", True),
     ]
-    assert entry.verdict_cell == "undecided, other conditions"
-    mine, theirs = (one.text for one in entry.here)
+    assert judged.verdict_cell == "undecided, other conditions"
+    mine, theirs = judged.result_lines
     assert "published" not in mine
     assert re.match(r"published: \d", theirs)
     assert theirs.endswith("; reproduced, other conditions)")
@@ -1150,17 +1139,17 @@ def test_a_published_result_with_the_value_and_the_verdict_of_the_users_own_is_l
 ) -> None:
     own = latency(times(6.5), machine=replace(CPU, started=EARLIER))
     results = folder_of(tmp_path / "same", own, latency(times(6.5), machine=CPU))
-    assert [row.is_published for row in judge(CLAIMS["latency_ratio"], results).rows[2:]] == [False, True]
-    (result,) = entry_of("latency_ratio", results).here
-    assert not result.is_published
+    judged = judge(CLAIMS["latency_ratio"], results)
+    assert [row.is_published for row in judged.rows[2:]] == [False, True]
+    assert [row.is_published for row in judged.results] == [False]
     other = folder_of(tmp_path / "other", own, latency(times(7.5), machine=CPU))
-    assert [result.is_published for result in entry_of("latency_ratio", other).here] == [False, True]
+    assert [row.is_published for row in judge(CLAIMS["latency_ratio"], other).results] == [False, True]
 
 
 def shown(name: str, *runs: Iterable[Record]) -> tuple[str, str]:
     """Return the only result of a claim's short row: what was measured, and its verdict."""
-    (result,) = entry_of(name, Results(tuple(record for run in runs for record in run), ())).here
-    return result.measured, result.verdict
+    (row,) = judge(CLAIMS[name], Results(tuple(record for run in runs for record in run), ())).results
+    return row.finding.measured, row.verdict_words
 
 
 def test_the_result_at_the_claims_own_point_is_shown_though_a_nearby_one_decides() -> None:
@@ -1223,20 +1212,20 @@ def test_own_and_published_records_are_never_one_result(tmp_path: Path) -> None:
         [record for record in run if record.model.name == name]
         for run, name in zip(runs, ("retnet", "transformer"), strict=True)
     )
-    assert entry_of("latency_ratio", folder_of(tmp_path, own, published)).here == ()
+    assert judge(CLAIMS["latency_ratio"], folder_of(tmp_path, own, published)).results == []
 
 
 def test_a_published_verdict_under_the_papers_conditions_is_still_one(tmp_path: Path) -> None:
     results = folder_of(tmp_path, latency(UNDECIDED, machine=CPU), latency(PLAIN, times(6.5)))
-    entry = entry_of("latency_ratio", results)
-    assert (entry.verdict, entry.verdict_cell) == ("reproduced", "reproduced")
-    assert [result.is_published for result in entry.here] == [False, True]
+    judged = judge(CLAIMS["latency_ratio"], results)
+    assert (judged.verdict, judged.verdict_cell) == ("reproduced", "reproduced")
+    assert [row.is_published for row in judged.results] == [False, True]
 
 
 def test_the_evidence_names_the_files_below_the_results_folder(tmp_path: Path) -> None:
     results = folder_of(tmp_path, latency(UNDECIDED, machine=CPU), latency(PLAIN, times(6.5)))
-    records = [row.records for row in entry_of("latency_ratio", results).rows]
-    paths = [words.partition(" in ")[2] for words in records if words != "none"]
+    rows = [row for row in judge(CLAIMS["latency_ratio"], results).rows if row.records]
+    paths = [row.record_words.partition(" in ")[2] for row in rows]
     assert [path.startswith("published/") for path in paths] == [True, False]
     assert all((tmp_path / path).is_file() for path in paths)
 

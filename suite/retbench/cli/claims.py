@@ -11,7 +11,7 @@ from retbench.cli.table import read_results
 from retbench.errors import shown
 
 if TYPE_CHECKING:
-    from retbench.report.claims import JudgedClaim
+    from retbench.report.judged_claims import JudgedClaim
 
 app = new_app()
 FORMATS = ("text", "md", "short", "json")
@@ -58,11 +58,11 @@ def _print_text(judged: "list[JudgedClaim]") -> None:
     print_prose(section.counts)
     for group in section.groups:
         typer.echo()
-        print_prose(group.title)
+        print_prose(group.heading)
         if group.needed:
             print_prose(group.needed)
         if group.shown:
-            frame = claim_table(group._replace(entries=group.shown))
+            frame = claim_table(group.shown)
             if (terminal_width() or WIDE) < WIDE:  # the claim states the number
                 frame = frame.drop(columns="paper")
             print_table(list(frame.columns), frame.to_numpy().tolist(), "text")

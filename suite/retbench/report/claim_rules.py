@@ -21,9 +21,9 @@ from retbench.papers.claims import (
     Verdict,
 )
 from retbench.records.record import Record
-from retbench.report.claim_rows import ClaimFinding, decided
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.frames import session_of, started
+from retbench.report.judged_claims import ClaimFinding, decided
 from retbench.report.points import group
 from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.wording import describe_status, format_factor, with_interval

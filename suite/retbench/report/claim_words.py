@@ -1,7 +1,7 @@
 """A claim in words: the paper's numbers with their conditions, and what a verdict needs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from retbench.architectures.registry import title_of
 from retbench.papers.claims import Claim, GrowsRule, LevelRule, RatioRule, ShareRule
@@ -70,6 +70,25 @@ def describe_number(place: str) -> str:
     row, column = place.split("/")[2:]
     names = ", ".join(_title(name) for name in (row, column) if name != "value")
     return f"{number.source}, {names}: {number.printed} ({KIND_WORDS[number.kind]})"
+
+
+def describe_sources(claim: Claim) -> list[str]:
+    """Return a line per number of a claim, with its source and origin, and then what limits them."""
+    return [*map(describe_number, claim.numbers), *list_limitations([claim])]
+
+
+def list_limitations(claims: Iterable[Claim]) -> list[str]:
+    """Return a line per source: what the papers do not state about the claims' numbers, and what is doubtful."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for number in (find_number(place) for claim in claims for place in claim.numbers):
+        unstated, doubts = found.setdefault(number.source, ({}, {}))
+        unstated |= dict.fromkeys(number.conditions.not_stated)
+        doubts |= dict.fromkeys(number.doubts)
+    lines = []
+    for source, (unstated, doubts) in found.items():
+        words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
+        lines += [f"{source}: {' '.join(words)}"] if words else []
+    return lines
 
 
 def describe_missing(claim: Claim) -> str:

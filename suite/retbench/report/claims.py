@@ -6,7 +6,6 @@ strong baseline. Records of other sizes and devices are judged by the same rule 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from retbench.architectures.recorded import baseline_features, unusual_settings
 from retbench.architectures.registry import is_baseline
@@ -22,10 +21,10 @@ from retbench.papers.claims import (
     load_claims,
 )
 from retbench.records.record import Record
-from retbench.report.claim_rows import ClaimFinding, ClaimRow, Scope, in_order
 from retbench.report.claim_rules import Setup, judge_cost, largest_error
 from retbench.report.claim_words import describe_missing
 from retbench.report.frames import Results, keep_latest, set_of, started
+from retbench.report.judged_claims import ClaimFinding, ClaimRow, JudgedClaim, Scope, in_order
 from retbench.report.points import group, mismatch
 from retbench.report.quality_claims import quality_rows
 from retbench.report.selection import model_settings, shared_settings
@@ -40,14 +39,6 @@ FEATURE_WORDS = {
     "concatenated": ("concat cache", ""),
 }
 """Words for a baseline with a feature, and for one without; empty where the latter is usual."""
-
-
-class JudgedClaim(NamedTuple):
-    """A claim, its verdict under the paper's own conditions, and its rows in the order of their scopes."""
-
-    claim: Claim
-    verdict: Verdict
-    rows: tuple[ClaimRow, ...]
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, SlicesRule, Verdict
 from retbench.papers.papers import find_number
 from retbench.records.record import Record
-from retbench.report.claim_rows import ClaimFinding, decided
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
+from retbench.report.judged_claims import ClaimFinding, decided
 from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
 from retbench.report.wording import POINTS, describe_difference, range_of
 from retbench.stats.intervals import Interval

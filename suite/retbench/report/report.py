@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from retbench.files import check_writable, write_atomic
 from retbench.report import provenance
 from retbench.report.answer import Answer, find_answer
-from retbench.report.claim_tables import claim_table, make_claim_section
+from retbench.report.claim_tables import details_markdown, groups_markdown, make_claim_section
+from retbench.report.claim_words import describe_paper, describe_sources
 from retbench.report.claims import judge_claims
 from retbench.report.compact_tables import cost_tables, quality_tables
 from retbench.report.drawing import Drawing, save_drawing
@@ -199,10 +200,13 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         "cell": escape_markdown,
         "cells": html_cells,
-        "claim_table": claim_table,
+        "claim_details": details_markdown,
+        "claim_groups": groups_markdown,
         "code_block": code_block,
         "markdown": markdown_table,
+        "paper": describe_paper,
         "prose": html_text,
+        "sources": describe_sources,
         "text": markdown_text,
     }
     environment.filters.update(filters)
