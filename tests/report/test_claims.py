@@ -16,7 +16,8 @@ from retbench.errors import ConfigError
 from retbench.papers.claims import AheadRule, Side, load_claims, parse_claims
 from retbench.records.record import GateCheck, Metric, Record
 from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
-from retbench.report.claims import describe_setup, find_setups, judge, judge_claims
+from retbench.report.claims import judge, judge_claims
+from retbench.report.cost_claims import describe_setup, find_setups
 from retbench.report.frames import Results, load_results
 from retbench.report.judged_claims import ClaimRow, JudgedClaim
 from retbench.report.points import trained_length

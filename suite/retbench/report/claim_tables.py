@@ -8,7 +8,6 @@ import pandas as pd
 
 from retbench.papers.claims import Verdict
 from retbench.papers.papers import Number, find_number
-from retbench.report.claim_rules import TOLERANCE
 from retbench.report.claim_words import (
     describe_need,
     describe_needed,
@@ -17,6 +16,7 @@ from retbench.report.claim_words import (
     list_limitations,
 )
 from retbench.report.comparisons import LEVEL_MARGIN
+from retbench.report.cost_rules import TOLERANCE
 from retbench.report.formats import markdown_table, markdown_text
 from retbench.report.judged_claims import JudgedClaim, spell
 

@@ -1,4 +1,4 @@
-"""A claim in words: the paper's numbers with their conditions, and what a verdict needs."""
+"""A claim in words: the paper's numbers and conditions, and what a verdict needs."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,20 @@ from retbench.architectures.registry import title_of
 from retbench.papers.claims import Claim, GrowsRule, LevelRule, RatioRule, ShareRule
 from retbench.papers.papers import KIND_WORDS, MODEL_TITLES, Conditions, find_number
 from retbench.report.wording import join_words
-from retbench.units import format_size, format_tokens
+from retbench.units import format_count, format_size, format_tokens
 
 _LACKING = "that retbench does not have yet"
 _SIZE = re.compile(r"(^|[_/])[0-9.]+[mb]$")
+
+
+FEATURE_WORDS = {
+    "products": ("attention by products", ""),
+    "fused": ("fused attention", "plain attention"),
+    "grouped": ("grouped-query attention", "multi-head attention"),
+    "graphs": ("CUDA graphs or compiled", "no CUDA graphs"),
+    "concatenated": ("concat cache", ""),
+}
+"""Words for a baseline with a feature, and for one without; empty where the latter is usual."""
 
 
 def describe_paper(claim: Claim) -> str:
@@ -89,6 +99,29 @@ def list_limitations(claims: Iterable[Claim]) -> list[str]:
         words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
         lines += [f"{source}: {' '.join(words)}"] if words else []
     return lines
+
+
+def describe_conditions(claim: Claim, *, is_strong: bool = False) -> str:
+    """Describe the paper's conditions, or those with a strong baseline."""
+    scale = claim.scale
+    parts = [
+        part
+        for part in (format_size(scale.size or ""), " ".join(scale.hardware), " or ".join(scale.dtypes))
+        if part
+    ]
+    if scale.chunk_size:
+        parts.append(f"chunks of {scale.chunk_size}")
+    if scale.num_kv_heads:
+        parts.append(f"{scale.num_kv_heads} key-value heads")
+    if scale.num_tokens:
+        parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
+    if scale.context_len:
+        parts.append(f"contexts of {format_tokens(scale.context_len)}")
+    if scale.text:
+        parts.append(f"on {scale.text}")
+    parts += [FEATURE_WORDS[feature][0] for feature in (claim.strong if is_strong else scale.having)]
+    parts += [FEATURE_WORDS[feature][1] for feature in (() if is_strong else scale.without)]
+    return ", ".join(parts) or "any"
 
 
 def describe_missing(claim: Claim) -> str:

@@ -17,7 +17,7 @@ from retbench.papers.figure6 import BATCH, PaperPoint, keep_comparable, paper_po
 from retbench.papers.papers import KIND_WORDS, find_number
 from retbench.records.record import Record
 from retbench.report import curves, style
-from retbench.report.claims import describe_setup
+from retbench.report.cost_claims import describe_setup
 from retbench.report.drawing import Drawing, View
 from retbench.report.labels import Label, add_text, label_ends
 from retbench.report.looks import HOLLOW
