@@ -146,8 +146,8 @@ def _evidence_table(section: ClaimSection) -> pd.DataFrame:
         lead = each.claim.statement, each.claim.source
         for row in each.rows:
             needed = f": `{row.command}`" if row.command and not row.records else ""
-            place = f"{row.scope_words}: {row.conditions}"
-            found.append([*lead, place, row.verdict_cell, row.finding.text + needed, row.record_words])
+            measured = row.finding.text + needed
+            found.append([*lead, row.conditions_cell, row.verdict_cell, measured, row.record_words])
             lead = "", ""
     columns = ["claim", "source", "conditions", "verdict", "measured, or needed", "records"]
     return pd.DataFrame(found, columns=columns)
@@ -170,7 +170,7 @@ def _detail_table(judged: JudgedClaim) -> pd.DataFrame:
     """Return a row per conditions, with the command that made or would make the records."""
     rows = [
         [
-            f"{row.scope_words}: {row.conditions}",
+            row.conditions_cell,
             row.verdict_cell,
             row.finding.text,
             f"`{row.command}`" if row.command else "none",

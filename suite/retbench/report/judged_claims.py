@@ -100,6 +100,11 @@ class ClaimRow:
         return SCOPE_WORDS[self.scope]
 
     @property
+    def conditions_cell(self) -> str:
+        """Conditions for the table of evidence: 'as in the paper: 6.7B, NVIDIA A100-SXM4-80GB, bfloat16'."""
+        return f"{self.scope_words}: {self.conditions}"
+
+    @property
     def verdict_words(self) -> str:
         """Verdict of these records alone: 'partly', or 'undecided' of records that do not decide."""
         is_undecided = self.records and not self.finding.decides
@@ -194,14 +199,12 @@ class JudgedClaim(NamedTuple):
             where = [row.short or row.conditions, *([f"one of {count} results"] if count > 1 else [])]
             is_in_cell = self._is_deciding(row) if self.is_decided else index == 0
             if is_in_cell:
-                lead = ""
-                where += ["published"] if row.is_published else []
+                lead, end = "", ["published"] if row.is_published else []
+            elif row.is_published:
+                lead, end = "published: ", [f"{row.verdict_words}, {row.scope_words}"]
             else:
-                lead = "published: " if row.is_published else f"{row.scope_words}: "
-                where += [
-                    f"{row.verdict_words}, {row.scope_words}" if row.is_published else row.verdict_words
-                ]
-            lines.append(f"{lead}{row.finding.measured} ({'; '.join(where)})")
+                lead, end = f"{row.scope_words}: ", [row.verdict_words]
+            lines.append(f"{lead}{row.finding.measured} ({'; '.join([*where, *end])})")
         return lines
 
     def _rows_by_origin_and_scope(self) -> dict[tuple[bool, Scope], list[ClaimRow]]:
