@@ -19,6 +19,7 @@ from retbench.records.record import Record
 from retbench.records.store import read_records
 from retbench.stats.intervals import geometric_interval
 from retbench.units import format_bytes
+from retbench.workloads.workload import WORKLOADS
 from tests.browsing import SCREENS, check_light
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,13 @@ def records() -> list[Record]:
 
 
 def test_every_record_is_read(records: list[Record]) -> None:
+    declared = {(known.name, one.name): one.unit for known in WORKLOADS.values() for one in known.metrics}
+    for record in records:
+        assert [
+            name
+            for name, metric in record.metrics.items()
+            if metric.unit != declared.get((record.workload, name), metric.unit)
+        ] == []
     assert all(record.pair_id for record in records if record.schema_version < 3), "they keep what they say"
     assert {record.workload for record in records} >= {"decode", "memory", "training_run", "perplexity"}
     assert all(record.status == "ok" or record.workload in ("decode", "training") for record in records)

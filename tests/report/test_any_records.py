@@ -17,6 +17,7 @@ from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
+from retbench.units import stated_unit
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 
 PROTOTYPE = Maker(CPU).record("latency", "retnet", "decode", 1, 1024, 0)
@@ -182,7 +183,8 @@ def test_scores_of_a_package_are_shown_as_answers_whatever_its_metrics_are_calle
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics = tuple(
-        MetricSpec(name, name, lower_is_better=False) for name in ("acc", "guess", "choice", "state_bytes")
+        MetricSpec(name, name, lower_is_better=False, unit=stated_unit(name) or "ratio")
+        for name in ("acc", "guess", "choice", "state_bytes")
     )
     theirs = Workload("riddles", "Riddles", "quality", metrics, "accuracy", replicate="document")
     monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "riddles": theirs})

@@ -74,13 +74,20 @@ def drawings(cpu_records: list[Record]) -> list[Drawing]:
 
 @pytest.mark.parametrize(
     ("name", "unit", "base"),
-    [("rank_ratio", "%", "ratio"), ("read_bytes", "MiB", "bytes"), ("entropy_nats", None, "nats")],
+    [
+        ("rank_ratio", "%", "ratio"),
+        ("read_bytes", "MiB", "bytes"),
+        ("footprint", "MiB", "bytes"),
+        ("entropy_nats", None, "nats"),
+    ],
 )
 def test_a_metric_of_any_unit_is_drawn_in_it_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, name: str, unit: str | None, base: str
 ) -> None:
     value = {"ratio": 0.8, "bytes": 5e7, "nats": 2.0}[base]
-    theirs = Workload("ranks", "Ranks", "cost", (MetricSpec(name, name, has_interval=True),), "rank")
+    theirs = Workload(
+        "ranks", "Ranks", "cost", (MetricSpec(name, name, has_interval=True, unit=base),), "rank"
+    )
     monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "ranks": theirs})
     metric = Metric(unit=base, value=value)
     records = Maker(

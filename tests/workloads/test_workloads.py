@@ -81,7 +81,10 @@ def users_workload() -> Workload:
         name="chat",
         title="Chat turns",
         kind="cost",
-        metrics=(MetricSpec("turn_s", "time per turn", True, has_interval=True, better="faster"),),
+        metrics=(
+            MetricSpec("turn_s", "time per turn", True, has_interval=True, better="faster"),
+            MetricSpec("turns", "turns", optional=True, unit="count"),
+        ),
         quantity="time per turn",
         measure=lambda context: Measurement({}),
         modules=("json",),
@@ -103,6 +106,10 @@ def seconds(value: float, *samples: float) -> Metric:
             Measurement({"turn_s": Metric(unit="ms", value=3)}),
             "'turn_s' has the unit 'ms', and its name states s",
         ),
+        (
+            Measurement({"turn_s": seconds(1), "turns": Metric(unit="ratio", value=3)}),
+            "'turns' has the unit 'ratio', and its MetricSpec declares count",
+        ),
         (Measurement({"turn_s": seconds(1, 2, 0)}), "'turn_s' has 0 s"),
         (Measurement({"turns_s": seconds(1)}), "'turn_s' is missing; measured are turns_s"),
         (Measurement({}, absent={"turns_s": "no turns"}), "'turn_s' is missing; measured are none"),
@@ -111,6 +118,18 @@ def seconds(value: float, *samples: float) -> Metric:
 def test_what_is_no_measurement_of_every_metric_is_refused(returned: Any, reason: str) -> None:
     with pytest.raises(RetbenchError, match=f"workload 'chat': .*{reason}"):
         replace(users_workload(), measure=lambda context: returned).run(None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "reason"),
+    [
+        ({"name": "turns"}, "'turns' has no unit, and its name states none.*unit=\"ratio\""),
+        ({"name": "turn_s", "unit": "ms"}, "'turn_s' has the unit 'ms', and its name states s"),
+    ],
+)
+def test_a_metric_is_declared_with_a_unit(unit: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"workload 'chat': the metric {reason}"):
+        replace(users_workload(), metrics=(MetricSpec(heading="turns", **unit),))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
     for model, length, value in zip(rows["model"], rows["context_len"], rows["value"], strict=True):
         yield (
             (str(model), (sweep.batch_size, int(length))),
-            Cell(format_metric(metric.name, float(value)), float(value)),
+            Cell(format_metric(metric.name, float(value), metric.unit), float(value)),
         )
 
 

@@ -12,7 +12,7 @@ from retbench.report.drawing import Drawing
 from retbench.report.figure6 import draw_figure6
 from retbench.report.length_figure import draw_lengths
 from retbench.report.memory_figure import draw_memory
-from retbench.report.panels import units_of
+from retbench.report.panels import UNITS
 from retbench.report.roofline_figure import draw_rooflines
 from retbench.report.selection import Selection
 from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
@@ -49,4 +49,4 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
         return [*by_batch, *draw_throughput_by_state(sweeps, workload)]
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [draw_throughput(sweeps)]
-    return [draw_lengths(sweeps, workload)] if units_of(workload.primary.name) else []
+    return [draw_lengths(sweeps, workload)] if workload.primary.unit in UNITS else []

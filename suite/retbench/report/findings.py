@@ -77,7 +77,7 @@ def find_ends(sweep: CostSweep, ratios: pd.DataFrame) -> list[End]:
     for _, row in rows.iloc[[0, -1] if len(rows) > 1 else slice(None)].iterrows():
         length = int(row["context_len"])
         mine, theirs = (
-            format_metric(metric.name, _value(values, str(row[side]), length))
+            format_metric(metric.name, _value(values, str(row[side]), length), metric.unit)
             for side in ("model", "reference")
         )
         ends.append(End(advantage(metric, row), length, mine, theirs))

@@ -16,7 +16,7 @@ from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import POINT_WORDS, CostSweep, describe_batches, name_of, stack_data, subtitle_of
 from retbench.report.wording import crossing_ends, describe_absence, format_length, with_interval
 from retbench.stats.intervals import Crossover
-from retbench.workloads.workload import Workload
+from retbench.workloads.workload import MetricSpec, Workload
 
 _CROSSOVERS = (
     "A crossover is the geometric mean of those of the rounds, each interpolated between the measured lengths, "
@@ -29,8 +29,8 @@ _MOST_CROSSINGS = 2
 
 
 def draw_lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
-    """Draw the primary metric, which has units, a panel per batch size; on logarithmic axes with the crossovers."""
-    first, metric = sweeps[0], workload.primary.name
+    """Draw the primary metric, a panel per batch size; on logarithmic axes with the crossovers."""
+    first, metric = sweeps[0], workload.primary
     panels, crossings = batch_panels(sweeps, metric), [_crossings(sweep) for sweep in sweeps]
     marked = [found if len(found) <= _MOST_CROSSINGS else {} for found in crossings]
     has_crossing = any(crossing.value is not None for found in marked for crossing in found.values())
@@ -38,7 +38,7 @@ def draw_lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     view = View(
         name=name_of(sweeps),
         title=workload.title,
-        subtitle=subtitle_of(unit, sweeps, metric),
+        subtitle=subtitle_of(unit, sweeps, metric.name),
         caption=f"{workload.quantity.capitalize()}, {unit}, against the context length, {describe_batches(sweeps)}. "
         + POINT_WORDS
         + (f" {_CROSSOVERS}" if has_crossing else ""),
@@ -51,19 +51,21 @@ def draw_lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
         for model, crossing in found.items():
             _mark_crossing(axes, crossing, sweep, model, with_note=len(sweeps) == 1)
     data = [
-        sweep.data([metric], [_data_row(*each) for each in found.items()])
+        sweep.data([metric.name], [_data_row(*each) for each in found.items()])
         for sweep, found in zip(sweeps, crossings, strict=True)
     ]
     return view.drawing(figure, stack_data(sweeps, data), linear)
 
 
-def draw_batches(panels: Sequence[Panel], texts: tuple[str, str, str], metric: str) -> Iterator[Figure]:
+def draw_batches(
+    panels: Sequence[Panel], texts: tuple[str, str, str], metric: MetricSpec
+) -> Iterator[Figure]:
     """Yield panels of a metric against the context length on logarithmic axes, then on linear ones."""
     longest = panels[-1].ticks[-1]
     return draw_scales(
         panels,
         texts,
-        lambda point: with_length(format_metric(metric, point.value), point, longest),
+        lambda point: with_length(format_metric(metric.name, point.value, metric.unit), point, longest),
         style.LENGTH_LABEL,
     )
 

@@ -75,13 +75,13 @@ def draw_memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
 
 def _draw_sums(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, Figure]:
     """Draw a curve per model, a panel per batch size, on logarithmic axes."""
-    metric, first = workload.primary.name, sweeps[0]
+    metric, first = workload.primary, sweeps[0]
     panels = batch_panels(sweeps, metric)
     caption = (
         "Bytes of weights, recurrent state or key-value cache, and workspace of one decode step together at each "
         f"context length, {describe_batches(sweeps)}; both axes are logarithmic. The table has each part."
     )
-    subtitle = subtitle_of(panels[0].unit, sweeps, metric)
+    subtitle = subtitle_of(panels[0].unit, sweeps, metric.name)
     view = View(name_of(sweeps), workload.title, subtitle, caption, first.records, first.models)
     return view, next(draw_batches(panels, view.texts, metric))
 

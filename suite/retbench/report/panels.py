@@ -18,6 +18,7 @@ from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep
 from retbench.report.wording import with_interval
 from retbench.units import GIB, MIB
+from retbench.workloads.workload import MetricSpec
 
 _WIDEST = 1.5
 """Highest end of an interval that is drawn over the highest value, as a ratio."""
@@ -28,13 +29,8 @@ TIME_UNITS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 MEMORY_UNITS: Units = ((GIB, "GiB"), (MIB, "MiB"))
 PERCENT: Units = ((0.01, "%"),)
 RATE_UNITS: Units = ((1e3, "thousand tokens/s"), (1.0, "tokens/s"))
-_UNITS = {"tokens_per_s": RATE_UNITS, "_s": TIME_UNITS, "_bytes": MEMORY_UNITS, "_ratio": PERCENT}
-"""Units of a metric by how its name ends, the longest ending first."""
-
-
-def units_of(metric: str) -> Units | None:
-    """Return the units of a metric, whose name ends in its base unit; None where figures have none for it."""
-    return next((units for ending, units in _UNITS.items() if metric.endswith(ending)), None)
+UNITS = {"tokens/s": RATE_UNITS, "s": TIME_UNITS, "bytes": MEMORY_UNITS, "ratio": PERCENT}
+"""Units that figures draw a metric in, by its base unit."""
 
 
 class Point(NamedTuple):
@@ -196,12 +192,11 @@ def sweep_panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) 
     return Panel(points, sweep.models, title, sweep.lengths, **options)
 
 
-def batch_panels(sweeps: Sequence[CostSweep], metric: str) -> list[Panel]:
-    """Return a metric that has units against the context length, a panel per batch size, all of one height."""
-    units, several = units_of(metric), len(sweeps) > 1
-    assert units is not None
-    top = max(highest(frame_points(sweep.rows(metric))) for sweep in sweeps)
+def batch_panels(sweeps: Sequence[CostSweep], metric: MetricSpec) -> list[Panel]:
+    """Return a metric with a unit of `UNITS` against the context length, a panel per batch size, all of one height."""
+    units, several = UNITS[metric.unit], len(sweeps) > 1
+    top = max(highest(frame_points(sweep.rows(metric.name))) for sweep in sweeps)
     return [
-        sweep_panel(s, metric, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
+        sweep_panel(s, metric.name, f"batch {s.batch_size}" if several else "", units=units, at_least=top)
         for s in sweeps
     ]

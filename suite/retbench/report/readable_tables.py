@@ -43,21 +43,21 @@ from retbench.units import (
     format_seconds,
     format_size,
     format_tokens,
+    stated_unit,
 )
 from retbench.workloads.workload import WORKLOADS, Workload
 
 Row = Mapping[str, Any]
 
-_RATIO_OF = {"_s": "time ", "_bytes": "memory "}
-_ENDINGS: dict[str, Callable[[float], str]] = {
-    "_per_step": format_bytes,
-    "_bytes": format_bytes,
-    "_ratio": format_percent,
-    "_j": format_energy,
-    "_w": format_power,
-    "_s": format_seconds,
+_RATIO_OF = {"s": "time ", "bytes": "memory "}
+_FORMATS: dict[str | None, Callable[[float], str]] = {
+    "bytes": format_bytes,
+    "ratio": format_percent,
+    "J": format_energy,
+    "W": format_power,
+    "s": format_seconds,
 }
-"""Formats of numbers by the unit in the metric's name."""
+"""Formats of numbers by base unit."""
 
 _SHARES = (*ACCURACIES, "acc_far", "contains", "choice", "exact", "guess")
 """Metrics that are a share of right answers."""
@@ -118,6 +118,7 @@ def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Ite
 def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
     """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
     headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
+    units = {metric.name: metric.unit for metric in known.metrics} if known else {}
     lead = {*COST_LEAD, *POINT_COLUMNS, *QUALITY_LEAD, RATIO, UNPAIRED, PAIRED_ROUNDS}
     present = [
         name
@@ -133,23 +134,25 @@ def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str
     columns = {name: Column(heading, "key") for name, heading in keys.items()}
     columns[main] = Column(headings.get(main, main), metric=main)
     if has_ratio:
-        columns[RATIO] = Column(_ratio_heading(main, rows, labels), "comparison", metric=RATIO)
+        columns[RATIO] = Column(
+            _ratio_heading(units.get(main) or stated_unit(main), rows, labels), "comparison", metric=RATIO
+        )
     for name in present:
         columns.setdefault(name, Column(headings.get(name, name), metric=name))
     for row in rows:
-        line = {column: _cost_cell(row, name, main) for name, column in columns.items()}
+        line = {column: _cost_cell(row, name, main, units.get(name)) for name, column in columns.items()}
         num_paired = number_of(row.get(PAIRED_ROUNDS))
         paired = "" if num_paired is None else f" ({num_paired:.0f} paired)"
         yield line | {Column("rounds"): f"{row['rounds_ok']:.0f} of {row['rounds']:.0f}{paired}"}
 
 
-def _ratio_heading(metric: str, rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    kind = next((words for ending, words in _RATIO_OF.items() if metric.endswith(ending)), "")
+def _ratio_heading(unit: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    kind = _RATIO_OF.get(unit or "", "")
     reference = next((str(row[REFERENCE]) for row in rows if not is_missing(row.get(REFERENCE))), "reference")
     return f"{kind}ratio to {labels.get(reference, reference)}"
 
 
-def _cost_cell(row: Row, name: str, main: str) -> str:
+def _cost_cell(row: Row, name: str, main: str, unit: str | None) -> str:
     """Return one cell as text; without a value, the status in the primary column and a dash in the others."""
     value = row.get(name)
     if isinstance(value, str):
@@ -159,23 +162,23 @@ def _cost_cell(row: Row, name: str, main: str) -> str:
             return NONE
         return "not recorded" if row["status"] == "ok" else describe_status(str(row["status"]))
     numbers = (number_of(row.get(f"{name}{end}")) for end in ("", "_low", "_high"))
-    text = _with_unit([format_metric(name, number) for number in numbers if number is not None])
+    text = _with_unit([format_metric(name, number, unit) for number in numbers if number is not None])
     is_unpaired = name == RATIO and bool(number_of(row.get(UNPAIRED)))
     return Cell(f"{text} (unpaired)" if is_unpaired else text, number_of(value))
 
 
-def format_metric(name: str, number: float) -> str:
-    """Return a number with the unit that its name states."""
+def format_metric(name: str, number: float, unit: str | None = None) -> str:
+    """Return a number of a metric with its unit, given the base unit; by default the one that the name states."""
     if name == RATIO:
         return f"{number:#.3g}".removesuffix(".")
     if name == "context_len":
         return format_tokens(int(number))
-    if "largest_batch" in name or name == "batch_size":
+    unit = unit or stated_unit(name)
+    if number >= 1000 and (unit == "count" or name == "batch_size"):
         return f"{number:,.0f}"
-    if name.endswith("_per_s"):
+    if unit and unit.endswith("/s"):
         return format_rate(number, "").strip()
-    write = next((write for ending, write in _ENDINGS.items() if name.endswith(ending)), None)
-    return write(number) if write else f"{number:.4g}"
+    return _FORMATS.get(unit, "{:.4g}".format)(number)
 
 
 def _with_unit(texts: Sequence[str]) -> str:

@@ -163,9 +163,9 @@ WORKLOAD = Workload(
     title="Largest batch",
     kind="cost",
     metrics=(
-        MetricSpec("largest_batch", "largest batch", False, better="more sequences"),
-        MetricSpec("largest_batch_step", "resolution"),
-        MetricSpec("expected_largest_batch", "analytical"),
+        MetricSpec("largest_batch", "largest batch", False, better="more sequences", unit="count"),
+        MetricSpec("largest_batch_step", "resolution", unit="count"),
+        MetricSpec("expected_largest_batch", "analytical", unit="count"),
         MetricSpec("memory_limit_bytes", "memory limit"),
         MetricSpec("available_bytes", "left by libraries"),
     ),

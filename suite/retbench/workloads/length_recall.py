@@ -70,8 +70,8 @@ WORKLOAD = Workload(
     kind="quality",
     metrics=(
         MetricSpec("acc", "accuracy", False, better="better"),
-        MetricSpec("exact", "all answers right", False, better="better"),
-        MetricSpec("guess", "guessing"),
+        MetricSpec("exact", "all answers right", False, better="better", unit="ratio"),
+        MetricSpec("guess", "guessing", unit="ratio"),
     ),
     quantity="accuracy",
     replicate="document",

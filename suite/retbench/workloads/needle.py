@@ -169,8 +169,8 @@ WORKLOAD = Workload(
     kind="quality",
     metrics=(
         MetricSpec("acc", "exact", False, better="better"),
-        MetricSpec("contains", "contains", False, better="better"),
-        MetricSpec("choice", "preferred to 9 wrong values", False, better="better"),
+        MetricSpec("contains", "contains", False, better="better", unit="ratio"),
+        MetricSpec("choice", "preferred to 9 wrong values", False, better="better", unit="ratio"),
         MetricSpec("answer_nats", "nats of the answer", True, better="better"),
     ),
     quantity="share of exact answers",

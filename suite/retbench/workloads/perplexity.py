@@ -112,7 +112,7 @@ WORKLOAD = Workload(
     metrics=(
         MetricSpec("bits_per_byte", "bits/byte", True, better="better"),
         MetricSpec("nats_per_token", "nats/token", True, better="better"),
-        MetricSpec("word_perplexity", "word perplexity", True, better="better"),
+        MetricSpec("word_perplexity", "word perplexity", True, better="better", unit="ratio"),
     ),
     quantity="bits per byte",
     replicate="document",

@@ -8,8 +8,10 @@ WORKLOAD = Workload(
     kind="quality",
     metrics=(
         MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),
-        MetricSpec("validation_acc", "validation accuracy", False, optional=True, better="better"),
-        MetricSpec("learnt_step", "learnt at step", True, optional=True),
+        MetricSpec(
+            "validation_acc", "validation accuracy", False, optional=True, better="better", unit="ratio"
+        ),
+        MetricSpec("learnt_step", "learnt at step", True, optional=True, unit="count"),
     ),
     quantity="validation loss",
     replicate="seed",

@@ -60,13 +60,14 @@ class MetricSpec:
     """One metric of a workload.
 
     Attributes:
-        name: As records hold it; it ends in its base unit.
+        name: As records hold it; it ends in its base unit, or `unit` states it.
         heading: Column heading in tables for people.
         lower_is_better: None where neither direction is an advantage.
         has_interval: Measured anew in each round, so that tables show its 95 % interval.
         optional: A measurement may lack it without a reason, because only some devices or tasks have it. Tables leave
             it out where no point has a value.
         better: How a model with the better value is described: "faster", "smaller".
+        unit: Base unit of its values; by default the one that the name states, and empty where it states none.
     """
 
     name: str
@@ -75,6 +76,10 @@ class MetricSpec:
     has_interval: bool = False
     optional: bool = False
     better: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", self.unit or stated_unit(self.name) or "")
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,20 @@ class Workload:
     computes_gradients: bool = False
     reads_prompts: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise a ConfigError where a metric has no unit, or another than its name states."""
+        for metric in self.metrics:
+            named = f"workload '{self.name}': the metric '{metric.name}'"
+            if not metric.unit:
+                raise ConfigError(
+                    f"{named} has no unit, and its name states none. Give its MetricSpec one, such as "
+                    'unit="ratio", or end its name in one, such as _s or _bytes'
+                )
+            if metric.unit != (stated_unit(metric.name) or metric.unit):
+                raise ConfigError(
+                    f"{named} has the unit {shown(metric.unit)}, and its name states {stated_unit(metric.name)}"
+                )
+
     @property
     def primary(self) -> MetricSpec:
         """The metric by which models are compared."""
@@ -166,14 +185,18 @@ class Workload:
     def _check(self, found: object) -> None:
         """Raise a RetbenchError unless every metric is there, in its unit, or absent with a reason; times above 0."""
         named = f"workload '{self.name}'"
+        declared = {spec.name: spec.unit for spec in self.metrics}
         if not isinstance(found, Measurement):
             raise RetbenchError(f"{named}: `measure` returned {shown(found)}. Return a Measurement.")
         for name, metric in found.metrics.items():
             if not isinstance(metric, Metric):
                 raise RetbenchError(f"{named}: the metric '{name}' is {shown(metric)}. Make it a Metric.")
-            if metric.unit != (unit := stated_unit(name) or metric.unit):  # its record could not be read
+            # A record in another unit than the metric's name states could not be read.
+            if metric.unit != (unit := stated_unit(name) or declared.get(name, metric.unit)):
+                source = "its name states" if stated_unit(name) else "its MetricSpec declares"
                 raise RetbenchError(
-                    f"{named}: the metric '{name}' has the unit {shown(metric.unit)}, and its name states {unit}."
+                    f"{named}: the metric '{name}' has the unit {shown(metric.unit)}, and {source} {unit}. "
+                    f"Record it in {unit}."
                 )
             if metric.unit == "s" and (shortest := min((metric.value, *metric.samples))) <= 0:
                 raise RetbenchError(

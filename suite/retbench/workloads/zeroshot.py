@@ -146,7 +146,9 @@ WORKLOAD = Workload(
     metrics=(
         MetricSpec("acc", "accuracy", False, optional=True, better="better"),
         MetricSpec("acc_norm", "accuracy, normalised by length", False, optional=True, better="better"),
-        MetricSpec("contains", "answers that contain the value", False, optional=True, better="better"),
+        MetricSpec(
+            "contains", "answers that contain the value", False, optional=True, better="better", unit="ratio"
+        ),
     ),
     quantity="accuracy",
     replicate="document",
