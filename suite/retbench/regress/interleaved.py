@@ -232,8 +232,7 @@ class InterleavedCheck:
         def settled(decided: Mapping[ComparedItem, Decision], still_open: Collection[ComparedItem]) -> bool:
             if self.all_points:
                 return False
-            is_broken = any(one.kind == "broken" for one in session.missing())
-            return is_broken or is_settled(decided, still_open, strict=self.strict)
+            return session.is_broken or is_settled(decided, still_open, strict=self.strict)
 
         with catch_signals(session.interrupt):
             if stop is not None:
@@ -243,10 +242,15 @@ class InterleavedCheck:
             with timing_lock(self.plan.command, settings.device, wait=wait, threads=settings.threads):
                 try:
                     session.prepare()
+                    report = replace(report, notes=session.failed_checks())
+                    if session.is_broken and not self.all_points:
+                        method = f"nothing was timed; {_ENDINGS['settled']}"
+                        return replace(report, missing=tuple(session.missing()), method=method)
                     rounds = self.limits.max_rounds
                     sampled = sample(session.points, reference, session, self.rules, rounds, settled)
                 except DifferentWork as outcome:
-                    return replace(report, comparability_keys=outcome.differences)
+                    missing = tuple(session.missing())
+                    return replace(report, comparability_keys=outcome.differences, missing=missing)
                 finally:
                     session.remove_states()
         self.notify(f"records: {folder}")
@@ -305,10 +309,10 @@ def with_rounds(
             item: replace(decision, verdict="inconclusive", detectable=None, note="")
             for item, decision in decisions.items()
         }
-    notes: tuple[str, ...] = ()
+    notes = report.notes
     if sampled.ending == "budget" and len(sampled.rounds) < MIN_ROUNDS:
         decisions = {}
-        notes = (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer budget",)
+        notes += (f"a verdict needs {MIN_ROUNDS} rounds, and the time is too short: give a longer budget",)
     repeated = f", {len(sampled.repeats)} more of flagged items" if sampled.repeats else ""
     num_rounds = sum(map(bool, sampled.rounds))  # the round in which the only point failed has no times
     method = f"{report.method}: {num_rounds} rounds{repeated}; {_ENDINGS[sampled.ending]}"

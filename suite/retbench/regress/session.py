@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from retbench.errors import ConfigError, GateError, NotComparableError, RetbenchError, StorageError
+from retbench.errors import ConfigError, NotComparableError, RetbenchError, StorageError
 from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, ReadRate, Record
@@ -170,8 +170,8 @@ class InterleavedSession:
     def prepare(self) -> None:
         """Run the equivalence checks of both sides and stream their states; the budget begins here.
 
-        GateError means that the execution modes of a model are not equivalent on the head, NotComparableError that the
-        base cannot be prepared.
+        A model whose execution modes are not equivalent on the head has no points that can be measured.
+        NotComparableError means that the base cannot be prepared, RetbenchError that the head cannot.
         """
         self._begun = time.monotonic()
         for side in self.sides:
@@ -195,7 +195,8 @@ class InterleavedSession:
                     case protocol.Checked(gate=gate, products=found):
                         self._products |= found
                         side.gates[subject.label] = gate
-                        _require_equivalence(side, subject, gate)
+                        if not gate.passed:
+                            self._refuse(side, subject, gate)
                     case protocol.Refused(cells=indices, error=error):
                         side.failed |= {self._point(todo[index]): error for index in indices}
                     case WorkerExit(reason=reason):
@@ -204,6 +205,18 @@ class InterleavedSession:
                         )
                     case _:
                         _raise_failure(message)
+
+    def _refuse(self, side: SessionSide, subject: ModelUnderTest, gate: Gate) -> None:
+        """Keep the points of a model of the head from being timed, because its equivalence check failed.
+
+        Raises:
+            NotComparableError: it is a model of the base, so that there is nothing to compare with.
+        """
+        reason = f"the execution modes of {subject.label} are not equivalent"
+        if side is self.sides[0]:
+            raise NotComparableError(f"{side.revision.name}: {reason}: {gate.failures}.")
+        points = map(self._point, self._cells_of(subject))
+        side.failed |= dict.fromkeys(points, f"gate_failed ({reason})")
 
     def measure(self, points: frozenset[MeasurementPoint]) -> Times:
         """Measure one more round of these points and return one pair per point."""
@@ -236,6 +249,19 @@ class InterleavedSession:
             point: list(zip(first[point], second[point], strict=True))
             for point in (first.keys() & second.keys()) - failed
         }
+
+    def failed_checks(self) -> tuple[str, ...]:
+        """Return a sentence on each failed equivalence check of the head, with the comparisons that failed."""
+        return tuple(
+            f"the equivalence check of {label} failed: {gate.failures}"
+            for label, gate in self.sides[1].gates.items()
+            if not gate.passed
+        )
+
+    @property
+    def is_broken(self) -> bool:
+        """True if a point failed on the head alone, which settles the exit code."""
+        return any(one.kind == "broken" for one in self.missing())
 
     def missing(self) -> list[MissingPoint]:
         """Return the points that failed, on one side or on both."""
@@ -322,14 +348,6 @@ class InterleavedSession:
             side.failed |= {self._point(cell): reason for cell in affected}
             return False
         return False
-
-
-def _require_equivalence(side: SessionSide, subject: ModelUnderTest, gate: Gate) -> None:
-    """Raise GateError where the execution modes of a model are not equivalent: no time may be reported for it."""
-    if not gate.passed:
-        raise GateError(
-            f"{side.revision.name}: the execution modes of {subject.label} are not equivalent: {gate.failures}."
-        )
 
 
 def _raise_failure(message: protocol.Message | WorkerExit) -> None:
