@@ -208,16 +208,30 @@ def test_a_kind_of_request_that_a_model_does_not_answer_is_no_fault_of_the_data(
         lm_eval_results(SimpleNamespace(rank=0, world_size=1), load_task("copa", data_dir=data), limit=1)
 
 
-def test_data_that_changed_are_refused(results: Path, data: Path) -> None:
+def test_tasks_whose_data_changed_or_are_missing_are_left_out(
+    results: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = data / "copa" / "validation.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("B two", "B three"), encoding="utf-8")
     done = export(results, data)
-    assert done.exit_code != 0
+    assert done.exit_code == 2
     assert (
         "task copa of retnet: the data here are not those that were scored: document 0 has another"
-        in done.output
+        in done.stderr
     )
-    assert "--data-dir" in done.output
+    assert "--data-dir" in done.stderr
+    written = {path.name for path in (results.parent / "out" / "retnet").iterdir()}
+    others = {f"samples_{task}_{DATE}.jsonl" for task in ROWS if task != "copa"}
+    assert written == {f"results_{DATE}.json", *others}
+    assert sorted(Path(line).name for line in done.stdout.splitlines()) == sorted(written)
+    shutil.rmtree(data / "wikitext")
+    done = export(results, data)
+    assert "left out: task wikitext of retnet: " in done.stderr
+    assert (done.exit_code, len(done.stdout.splitlines())) == (1, 3)
+    shutil.rmtree(data)
+    done = export(results, data.parent)
+    assert (done.exit_code, done.stdout) == (3, "")
 
 
 def test_fewer_rows_than_were_scored_are_refused(results: Path, data: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.options import DataDir, ExperimentName, ResultsPath, new_app, read_folder
-from retbench.errors import RecordError
+from retbench.errors import RecordError, RetbenchError
 
 if TYPE_CHECKING:
     from retbench.records.record import Record
@@ -28,7 +28,8 @@ def export_results(
 
     Each model of the experiment gets its `results_*.json` and `samples_*.jsonl`. Only the newest comparable records
     are written. The tasks' data are read again, because records hold no prompts; data that changed since are refused.
-    The written files are listed on stdout.
+    A task that cannot be written is left out, and named on stderr with the reason; the exit code is then not 0. The
+    written files are listed on stdout.
     """
     from itertools import groupby
 
@@ -51,9 +52,16 @@ def export_results(
             f"zeroshot`, then `retbench export-results zeroshot {folder}`."
         )
     scored.sort(key=lambda one: _name_and_shots(one.record))
+    codes: set[int] = set()
     for (model, _), records in groupby(scored, key=lambda one: _name_and_shots(one.record)):
-        for path in write_lm_eval_files(model, list(records), folder, data_dir=data_dir):
+        written = write_lm_eval_files(model, list(records), folder, data_dir=data_dir)
+        for path in written.files:
             typer.echo(str(path))
+        for one, error in written.left_out:
+            typer.echo(f"left out: task {one.record.point.task} of {model}: {error}", err=True)
+            codes.add(error.exit_code)
+    if codes:
+        raise typer.Exit(codes.pop() if len(codes) == 1 else RetbenchError.exit_code)
 
 
 def _name_and_shots(record: "Record") -> tuple[str, str]:

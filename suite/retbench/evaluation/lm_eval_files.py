@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from retbench.config.evaluation import FEWSHOT_SEED
 from retbench.data.tokenizers import load_tokenizer
-from retbench.errors import RecordError, shown
+from retbench.errors import RecordError, RetbenchError, StorageError, shown
 from retbench.evaluation.task_entries import find_task
 from retbench.evaluation.tasks import LoadedTask, load_task
 from retbench.evaluation.zeroshot import lm_eval_results
@@ -29,6 +29,15 @@ class Scored(NamedTuple):
     record: Record
     folder: Path
     """Folder of the record file and of the file of its documents."""
+
+
+class Written(NamedTuple):
+    """Files of the scores of one model, and the tasks that have none."""
+
+    files: list[Path]
+    """The file of the results, then one file of samples per task; empty where every task was left out."""
+    left_out: list[tuple[Scored, RetbenchError]]
+    """The tasks that could not be written, each with the error."""
 
 
 class RecordedAnswers:
@@ -67,8 +76,11 @@ class RecordedAnswers:
 
 def write_lm_eval_files(
     model: str, scored: Sequence[Scored], folder: Path, *, data_dir: Path | None = None
-) -> list[Path]:
+) -> Written:
     """Write the scores of one model as lm-eval does, in a folder of the model's name.
+
+    A task is left out if its documents are damaged, if its data or lm-eval are not those of the record, or if its data
+    cannot be had.
 
     Args:
         model: Name of the model.
@@ -76,18 +88,24 @@ def write_lm_eval_files(
         folder: Folder of all models.
         data_dir: See `evaluation.tasks.load_task`.
 
-    Returns:
-        The file of the results, then one file of samples per task.
-
     Raises:
-        RecordError: documents are damaged, or the task's data or lm-eval are not those of the record.
-        ConfigError: the task's files cannot be read, or a tokenizer that prompts are generated for.
-        UnsupportedError: the task's data cannot be obtained.
         StorageError: the disk is full or the folder cannot be written to.
     """
     from lm_eval.utils import hash_string, sanitize_model_name
 
-    parts = [_replay(one, data_dir) for one in scored]
+    parts: list[dict[str, Any]] = []
+    kept: list[Scored] = []
+    left_out: list[tuple[Scored, RetbenchError]] = []
+    for one in scored:
+        try:
+            parts.append(_replay(one, data_dir))
+            kept.append(one)
+        except StorageError:
+            raise
+        except RetbenchError as error:
+            left_out.append((one, error))
+    if not kept:
+        return Written([], left_out)
     samples = {name: found for part in parts for name, found in part.pop("samples").items()}
     results: dict[str, Any] = {}
     for part in parts:
@@ -97,9 +115,9 @@ def write_lm_eval_files(
         name: "".join(one["doc_hash"] + one["prompt_hash"] + one["target_hash"] for one in found)
         for name, found in samples.items()
     }
-    results |= _describe(model, scored)
+    results |= _describe(model, kept)
     results["task_hashes"] = {name: hash_string(text) for name, text in ids.items()}
-    date = max(one.record.started_at for one in scored).replace(":", "-").removesuffix("Z")
+    date = max(one.record.started_at for one in kept).replace(":", "-").removesuffix("Z")
     place = folder / sanitize_model_name(model)
     place.mkdir(parents=True, exist_ok=True)
     files = {place / f"results_{date}.json": _json(results, indent=2)} | {
@@ -108,11 +126,17 @@ def write_lm_eval_files(
     }
     for path, text in files.items():
         write_atomic(path, text.encode())
-    return list(files)
+    return Written(list(files), left_out)
 
 
 def _replay(scored: Scored, data_dir: Path | None) -> dict[str, Any]:
-    """Return lm-eval's results of a record, with samples and the record's standard errors."""
+    """Return lm-eval's results of a record, with samples and the record's standard errors.
+
+    Raises:
+        RecordError: documents are damaged, or the task's data or lm-eval are not those of the record.
+        ConfigError: the task's files cannot be read, or a tokenizer that prompts are generated for.
+        UnsupportedError: the task's data cannot be obtained.
+    """
     record = scored.record
     assert record.documents is not None
     rows = read_documents(scored.folder, record.documents)
@@ -145,8 +169,8 @@ def _load_task(record: Record, data_dir: Path | None) -> LoadedTask:
         tokenizer = load_tokenizer(str(record.settings.get("tokenizer")), data_dir=data_dir)
         if tokenizer.fingerprint != expected:
             raise RecordError(
-                f"task {point.task} of {record.model.name}: its prompts were generated for a tokenizer of fingerprint "
-                f"{expected}, and {shown(tokenizer.name)} has {tokenizer.fingerprint}. Restore the tokenizer's files."
+                f"its prompts were generated for a tokenizer of fingerprint {expected}, and "
+                f"{shown(tokenizer.name)} has {tokenizer.fingerprint}. Restore the tokenizer's files."
             )
     return load_task(
         point.task or "",
@@ -167,7 +191,7 @@ def _other_data(record: Record, reason: str) -> RecordError:
         else "Give the folder of those data (--data-dir)"
     )
     return RecordError(
-        f"task {record.point.task} of {record.model.name}: the data here are not those that were scored: {reason}. "
+        f"the data here are not those that were scored: {reason}. "
         f"{origin}, and use lm-eval {record.backend.get('lm_eval_version')}."
     )
 
