@@ -10,6 +10,7 @@ import pytest
 
 from report.synthetic_records import Maker, write_results
 from retbench.errors import RecordError
+from retbench.records.dates import started
 from retbench.records.record import Metric, Record
 from retbench.report.frames import (
     OBSERVATION_COLUMNS,
@@ -19,7 +20,6 @@ from retbench.report.frames import (
     observations,
     results_frame,
     set_of,
-    started,
 )
 from retbench.report.selection import describe_count, select
 

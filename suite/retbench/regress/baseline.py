@@ -15,10 +15,10 @@ from pydantic import Field, FiniteFloat, ValidationError
 from retbench.errors import RecordError, UnsupportedError, shown
 from retbench.files import own_path, write_atomic
 from retbench.parsing import parse_json
+from retbench.records.dates import started
 from retbench.regress.comparability import comparability_keys, confounders, sm_clock_hz
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
-from retbench.report.frames import started
 from retbench.strict import Strict, reason_of
 
 SCHEMA_VERSION = 1

@@ -11,6 +11,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
+from retbench.records.dates import recorded_start
 from retbench.records.record import (
     SAME_MEANING_SINCE,
     Record,
@@ -21,7 +22,6 @@ from retbench.records.record import (
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.diagnostics import has_company, number_at, was_held_down
-from retbench.report.frames import recorded_start
 from retbench.report.provenance import flatten
 
 CLOCK_TOLERANCE = 0.03

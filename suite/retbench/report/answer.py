@@ -10,13 +10,14 @@ from functools import cached_property
 
 import pandas as pd
 
+from retbench.records.dates import started
 from retbench.records.record import Record, excessive_load
 from retbench.report.advantages import lead_of_ends, superlative
 from retbench.report.comparisons import cost_ratio, find_primary_crossover, pair_ratios
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
-from retbench.report.frames import set_of, started
+from retbench.report.frames import set_of
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from retbench.architectures.recorded import baseline_features, unusual_settings
 from retbench.architectures.registry import is_baseline
 from retbench.papers.claims import Claim, GateRule, NearRule, RatioRule, Side, SlicesRule
+from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.claim_words import FEATURE_WORDS
 from retbench.report.cost_rules import Setup, judge_cost
-from retbench.report.frames import keep_latest, set_of, started
+from retbench.report.frames import keep_latest, set_of
 from retbench.report.judged_claims import ClaimRow, Scope, in_order
 from retbench.report.points import group, mismatch
 from retbench.report.selection import model_settings, shared_settings

@@ -20,9 +20,10 @@ from retbench.papers.claims import (
     ShareRule,
     Verdict,
 )
+from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
-from retbench.report.frames import session_of, started
+from retbench.report.frames import session_of
 from retbench.report.judged_claims import ClaimFinding, decided
 from retbench.report.points import group
 from retbench.report.provenance import checks_of, share_of_limit

@@ -7,11 +7,12 @@ environment, the limitations, and the commands and files.
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
-from retbench.report.frames import Results, started
+from retbench.report.frames import Results
 from retbench.report.points import group, lineup, measures_cost
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables

@@ -5,23 +5,20 @@ Nothing is aggregated here. Records of different comparable sets never enter one
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import cache, wraps
+from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
-from retbench.errors import RecordError, shown
+from retbench.errors import RecordError
+from retbench.records.dates import date_sentences, recorded_start, started
 from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
 from retbench.workloads.workload import is_cost
 
 Value = TypeVar("Value")
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
-_CLOCK_SKEW = timedelta(days=1)
-"""By how much the clocks of two machines may differ."""
 
 OBSERVATION_COLUMNS: dict[str, str] = {
     **dict.fromkeys(("experiment", "workload", "status", "error", "model", "session"), "string"),
@@ -128,7 +125,7 @@ def load_results(root: Path) -> Results:
         below = path.relative_to(root).as_posix() if path != root else path.name
         source = Source(visible(below), is_published=PUBLISHED in (*path.parts, root.resolve().name))
         sources = dict.fromkeys(map(run_of, found), source) | sources
-        problems += faults + _date_sentences(path, found)
+        problems += faults + date_sentences(path, found)
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
@@ -190,63 +187,6 @@ def session_of(record: Record) -> str:
     return f"{record.run_id}@{record.environment.get('node_id', '')}"
 
 
-def started(record: Record) -> datetime:
-    """Return the start of a record for an order of records; see `recorded_start` for what is shown.
-
-    Where its text is no time, or one in the future, this is the earliest time that there is.
-    """
-    moment = recorded_start(record)
-    return _NEVER if moment is None or _is_future(moment) else moment
-
-
-def recorded_start(record: Record) -> datetime | None:
-    """Return the start of a record in UTC as recorded; None where its text is no time."""
-    return _moment(record.started_at)
-
-
-def dates_of(records: Iterable[Record]) -> str:
-    """Return the first and the last recorded date, such as "2026-01-02 to 2026-01-05" or "an unknown date"."""
-    dates = sorted(moment.date().isoformat() for record in records if (moment := recorded_start(record)))
-    return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "an unknown date"
-
-
-@cache
-def _moment(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):  # an hour before the year 1
-        return None
-
-
-def _is_future(moment: datetime) -> bool:
-    return moment > datetime.now(UTC) + _CLOCK_SKEW
-
-
-def _date_sentences(path: Path, records: Iterable[Record]) -> list[str]:
-    """Return a sentence on the records of a file that are dated in the future, and one on those without a date."""
-    later: list[datetime] = []
-    undated: list[str] = []
-    for record in records:
-        moment = recorded_start(record)
-        if moment is None:
-            undated.append(record.started_at)
-        elif _is_future(moment):
-            later.append(moment)
-    sentences = []
-    if later:
-        sentences.append(
-            f"{len(later)} of its records are dated in the future, up to {max(later):%Y-%m-%d}: they count as the "
-            "oldest. Set the clock of the machine that measured them, and measure again."
-        )
-    if undated:
-        sentences.append(
-            f"{len(undated)} of its records have a started_at that is no time, such as {shown(undated[0])}: they count "
-            "as the oldest. Measure them again."
-        )
-    return [f"{visible(str(path))}: {sentence}" for sentence in sentences]
-
-
 def hardware_of(record: Record) -> tuple[str, str]:
     """Return the node and the GPU of a record. Equal ones differ, so that rounds of two are never one cell's."""
     names = ("node_id", "gpu_uuid")
@@ -266,7 +206,8 @@ def keep_latest(records: Iterable[Record]) -> list[Record]:
     records = on_one_node(records)
     begun: dict[str, datetime] = {}
     for record in records:
-        begun[record.run_id] = max(started(record), begun.get(record.run_id, _NEVER))
+        start = started(record)
+        begun[record.run_id] = max(start, begun.get(record.run_id, start))
     kept: dict[tuple[ComparableSet, str, str, int], Record] = {}
     for record in records:
         key = (set_of(record), record.experiment, record.cell_id, record.round)
@@ -289,7 +230,8 @@ def on_one_node(records: Iterable[Record]) -> list[Record]:
     measured: dict[tuple[object, ...], set[tuple[str, int]]] = {}
     latest: dict[tuple[object, ...], datetime] = {}
     for record, place in zip(records, places, strict=True):
-        latest[place] = max(started(record), latest.get(place, _NEVER))
+        start = started(record)
+        latest[place] = max(start, latest.get(place, start))
         found = measured.setdefault(place, set())
         if record.status == "ok":
             found.add((record.cell_id, record.round))

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 from retbench.architectures.sizes import find_size
 from retbench.papers.claims import Claim, Verdict
+from retbench.records.dates import started
 from retbench.records.record import Record
-from retbench.report.frames import started
 from retbench.report.points import group
 
 Scope = Literal["paper", "strong", "elsewhere"]

@@ -6,9 +6,10 @@ from dataclasses import replace
 from retbench.architectures.matching import MAX_MISMATCH
 from retbench.architectures.sizes import find_size
 from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Scale, SlicesRule, Verdict
+from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.document_comparisons import Folders
-from retbench.report.frames import Results, set_of, started
+from retbench.report.frames import Results, set_of
 from retbench.report.judged_claims import ClaimFinding, ClaimRow, Scope, in_order
 from retbench.report.points import fact, group, is_final, num_trained_tokens, replicate_of
 from retbench.report.quality_rules import (

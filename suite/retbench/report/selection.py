@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from retbench.errors import RecordError, unknown_name
+from retbench.records.dates import dates_of, started
 from retbench.records.record import Documents, ModelInfo, Record, conditions
-from retbench.report.frames import (
-    ComparableSet,
-    by_parts,
-    dates_of,
-    keep_latest,
-    on_one_node,
-    set_of,
-    started,
-)
+from retbench.report.frames import ComparableSet, by_parts, keep_latest, on_one_node, set_of
 from retbench.report.points import (
     group,
     instance_of,
