@@ -145,14 +145,21 @@ def test_decoding_is_held_to_the_limit_and_ends_where_the_memory_does(records: l
     assert all(one.settings["memory_limit_bytes"] == LIMIT_BYTES for one in records)
 
 
-def test_less_memory_than_one_sequence_needs_is_out_of_memory(
-    out: Path, records: list[Record], tmp_path: Path
+@pytest.mark.parametrize(
+    ("room", "reason"),
+    [
+        (6_000_000, "not even one sequence of 2,048 tokens"),
+        (-2_000_000, "'transformer' cannot be built in so much. Give more"),
+    ],
+)
+def test_less_memory_than_one_sequence_or_the_model_needs_is_out_of_memory(
+    out: Path, records: list[Record], tmp_path: Path, room: int, reason: str
 ) -> None:
     """The equivalence check of the run above holds here too."""
-    path = tmp_path / "less.toml"
+    path = tmp_path / f"less{room}.toml"
     alone = EXPERIMENT.replace(RETNET, "").partition("[profiles.smoke.workloads.decode]")[0]
     path.write_text(alone, encoding="utf-8")
-    limit = costs.weight_bytes(make_cell("transformer", "memory", 1).model, "float32") + 6_000_000
+    limit = costs.weight_bytes(make_cell("transformer", "memory", 1).model, "float32") + room
     plan = make_plan(
         str(path),
         profile="smoke",
@@ -161,7 +168,7 @@ def test_less_memory_than_one_sequence_needs_is_out_of_memory(
         limit=None,
         overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[2048]"],
     )
-    run_plan(plan, out, fresh=False, notify=lambda _event: None)
-    (found,) = (one for one in read_records(out)[0] if one.experiment == "less")
-    assert found.status == "oom"
-    assert "not even one sequence of 2,048 tokens" in str(found.error)
+    assert run_plan(plan, out, fresh=False, notify=lambda _event: None).counts == {"oom": 1}
+    (found,) = (one for one in read_records(out)[0] if one.experiment == path.stem)
+    assert str(found.error).startswith("out of memory: ")
+    assert reason in str(found.error)

@@ -28,6 +28,13 @@ def build(job: Job, device: torch.device) -> LanguageModel:
     return model
 
 
+def build_within_limit(job: Job, device: torch.device) -> LanguageModel | None:
+    """Build the model; None where `memory_limit_bytes` leaves no room for it."""
+    if job.cells[0].settings.memory_limit_bytes is None:
+        return build(job, device)
+    return try_in_memory(partial(build, job, device), device)
+
+
 def find_products(job: Job, device: torch.device) -> None:
     """Measure how models of the run multiply their weights, before one takes its memory, unless a worker has."""
     settings = job.cells[0].settings

@@ -210,7 +210,12 @@ def _measure(
 def _set_up(
     job: Job, device: torch.device, surroundings: Surroundings, send: Send
 ) -> tuple[LanguageModel, Surroundings] | None:
-    """Measure the ceilings, build the model, and check it unless an earlier check holds; None if the check failed."""
+    """Measure the ceilings, build the model, and check it unless an earlier check holds.
+
+    Returns:
+        The model and what its records share. None if the check failed, or if the limit of the memory leaves no room for
+        the model: its cells are then refused as out of memory.
+    """
     settings, gate = job.cells[0].settings, job.gate
     ceilings = _measure_ceilings(job, device, send)
     if settings.memory_limit_bytes is not None:
@@ -224,7 +229,14 @@ def _set_up(
     if device.type == "cuda":
         # The first product makes cuBLAS's handle. Where a cache has left no memory for it, its error is another one.
         torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)
-    model = job_model.build(job, device)
+    model = job_model.build_within_limit(job, device)
+    if model is None:
+        error = (
+            f"out of memory: memory_limit_bytes is {settings.memory_limit_bytes:,}, and "
+            f"'{job.cells[0].model_name}' cannot be built in so much. Give more (--set memory_limit_bytes=...)."
+        )
+        send(Refused(cells=tuple(range(len(job.cells))), status="oom", error=error))
+        return None
     if gate is None:
         gate = job_model.check_gate(job, model)
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
