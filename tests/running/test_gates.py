@@ -70,29 +70,22 @@ def run(plan: Plan, out: Path, *, fresh: bool = False) -> tuple[Observer, list[R
 def test_another_experiment_takes_the_check_of_the_same_model(
     plan_of: PlanOf, tmp_path: Path, checked: Record
 ) -> None:
+    """Only its states are streamed; a fresh run checks the model anew."""
     assert checked.gate is not None
     assert checked.gate.run_id is None
     append_record(tmp_path / machine_name("cpu") / "first" / "records.jsonl", checked)
-    observer, (record,) = run(plan_of("second", "memory"), tmp_path)
-    assert not observer.of(events.Preparing)
+    plan = plan_of("second", "decode")
+    observer, (record,) = run(plan, tmp_path)
+    assert [event.checks for event in observer.of(events.Preparing)] == [False]
+    assert len(observer.of(events.GateChecked)) == 1
+    assert observer.of(events.Streaming)
     assert record.gate == checked.gate.model_copy(update={"run_id": checked.run_id})
     third = held(plan_of("third", "prefill", length=17), tmp_path / "some", record)
     assert third == {"third": record.gate}, "the run that checked it, not the one that took the check over"
-    again, (measured,) = run(plan_of("second", "memory"), tmp_path, fresh=True)
+    again, (measured,) = run(plan, tmp_path, fresh=True)
     assert [event.checks for event in again.of(events.Preparing)] == [True]
     assert measured.gate is not None
     assert measured.gate.run_id is None
-
-
-def test_states_are_streamed_though_the_check_holds(plan_of: PlanOf, tmp_path: Path, checked: Record) -> None:
-    append_record(tmp_path / machine_name("cpu") / "first" / "records.jsonl", checked)
-    observer, (record,) = run(plan_of("second", "decode"), tmp_path)
-    (preparing,) = observer.of(events.Preparing)
-    assert not preparing.checks
-    assert len(observer.of(events.GateChecked)) == 1
-    assert observer.of(events.Streaming)
-    assert record.gate is not None
-    assert record.gate.run_id == checked.run_id
 
 
 @pytest.fixture(scope="module")

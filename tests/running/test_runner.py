@@ -104,6 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     plan, out, observer = plan_for(path), folder / "out", Observer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
+        patch.setattr(machine, "busy_ratio", lambda: 0.1)
         result = run_plan(plan, out, fresh=False, notify=observer)
     return Whole(plan, out, result, observer)
 
@@ -117,7 +118,9 @@ def checked_out(whole: Whole, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_run_measures_every_cell_and_a_second_one_nothing(whole: Whole) -> None:
+def test_a_run_measures_every_cell_and_a_second_one_nothing(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, out, result, observer = whole.plan, whole.out, whole.result, whole.observer
     assert result.counts == {"ok": 10}
     assert (result.skipped, result.interrupted) == ({}, False)
@@ -155,11 +158,14 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(whole: Whole) -> Non
     }
     assert observer.received[-1] == events.RunFinished(result, events.RunProgress(10, 10, 0))
 
+    assert not observer.of(events.MachineBusy)
+
     again = Observer()
+    monkeypatch.setattr(machine, "busy_ratio", lambda: 0.6)
     assert run_plan(plan, out, fresh=False, notify=again) == RunSummary(
         {}, {"ok": 10}, None, interrupted=False
     )
-    assert again.kinds() == {"RunPlanned": 1, "RunFinished": 1}
+    assert [type(event) for event in again.received] == [events.RunPlanned, events.RunFinished]
     assert len(records_in(out)) == 10
     assert [count_on_disk(plan, out, fresh=fresh) for fresh in (False, True)] == [10, 0]
 
@@ -292,10 +298,14 @@ def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path, checke
                 os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    result = run_plan(plan_for(path), checked_out, fresh=False, notify=Observer(stop_at_second_cell))
+    observer = Observer(stop_at_second_cell)
+    result = run_plan(plan_for(path), checked_out, fresh=False, notify=observer)
     assert result.interrupted
     assert result.counts == {"ok": 1}
-    assert len(records_in(checked_out)) == 1
+    (record,) = records_in(checked_out)
+    assert not observer.of(events.Preparing), "the other experiment's check holds, and nothing is streamed"
+    assert record.gate is not None
+    assert record.gate.run_id is not None
     assert no_workers()
 
 
@@ -630,19 +640,6 @@ def test_a_second_run_waits_unless_it_is_interrupted_and_skips_what_the_first_ha
         assert run_plan(plan, out, fresh=False, notify=Observer(stop)) == result
 
 
-@pytest.mark.parametrize(("busy", "noted"), [(0.6, 1), (0.1, 0)])
-def test_a_busy_machine_is_noted_before_costs_are_measured(
-    tmp_path: Path, checked_out: Path, monkeypatch: pytest.MonkeyPatch, busy: float, noted: int
-) -> None:
-    monkeypatch.setattr(machine, "busy_ratio", lambda: busy)
-    plan = plan_for(write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8)))
-    for expected in (noted, 0):  # the second time nothing is left to measure
-        observer = Observer()
-        run_plan(plan, checked_out, fresh=False, notify=observer)
-        found = [event.ratio for event in observer.of(events.MachineBusy)]
-        assert found == [busy] * expected
-
-
 def test_a_full_disk_is_a_clear_error_and_what_was_there_is_intact(tmp_path: Path, checked_out: Path) -> None:
     path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
     done: list[int] = []
@@ -770,9 +767,16 @@ def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
     assert observer.kinds()["CellStarted"] == 0
 
 
-def test_what_this_machine_lacks_is_unsupported_in_every_round(tmp_path: Path) -> None:
+def test_what_this_machine_lacks_is_unsupported_in_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That other processes keep the machine busy is noted before anything is tried."""
+    monkeypatch.setattr(machine, "busy_ratio", lambda: 0.6)
     path = write_experiment(tmp_path, TRANSFORMER + 'backend = "flash"\n', PROFILE, grid("prefill", 8))
-    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, notify=Observer())
+    observer = Observer()
+    result = run_plan(plan_for(path, "rounds=2"), tmp_path / "out", fresh=False, notify=observer)
+    assert [event.ratio for event in observer.of(events.MachineBusy)] == [0.6]
+    assert isinstance(observer.received[1], events.MachineBusy)
     assert result.counts == {"unsupported": 2}
     assert all("flash" in str(one.error) for one in records_in(tmp_path / "out"))
 
