@@ -61,6 +61,14 @@ def alone(model: HfModel, tokens: Tensor) -> Tensor:
     return logits
 
 
+def test_a_step_begins_at_a_depth_of_a_state_of_zeros(model: HfModel) -> None:
+    """As each trial of the largest batch takes it."""
+    state = model.init_state(3, 65)
+    state.start_at(64)
+    assert model(torch.zeros(3, 1, dtype=torch.int64), state).shape == (3, 1, VOCAB_SIZE)
+    assert state.position == 65
+
+
 def test_its_logits_are_those_of_transformers(model: HfModel) -> None:
     tokens = text(2)
     expected = alone(model, tokens)
