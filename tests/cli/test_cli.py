@@ -14,6 +14,7 @@ import time
 from importlib import resources
 from pathlib import Path
 
+import psutil
 import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
@@ -506,7 +507,10 @@ def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> No
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as one:
-        time.sleep(4)  # torch is loaded, and the check takes longer
+        usage = psutil.Process(one.pid)
+        while sum(usage.cpu_times()[:2]) < 2.5:  # torch is loaded, and the check takes longer
+            assert one.poll() is None
+            time.sleep(0.05)
         one.send_signal(signal.SIGTERM)
         _, told = one.communicate(timeout=60)
     assert (one.returncode, told) == (130, "retbench: interrupted\n")
