@@ -26,8 +26,9 @@ LONG_FILES = (
     "tests/running/test_runner.py",
     "tests/training/test_processes.py",
     "tests/workloads/test_largest_batch.py",
+    "tests/workloads/test_training.py",
 )
-"""Files with a test or fixture that takes many seconds: near the end one core would wait for the other."""
+"""Files near the end of the order that take many seconds: one core would wait for the other."""
 
 TINY_EXPERIMENT = """\
 title = "Tiny"
