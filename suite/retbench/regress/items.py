@@ -7,6 +7,7 @@ models is one time less the other. A curve is the mean over its context lengths,
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Literal
 
@@ -72,7 +73,15 @@ class ComparedItem:
     subject: str
     weights: tuple[tuple[MeasurementPoint, float], ...]
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Hash of the fields, computed once: a test of all items looks each one up many times."""
+        return hash((self.kind, self.subject, self.weights))
+
+    @cached_property
     def points(self) -> tuple[MeasurementPoint, ...]:
         """The points that it needs."""
         return tuple(point for point, _ in self.weights)
