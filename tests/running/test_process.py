@@ -147,11 +147,11 @@ def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:
 
 def test_a_cell_that_reports_progress_may_take_longer(start: Start) -> None:
     reports = [Advanced(num_tokens=number) for number in range(6)]
-    script = say(Started(index=0)) + "".join("time.sleep(0.2)\n" + say(report) for report in reports)
-    *received, ended = messages_of(start(script + "time.sleep(600)\n"), timeout_s=1)
+    script = say(Started(index=0)) + "".join("time.sleep(0.4)\n" + say(report) for report in reports)
+    *received, ended = messages_of(start(script + "time.sleep(600)\n"), timeout_s=2)
     assert received == [Started(index=0), *reports]
     assert isinstance(ended, WorkerExit)
-    assert "said nothing for timeout_s = 1 " in ended.reason
+    assert "said nothing for timeout_s = 2 " in ended.reason
 
 
 def test_silence_outside_a_cell_has_its_own_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
