@@ -153,9 +153,9 @@ def init_weights(model: Decoder, seed: int, initialisation: Initialisation = "pl
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:  # in memory order for either layout
-            stored = parameter if parameter.is_contiguous() else parameter.t()
-            stored.normal_(0.0, INIT_STD, generator=generator)
+        else:  # in memory order for any layout
+            axes = sorted(range(parameter.dim()), key=lambda axis: -parameter.stride(axis))
+            parameter.permute(axes).normal_(0.0, INIT_STD, generator=generator)
     for index, block in enumerate(model.blocks):
         for part in block.children():
             if isinstance(part, StatefulModule):

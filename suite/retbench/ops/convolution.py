@@ -23,6 +23,11 @@ _TOKENS_IN_CACHE = 64
 """Tokens that a CPU convolves at once, so that each pass over them finds them in its cache."""
 
 
+def empty_weight(channels: int, width: int) -> Tensor:
+    """Return a weight (D, W) without values, whose channels are adjacent in memory, as those of the inputs are."""
+    return torch.empty(width, channels).t()
+
+
 def short_convolution(
     x: Tensor,
     weight: Tensor,
@@ -50,7 +55,6 @@ def short_convolution(
     check_convolution(x, weight, bias, state)
     before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if state is None else state.to(x.dtype)
     wide, length = wide_dtype(x.dtype), x.shape[1]
-    # Columns are adjacent in memory, as the channels of the inputs are.
     weights = weight.to(wide).t().contiguous().unbind(0), None if bias is None else bias.to(wide)
     in_parts = length > _TOKENS_IN_CACHE and x.device.type == "cpu" and not torch.is_grad_enabled()
     if not in_parts:

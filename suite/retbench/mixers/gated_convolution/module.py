@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from retbench.mixers.gated_convolution.config import GatedConvolution
 from retbench.mixers.module import Depth, MixerModule
 from retbench.mixers.state import LayerState
-from retbench.ops.convolution import short_convolution, short_convolution_step_
+from retbench.ops.convolution import empty_weight, short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
 
@@ -26,7 +26,7 @@ class GatedConvolutionModule(MixerModule):
     def __init__(self, config: GatedConvolution, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
         self.in_proj = Linear(config.d_model, 2 * config.inner_width)
-        self.conv_weight = nn.Parameter(torch.empty(config.inner_width, config.kernel_size))
+        self.conv_weight = nn.Parameter(empty_weight(config.inner_width, config.kernel_size))
         self.out_proj = Linear(config.inner_width, config.d_model)
         self.read_out = nn.Identity()
 
@@ -38,7 +38,8 @@ class GatedConvolutionModule(MixerModule):
     def init_weights(self, generator: torch.Generator, depth: Depth) -> None:
         """Draw the weights of the convolution from the uniform distribution of torch's convolutions."""
         bound = self.config.kernel_size**-0.5
-        self.conv_weight.uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(self.conv_weight.shape, device=self.conv_weight.device)
+        self.conv_weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False

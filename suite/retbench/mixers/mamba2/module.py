@@ -12,7 +12,7 @@ from retbench.mixers.mamba2.kernels import missing_reason, scan_fla, scan_mamba_
 from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
-from retbench.ops.convolution import short_convolution, short_convolution_step_
+from retbench.ops.convolution import empty_weight, short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
 from retbench.ops.linear_chunk import repeat_heads
 from retbench.ops.position import Positions
@@ -67,7 +67,8 @@ class Mamba2Module(LinearOperatorModule):
         self.forms["fla"] = scan_fla
         d, channels, heads = config.d_model, config.conv_channels, config.num_heads
         self.in_proj = Linear(d, config.inner_dim + channels + heads)
-        self.conv_weight = nn.Parameter(torch.empty(channels, 1, config.conv_width))  # as nn.Conv1d has it
+        weight = empty_weight(channels, config.conv_width)
+        self.conv_weight = nn.Parameter(weight.unsqueeze(1))  # with the axes of nn.Conv1d
         self.conv_bias = nn.Parameter(torch.empty(channels))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.log_rate = nn.Parameter(torch.empty(heads))
