@@ -164,3 +164,23 @@ def test_restoring_what_does_not_fit_is_an_error():
         model(tokens(1, 20), state)
     with pytest.raises(CapacityError, match="position 20 does not fit a capacity of 10"):
         model.init_state(1, 10).restore(state)
+
+
+@pytest.mark.parametrize(("name", "by_value"), [("retnet", True), ("rwkv6", True), ("mamba2", False)])
+def test_a_state_lies_by_value_where_compiled_steps_gain_and_by_key_for_fused_ones(name, by_value):
+    spec = named_specs()[name]
+    config = resolve_model(spec, "300k")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=spec.backend)
+    with torch.no_grad():
+        states = [model.init_state(2, 32)]
+        for block in model.blocks:
+            block.fused = True
+        states.append(model.init_state(2, 32))
+        assert [one.layers[0]["values"].mT.is_contiguous() for one in states] == [by_value, False]
+        assert states[1].layers[0]["values"].is_contiguous()
+        for block in model.blocks:
+            block.fused = False
+        model(tokens(2, 12), states[0])
+        states[1].restore(states[0])
+        first, second = (decode(model, one, 8) for one in states)
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)

@@ -62,6 +62,6 @@ def test_the_recurrence_is_that_of_fused_steps_where_they_can_run(monkeypatch: p
     monkeypatch.setattr(fused, "_launch", lambda name, *_, **__: launched.append(name))
     for reason, expected in (("no Triton", []), (None, ["retention_step_kernel"])):
         monkeypatch.setattr(fused, "missing_reason", lambda device, dtype, reason=reason: reason)
-        num_bytes, make = step_rates._recurrence(CPU, torch.bfloat16)
+        num_bytes, make = step_rates._recurrence(CPU, torch.bfloat16, compiled=False)
         make()()
         assert (launched, num_bytes) == (expected, 2 * 4 * 128 * 256 * 4)

@@ -55,6 +55,8 @@ class StateTensor:
         wide: It is held in the wider of float32 and the model's dtype.
         concatenated: A per_token tensor that holds exactly the tokens so far, without a capacity: new tokens are
             concatenated to a copy.
+        by_value: Of matrices (K, V): on a CPU the keys of a value are adjacent in memory, in place of the values of a
+            key, unless steps are fused. Compiled code then updates a state and reads it in one pass.
     """
 
     name: str
@@ -63,6 +65,7 @@ class StateTensor:
     window: int = 0
     wide: bool = False
     concatenated: bool = False
+    by_value: bool = False
 
     def num_tokens(self, capacity: int) -> int:
         """Return the length of the token axis for a capacity; 1 for a tensor without one.

@@ -161,5 +161,10 @@ def allocate_state(
         if one.kind != "fixed":
             num_tokens = 0 if one.concatenated else one.num_tokens(capacity)
             shape = (batch_size, one.shape[0], num_tokens, *one.shape[1:])
-        tensors[one.name] = torch.zeros(shape, dtype=wide if one.wide else like.dtype, device=like.device)
+        dtype = wide if one.wide else like.dtype
+        if one.by_value and like.device.type == "cpu":
+            *lead, keys, values = shape
+            tensors[one.name] = torch.zeros(*lead, values, keys, dtype=dtype, device=like.device).mT
+        else:
+            tensors[one.name] = torch.zeros(shape, dtype=dtype, device=like.device)
     return LayerState(tensors, {one.name: one for one in layout})

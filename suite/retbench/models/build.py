@@ -154,7 +154,7 @@ def init_weights(model: Decoder, seed: int, initialisation: Initialisation = "pl
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:  # in memory order for any layout
-            axes = sorted(range(parameter.dim()), key=lambda axis: -parameter.stride(axis))
+            axes = sorted(range(parameter.dim()), key=lambda axis: -parameter.stride()[axis])
             parameter.permute(axes).normal_(0.0, INIT_STD, generator=generator)
     for index, block in enumerate(model.blocks):
         for part in block.children():

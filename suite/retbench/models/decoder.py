@@ -1,6 +1,7 @@
 """A decoder-only language model of any architecture: embedding, blocks of mixers, norm, head."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import cast, get_args
 
@@ -40,7 +41,10 @@ class Block(FusedSteps):
     def init_state(self, batch_size: int, capacity: int) -> LayerState:
         """Return the zero state; `capacity` tokens where a tensor has an entry for each token, up to its window."""
         weight = next(self.parameters())
-        return allocate_state(self._layout, batch_size, capacity, weight, wide_dtype(weight.dtype))
+        layout = self._layout
+        if self.fused:  # the kernels read each key's values
+            layout = tuple(replace(one, by_value=False) for one in layout)
+        return allocate_state(layout, batch_size, capacity, weight, wide_dtype(weight.dtype))
 
     def forward(
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False

@@ -13,6 +13,8 @@ from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
 from retbench.measure.clock import capture_graph, check_device, time_call, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
+from retbench.mixers.mixer import StateTensor
+from retbench.mixers.state import allocate_state
 from retbench.ops import fused
 from retbench.ops.attention import attend, attend_products
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
@@ -88,7 +90,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     return StepRates(
         products=products,
         attention=attention,
-        recurrence=_curve(_recurrence(device, dtype), footprints, device),
+        recurrence=_curve(_recurrence(device, dtype, compiled=compiled), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
         shared_key_flops_per_s=_shared_key_rate(device, dtype, attention),
         operator_s=operator_s,
@@ -238,10 +240,12 @@ def _shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve)
     return 4 * (_SHARED_QUERIES - 1) * num_values / more_s  # the scores, and the sums of values
 
 
-def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable[[], Call]]:
+def _recurrence(
+    device: torch.device, dtype: torch.dtype, *, compiled: bool
+) -> tuple[int, Callable[[], Call]]:
     """Return twice the bytes of a state, and a function that makes the update of a new one by one token.
 
-    The update is fused if decode steps are.
+    The update is fused if decode steps are, or compiled.
     """
     heads, key_dim, value_dim = _STATE_SHAPE
     wide = wide_dtype(dtype)
@@ -249,13 +253,17 @@ def _recurrence(device: torch.device, dtype: torch.dtype) -> tuple[int, Callable
     v = torch.randn(1, 1, heads, value_dim, device=device, dtype=dtype)
     decay = torch.full((heads,), 0.9, device=device, dtype=wide)
     is_fused = fused.default_operators(device, dtype) == "fused"
+    layout = [StateTensor("state", _STATE_SHAPE, wide=True, by_value=not is_fused)]
+    update = linear_decayed_step_
+    if compiled and not is_fused:
+        update = compile_step(update, q, k, v, decay, allocate_state(layout, 1, 0, q, wide)["state"]).run
 
     def make() -> Call:
-        state = torch.zeros(1, *_STATE_SHAPE, device=device, dtype=wide)
+        state = allocate_state(layout, 1, 0, q, wide)["state"]
         if is_fused:
             tokens = (x.squeeze(1) for x in (q, k, v))
             return partial(fused.retention_step, *tokens, decay, state, None, None, None, "half", 1.0)
-        return lambda: linear_decayed_step_(q, k, v, decay, state)
+        return lambda: update(q, k, v, decay, state)
 
     return 2 * torch.Size(_STATE_SHAPE).numel() * wide.itemsize, make
 
