@@ -46,7 +46,6 @@ from retbench.ops.linear_chunk import (
     repeat_heads,
 )
 from retbench.ops.precision import cast, wide_dtype
-from retbench.ops.registration import realise
 from retbench.ops.shared_heads import attend_shared
 
 LinearForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
@@ -152,8 +151,6 @@ def linear_decayed_step_(
     dtype.
     """
     heads, wide = v.shape[2], state.dtype
-    # A compiler may else compute what precedes them anew for each row of the state.
-    q, k = realise(q), realise(k)
     wide_q, wide_k = _share_heads(cast(q, wide), heads), _share_heads(cast(k, wide), heads)
     value = cast(_extend(v, readout, wide), wide)
     if readout.bonus is not None:  # before the state is decayed

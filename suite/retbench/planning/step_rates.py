@@ -245,7 +245,7 @@ def _recurrence(
 ) -> tuple[int, Callable[[], Call]]:
     """Return twice the bytes of a state, and a function that makes the update of a new one by one token.
 
-    The update is fused if decode steps are, or compiled.
+    The update is fused if decode steps are, and else compiled if they are.
     """
     heads, key_dim, value_dim = _STATE_SHAPE
     wide = wide_dtype(dtype)

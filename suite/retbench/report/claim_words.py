@@ -91,12 +91,12 @@ def list_limitations(claims: Iterable[Claim]) -> list[str]:
     """Return a line per source: what the papers do not state about the claims' numbers, and what is doubtful."""
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for number in (find_number(place) for claim in claims for place in claim.numbers):
-        unstated, doubts = found.setdefault(number.source, ({}, {}))
-        unstated |= dict.fromkeys(number.conditions.not_stated)
-        doubts |= dict.fromkeys(number.doubts)
+        not_stated, doubtful = found.setdefault(number.source, ({}, {}))
+        not_stated |= dict.fromkeys(number.conditions.not_stated)
+        doubtful |= dict.fromkeys(number.doubts)
     lines = []
-    for source, (unstated, doubts) in found.items():
-        words = [*([f"not stated: {', '.join(unstated)}."] if unstated else []), *doubts]
+    for source, (not_stated, doubtful) in found.items():
+        words = [*([f"not stated: {', '.join(not_stated)}."] if not_stated else []), *doubtful]
         lines += [f"{source}: {' '.join(words)}"] if words else []
     return lines
 
