@@ -142,18 +142,22 @@ def test_the_description_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("model", "name"),
+    ("model", "generation", "name"),
     [
-        ("AMD EPYC 7763 64-Core Processor", "amd-epyc-7763-8-cores"),
-        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "intel-xeon-8-cores"),
-        ("13th Gen Intel(R) Core(TM) i7-1370P", "13th-gen-intel-core-i7-1370p-8-cores"),
-        ("aarch64", "aarch64-8-cores"),
+        ("AMD EPYC 7763 64-Core Processor", "family 25, model 1", "amd-epyc-7763-8-cores"),
+        ("13th Gen Intel(R) Core(TM) i7-1370P", None, "13th-gen-intel-core-i7-1370p-8-cores"),
+        ("AMD EPYC", "family 25, model 1", "amd-epyc-family-25-model-1-8-cores"),
+        ("AMD EPYC", None, "amd-epyc-8-cores"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "family 6, model 85", "intel-xeon-family-6-model-85-8-cores"),
+        ("aarch64", "part 0xd40", "aarch64-part-0xd40-8-cores"),
     ],
 )
 def test_a_machine_is_called_after_its_processor(
-    model: str, name: str, monkeypatch: pytest.MonkeyPatch
+    model: str, generation: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(machine, "cpu_model", lambda: model)
+    monkeypatch.setattr(machine, "cpu_generation", lambda: generation)
     monkeypatch.setattr(machine, "physical_cores", lambda: 8)
     assert environment.machine_name("cpu") == name
 

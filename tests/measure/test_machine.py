@@ -33,6 +33,28 @@ def test_model_is_what_the_kernel_calls_it(kernel: Path) -> None:
     assert machine.cpu_model() == "AMD EPYC 7763 64-Core Processor"
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "generation"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 1\nmicrocode\t: 0x1\n\n"
+            "cpu family\t: 25\nmodel\t\t: 1\n",
+            "family 25, model 1, stepping 1",
+        ),
+        (
+            "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd40\nCPU revision\t: 1\n",
+            "implementer 0x41, variant 0x1, part 0xd40, revision 1",
+        ),
+        ("model name\t: unknown\n", None),
+    ],
+)
+def test_generation_is_told_by_the_numbers_of_the_design(
+    cpuinfo: str, generation: str | None, kernel: Path
+) -> None:
+    write(kernel / "proc/cpuinfo", cpuinfo)
+    assert machine.cpu_generation() == generation
+
+
 def test_model_falls_back_to_the_architecture(kernel: Path) -> None:
     assert machine.cpu_model()
 

@@ -152,16 +152,17 @@ def use_device(device: "torch.device | str") -> None:
 
 
 def machine_name(device: "torch.device | str") -> str:
-    """Return the model and number of the processors as a folder name: amd-epyc-2-cores, nvidia-h100-80gb-hbm3-x8.
+    """Return the model and number of the processors as a folder name: amd-epyc-7763-8-cores, nvidia-h100-80gb-hbm3-x8.
 
-    The name is the same after a reboot and on an equal machine, and does not identify the host. A CUDA context is
+    The name is the same after a reboot and on an equal machine, and does not identify the host. Where a virtual machine
+    hides the model, the generation is part of it: amd-epyc-family-25-model-1-stepping-1-2-cores. A CUDA context is
     created only if NVML fails or the GPUs of the machine differ.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor an existing CUDA device.
     """
     if str(device) == "cpu":
-        return f"{_slug(machine.cpu_model())}-{machine.physical_cores()}-cores"
+        return f"{_slug(_distinct_cpu_model())}-{machine.physical_cores()}-cores"
     names = nvml.gpu_names()
     if len(set(names)) == 1:
         return f"{_slug(names[0])}-x{len(names)}"
@@ -182,6 +183,13 @@ def _check_cuda(device: "torch.device | str") -> None:
             f"device '{device}': PyTorch {torch.__version__} finds {count} CUDA devices, and other kinds of device "
             "are not supported. Give --device cpu, or an existing CUDA device."
         )
+
+
+def _distinct_cpu_model() -> str:
+    """Return the processor's name, with its generation where the name has no number or is that of the architecture."""
+    model = machine.cpu_model()
+    named = model != platform.machine() and re.search(r"\d", model.partition("@")[0])
+    return model if named else f"{model.partition('@')[0]} {machine.cpu_generation() or ''}"
 
 
 def _slug(model: str) -> str:
@@ -317,6 +325,7 @@ def _host_facts(absent: dict[str, str]) -> dict[str, Any]:
         "memory_available_bytes": psutil.virtual_memory().available,
     }
     from_kernel = {
+        "cpu_generation": machine.cpu_generation(),
         "last_level_cache_bytes": machine.last_level_cache_bytes() or None,
         "governor": machine.read_text(cpus / "cpu0/cpufreq/scaling_governor"),
         "transparent_huge_pages": chosen.group(1) if chosen else None,

@@ -22,6 +22,16 @@ _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_GENERATION = {
+    "cpu family": "family",
+    "model": "model",
+    "stepping": "stepping",
+    "CPU implementer": "implementer",
+    "CPU variant": "variant",
+    "CPU part": "part",
+    "CPU revision": "revision",
+}
+"""Entries of /proc/cpuinfo that state a processor's design, the first three on x86 and the others on ARM."""
 
 NODE_VARIABLE = "RETBENCH_NODE"
 """Environment variable that names this host where its id does not: containers of one image may share an id."""
@@ -70,6 +80,18 @@ def cpu_model() -> str:
         if name:
             return name
     return platform.processor() or platform.machine()
+
+
+def cpu_generation() -> str | None:
+    """Return the numbers by which a processor states its design: 'family 25, model 1, stepping 1'; None if unknown.
+
+    Virtual machines often give processors of several generations one name, such as 'AMD EPYC'.
+    """
+    facts = dict(
+        re.findall(r"^([\w ]+?)\s*:\s*(\S+)\s*$", read_text(_PROC / "cpuinfo") or "", flags=re.MULTILINE)
+    )
+    stated = [f"{word} {facts[name]}" for name, word in _GENERATION.items() if name in facts]
+    return ", ".join(stated) or None
 
 
 def physical_cores() -> int:
