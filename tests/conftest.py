@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from retbench.measure import allocator, machine
+from retbench.ops import precision
 from tests.browsing import open_browser
 
 EVERY_CPU = machine.allowed_cpus()
@@ -157,3 +158,9 @@ def _without_pictures() -> Iterator[None]:
 def browser() -> Iterator[Any]:
     """Headless Chromium for one module: its event loop bars every other one in this process."""
     yield from open_browser()
+
+
+@pytest.fixture
+def narrow_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of 16 bits by torch, as on a GPU, also where this CPU would widen them."""
+    monkeypatch.setattr(precision, "NARROW_PRODUCTS", frozenset((torch.bfloat16, torch.float16)))

@@ -13,6 +13,7 @@ from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
 from retbench.measure.clock import time_call
+from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LIMITS
@@ -29,6 +30,8 @@ class _Decoding:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
         model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
+        layout = storing_by_output_is_faster(model.device, dtype, compiled=compiled, rows=BATCH_SIZE)
+        model.store_weights(by_output=layout)
         rows = read_rows(BATCH_SIZE, DEPTH + 1)
         token = rows[:, -1:].clone()
         self.state = model.init_state(BATCH_SIZE, DEPTH + 2)

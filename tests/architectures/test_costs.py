@@ -196,6 +196,7 @@ SPECS = [
     [("float32", 256), ("bfloat16", 256), ("float32", 8192)],
 )
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture}-{spec.variant}")
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(spec, dtype, vocab_size):
     config = resolve(spec).model_copy(update={"vocab_size": vocab_size})
     backend = {"retnet": "chunkwise", "transformer": "sdpa"}[spec.architecture]

@@ -257,6 +257,7 @@ def test_training_flops_equal_what_torch_counts(variant: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(variant: str, dtype: str) -> None:
     config = config_of(variant).model_copy(update={"vocab_size": 256})
     model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=BACKENDS[variant])

@@ -125,6 +125,7 @@ def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> Non
     assert product_trials.measure_rows()["onednn_rows"] == 0
 
 
+@pytest.mark.usefixtures("narrow_products")
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -195,6 +196,7 @@ def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPat
     assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=True) is False
 
 
+@pytest.mark.usefixtures("narrow_products")
 @pytest.mark.parametrize(("looped_s", "usual_s", "by_output"), [(0.5, 1.0, True), (0.95, 1.0, False)])
 def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, looped_s: float, usual_s: float, by_output: bool

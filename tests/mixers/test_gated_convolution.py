@@ -107,6 +107,7 @@ def test_flops_exceed_the_products_by_the_convolution() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @torch.inference_mode()
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(dtype: str) -> None:
     model = build(getattr(torch, dtype))
     state, tokens = model.init_state(24, 0), torch.zeros(24, 1, dtype=torch.int64)

@@ -177,6 +177,7 @@ def test_prefill_flops_are_those_of_torch_but_for_pairs_of_neighbours(length: in
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @torch.inference_mode()
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(dtype: str) -> None:
     """The feed-forward is narrow, so that the mixer takes most."""
     config = resolve_model(GlaSpec(architecture="gla", ffn_dim=8), "1m", vocab_size=256)

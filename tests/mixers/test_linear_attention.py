@@ -167,6 +167,7 @@ def test_the_taylor_map_has_the_width_that_is_published() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(
     variant: FeatureMap, dtype: str
 ) -> None:

@@ -247,6 +247,7 @@ def test_training_flops_equal_what_torch_counts(length: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(num_groups: int, dtype: str) -> None:
     config = model_of(num_groups=num_groups).model_copy(update={"vocab_size": 256})
     model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend="chunkwise")

@@ -257,6 +257,7 @@ def test_training_flops_are_near_what_torch_counts(variant: Variant, checkpointi
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
+@pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_near_what_torch_holds_at_its_peak(
     variant: Variant, dtype: str
 ) -> None:

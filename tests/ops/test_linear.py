@@ -19,6 +19,7 @@ from retbench.ops.linear import SMALL_PRODUCT, Linear, RowProducts, loop, multip
     [((3,), ()), ((8,), (5,)), ((2, 1), ()), ((SMALL_PRODUCT // (33 * 70) + 1,), ())],
     ids=["small", "several matrices", "decode", "large"],
 )
+@pytest.mark.usefixtures("narrow_products")
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
 def test_a_compiled_product_with_a_low_rank_is_the_product(
     rows: tuple[int, ...], matrices: tuple[int, ...], dtype: torch.dtype, limit: float

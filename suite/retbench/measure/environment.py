@@ -230,12 +230,15 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
     Returns:
         Facts by name, and under `absent` the reason of each that could not be read. `flush_denormal`, `num_threads`,
         `keeps_freed_memory` and `uses_huge_pages` were tested in this process. `node_id` and `gpu_uuid` identify the
-        hardware: numbers of different hardware are not paired.
+        hardware: numbers of different hardware are not paired. `narrow_products` names the 16-bit dtypes that the CPU
+        multiplies without widening them; see `ops.precision`.
 
     Raises:
         UnsupportedError: the device is neither a CPU nor a CUDA device that is there.
     """
     import torch
+
+    from retbench.ops.precision import NARROW_PRODUCTS
 
     device = torch.device(device)
     use_device(device)
@@ -249,6 +252,7 @@ def describe_environment(device: "torch.device | str", threads: int) -> dict[str
         "flush_denormal": _flushes_denormals(),
         "keeps_freed_memory": allocator.keeps_freed_memory(),
         "torch_build": _torch_build(),
+        "narrow_products": sorted(str(dtype).removeprefix("torch.") for dtype in NARROW_PRODUCTS),
         "variables": computing_variables(os.environ),
         "load_average": list(os.getloadavg()),
         **_host_facts(absent),

@@ -14,6 +14,7 @@ from retbench.measure import machine
 from retbench.measure.clock import capture_graph, time_call, time_steps
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
+from retbench.ops import precision
 from retbench.ops.attention import AttentionBackend, attend_products, attend_sdpa
 from retbench.ops.linear import (
     Linear,
@@ -297,11 +298,7 @@ def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | N
             return None
         of_mkl = mkl._mkl_reorder_linear_weight(weight, rows)
         return lambda x: mkl._mkl_linear(x, of_mkl, weight, None, rows)
-    narrow = {
-        torch.bfloat16: onednn._is_mkldnn_bf16_supported,
-        torch.float16: onednn._is_mkldnn_fp16_supported,
-    }
-    if not is_wide and not (weight.dtype in narrow and narrow[weight.dtype]()):
+    if not is_wide and weight.dtype not in precision.NARROW_PRODUCTS:
         return None
     packed = onednn._reorder_linear_weight(weight, rows)
     return lambda x: multiply_onednn(x, packed)

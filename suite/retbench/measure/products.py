@@ -20,6 +20,7 @@ from retbench.measure.product_trials import (
     measure_rows,
 )
 from retbench.ops.linear import MOST_LOOPED_ROWS, FewestKeys, RowProducts
+from retbench.ops.precision import cpu_multiplies
 
 _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
@@ -48,6 +49,8 @@ def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
 
 def _attention_from(dtype: torch.dtype) -> FewestKeys:
     """Return from how many keys on single queries attend by products."""
+    if not cpu_multiplies(dtype):
+        return FewestKeys()  # they always do
     alone = _once(f"attention_from, {_name(dtype)}", partial(measure_attention, dtype))
     sharing = partial(measure_attention, dtype, key_heads=SHARED_KEY_HEADS)
     shared = _once(f"attention_from, shared, {_name(dtype)}", sharing)
@@ -70,6 +73,8 @@ def storing_by_output_is_faster(
     """
     if device.type != "cpu":
         return bool(_once("by_output", partial(measure_layouts, device, dtype)))
+    if not cpu_multiplies(dtype):
+        return True  # products that are not widened take many times as long with weights stored by input
     if not compiled:
         return rows == 1 and row_products(device, dtype).batches
     if rows > MOST_LOOPED_ROWS or (rows > 1 and dtype.itemsize < torch.float32.itemsize):

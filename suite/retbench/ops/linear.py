@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retbench.ops.precision import cast, matmul, wide_dtype, widens
 from retbench.ops.registration import realise
 
 SMALL_PRODUCT = 1 << 20
@@ -14,6 +15,12 @@ SMALL_PRODUCT = 1 << 20
 
 MOST_LOOPED_ROWS = 8
 """Most rows that a compiled step multiplies by `loop`, whose code grows with their number."""
+
+_NARROW_ROWS = 2
+"""Most rows that torch multiplies faster as they are on a CPU without 16-bit products, by a weight stored by output.
+
+On an AMD EPYC without AVX-512 each row took as long, and four took longer than the widening of the weight and all rows.
+"""
 
 
 class FewestKeys(NamedTuple):
@@ -91,7 +98,7 @@ class Linear(nn.Linear):
                 return loop(x, weight)
             if rows == 1:
                 return _multiply_row(x, weight).view(*x.shape[:-1], self.out_features)
-        return F.linear(x, weight)
+        return multiply(x, weight)
 
     def _is_eager_step(self, x: Tensor) -> bool:
         """Return True if `row_products` can multiply x."""
@@ -110,7 +117,21 @@ class Linear(nn.Linear):
 
     def part(self, x: Tensor, start: int, end: int) -> Tensor:
         """Compute outputs start .. end - 1 only: (..., in) to (..., end - start)."""
-        return F.linear(x, self.weight[start:end])
+        return multiply(x, self.weight[start:end])
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (..., in) by a weight (out, in) of its dtype, or under autocast of that; returns (..., out).
+
+    A CPU without products of that dtype multiplies more than few rows in float32; see `ops.precision`.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(dtype), weight.to(dtype)
+    if not widens(x) or (weight.is_contiguous() and x.numel() <= _NARROW_ROWS * x.shape[-1]):
+        return F.linear(x, weight)
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.float(), weight.float()).to(x.dtype)
 
 
 def loop(x: Tensor, weight: Tensor) -> Tensor:
@@ -120,10 +141,11 @@ def loop(x: Tensor, weight: Tensor) -> Tensor:
     next. As one sum over the last of three dimensions it would read the weight once for each row.
     """
     # A compiler may else compute what precedes the rows anew for each output: steps of 25M with GELU took 1.5 to 1.7
-    # times as long.
-    rows = realise(x.reshape(-1, x.shape[-1]))
+    # times as long. Rows of 16 bits would be widened for each output, too: eight rows took twice as long.
+    rows = realise(cast(x.reshape(-1, x.shape[-1]), wide_dtype(x.dtype)))
     sums = [(row * weight).sum(-1) for row in rows.unbind()]
-    return (torch.stack(sums) if len(sums) > 1 else sums[0]).view(*x.shape[:-1], weight.shape[0])
+    out = torch.stack(sums) if len(sums) > 1 else sums[0]
+    return cast(out, x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
 def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
@@ -132,7 +154,7 @@ def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
     A view of one row has a stride of 0 between rows in compiled code, and torch's product copies such a row before it
     multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own strides.
     """
-    return F.linear(x.reshape(1, -1).neg().neg(), weight)
+    return multiply(x.reshape(1, -1).neg().neg(), weight)
 
 
 def multiply_onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -214,4 +236,8 @@ def multiply_thin(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Ten
     if x.numel() * weight.shape[-1] <= SMALL_PRODUCT and torch.compiler.is_compiling():
         product = (x.unsqueeze(-1) * weight.unsqueeze(-3)).sum(-2)
         return product if added is None else added + product
-    return x @ weight if added is None else torch.baddbmm(added, x, weight)
+    if added is None:
+        return matmul(x, weight)
+    if widens(x):
+        return torch.baddbmm(added.float(), x.float(), weight.float()).to(x.dtype)
+    return torch.baddbmm(added, x, weight)

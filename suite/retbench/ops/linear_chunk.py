@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retbench.ops.chunk_decay import DecayFactors, drop_small, exp_sum, multiply_decay
-from retbench.ops.precision import cast
+from retbench.ops.precision import cast, matmul
 
 QUARTERS = 4
 """Decays over a quarter of a block whose product is the least decay of a weight of it, in `vector_terms`.
@@ -61,7 +61,7 @@ def chunk_terms(
     if isinstance(decay, Tensor):
         return vector_terms(repeat_heads(q, heads), repeat_heads(k, heads), decay, bonus, products)
     q, k = q.to(products), k.to(products)
-    weights = multiply_decay(repeat_heads(q @ k.mT, heads), decay.within)  # a group shares the product
+    weights = multiply_decay(repeat_heads(matmul(q, k.mT), heads), decay.within)  # a group shares the product
     q, k = repeat_heads(q, heads), repeat_heads(k, heads)
     if bonus is not None:
         own = read_own(q.transpose(1, 2).to(weights.dtype), k.transpose(1, 2), bonus)  # (B, C, H)
@@ -140,7 +140,7 @@ def _multiply_blocks(later: Tensor, earlier: Tensor) -> Tensor:
     """Multiply queries by keys of each block, (B, H, blocks, n, K) each, to (B, H, blocks, n, n)."""
     if later.shape[3] == 1:  # a product of matrices costs more than it computes
         return (later * earlier).sum(-1, keepdim=True)
-    return later @ earlier.mT
+    return matmul(later, earlier.mT)
 
 
 def _decay_half(x: Tensor, pairs: tuple[int, ...], which: int, factor: Tensor) -> Tensor:
@@ -178,13 +178,13 @@ def attend_chunk(terms: ChunkTerms, v: Tensor, state: Tensor | None) -> tuple[Te
     """
     dtype, wide, products = v.dtype, terms.total.dtype, terms.weights.dtype
     v = v.to(products)
-    added = (terms.writes.mT @ v).to(wide)  # (B, H, K, V)
+    added = matmul(terms.writes.mT, v).to(wide)  # (B, H, K, V)
     if state is None:
-        return (terms.weights @ v).to(dtype), added
+        return matmul(terms.weights, v).to(dtype), added
     if products == wide:
         inner, reads, before = (x.flatten(0, 1) for x in (terms.weights @ v, terms.reads, state))
         out = torch.baddbmm(inner, reads, before).unflatten(0, v.shape[:2])
     else:
         joined = torch.cat([terms.weights, terms.reads], dim=-1)  # (B, H, C, C + K)
-        out = joined @ torch.cat([v, state.to(products)], dim=-2)
+        out = matmul(joined, torch.cat([v, state.to(products)], dim=-2))
     return out.to(dtype), added.addcmul_(state, terms.total)

@@ -11,7 +11,7 @@ from retbench.ops import attention
 from retbench.ops.layers import RMSNorm
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions, Rotary, rotate
-from retbench.ops.precision import cast, wide_dtype
+from retbench.ops.precision import cast, matmul, wide_dtype
 from retbench.ops.registration import realise
 
 
@@ -136,19 +136,19 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
         Weighted sums of entries, (B, T, H, W).
     """
     length, keys = q.shape[1], entries.shape[1]
-    scores = (entries @ q.flatten(1, 2).transpose(1, 2)).transpose(1, 2)  # (B, T H, S)
+    scores = attention.score_keys(q.flatten(1, 2), entries)  # (B, T H, S)
     if length == 1:  # a softmax over columns took a compiler four to ten times as long as one over rows
         scores = realise(scores)
     else:
         later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
         scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
     weights = cast(scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)), q.dtype)
-    out = weights @ entries if length > 1 else attention.sum_values(weights, entries)
+    out = matmul(weights, entries) if length > 1 else attention.sum_values(weights, entries)
     return out.view(q.shape)
 
 
 def _multiply_heads(x: Tensor, weights: Tensor) -> Tensor:
     """Multiply every head of x (B, T, H, I) by its own matrix of weights (H, I, O); (B, T, H, O)."""
-    products = x.flatten(0, 1).transpose(0, 1) @ weights  # (H, B T, O)
+    products = matmul(x.flatten(0, 1).transpose(0, 1), weights)  # (H, B T, O)
     out: Tensor = products.transpose(0, 1).unflatten(0, x.shape[:2])
     return out

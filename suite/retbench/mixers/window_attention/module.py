@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retbench.mixers.module import SoftmaxAttentionModule
@@ -160,7 +159,7 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attend under a mask with torch's scaled_dot_product_attention."""
         grouped = k.shape[1] != q.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return attention.attend_fused(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
 def _without(x: Tensor, gap: int, begin: int, end: int, axis: int) -> Tensor:
