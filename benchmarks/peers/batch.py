@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import pairs
-from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
@@ -16,7 +16,7 @@ from retbench.measure.clock import time_call
 from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
-from retbench.models.equivalence import LIMITS
+from retbench.models.equivalence import LIMITS, step_error
 from retbench.models.state import DecoderState
 
 BATCH_SIZE = 8
@@ -75,7 +75,8 @@ def batch(rounds: int, size: str) -> Iterator[Outcome]:
         compiled = {one: _Decoding(config, torch.bfloat16, one, compiled=True) for one in backends}
         for backend, step in compiled.items():
             proof = f"{bar}: equality of {backend}, eager bfloat16"
-            yield error_outcome(proof, step.logits(), narrow.logits(), LIMITS[torch.bfloat16])
+            error, limit = step_error(step.logits(), narrow.logits()), LIMITS[torch.bfloat16]
+            yield Outcome(proof, error, 1.0, error, error, error, Limit(high=limit))
         times = interleave({**compiled, "theirs": eager}, rounds)
         ours = min(backends, key=lambda one: median(times[one]))
         yield speed_outcome(f"{bar}, {ours}", times[ours], times["theirs"], Limit(high=LIMIT))

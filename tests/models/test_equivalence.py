@@ -9,7 +9,7 @@ from retbench.errors import ConfigError
 from retbench.mixers import module as mixer_module
 from retbench.mixers.state import LayerState
 from retbench.models.build import build_model
-from retbench.models.equivalence import check_equivalence, relative_error
+from retbench.models.equivalence import LIMITS, check_equivalence, relative_error, step_error
 from retbench.models.mixer_comparison import head_error
 from retbench.ops import attention, linear_operator
 from retbench.ops.position import Rotary
@@ -227,3 +227,23 @@ def test_the_backend_is_what_it_was_even_where_a_form_finds_no_memory(monkeypatc
     with pytest.raises(MemoryError):
         check_equivalence(model, TEXT, depth=600, lengths=LENGTHS)
     assert model.backend == "chunkwise"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_whose_logits_are_those_of_another_token_in_one_sequence_is_found(dtype):
+    generator = torch.Generator().manual_seed(0)
+    eager, other = (torch.randn(8, 1, 4096, generator=generator).to(dtype) for _ in range(2))
+    assert step_error(eager.clone(), eager) == 0
+    wrong = eager.clone()
+    wrong[3] = other[3]
+    assert step_error(wrong, eager) > 2 * LIMITS[dtype]
+    wrong[3] = torch.nan
+    assert step_error(wrong, eager) == float("inf")
+
+
+def test_a_single_logit_that_rounding_moves_does_not_fail_a_step_in_16_bits():
+    eager = torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = eager.clone()
+    found[0, 0, 7] += 1
+    assert relative_error(found, eager) > LIMITS[torch.bfloat16]
+    assert step_error(found, eager) < 0.1 * LIMITS[torch.bfloat16]

@@ -172,9 +172,9 @@ def _captured_steps(
 
 def _checked_error(how: str, logits: "Tensor", eager: "Tensor") -> float:
     """Return the distance of a step's logits from the eager step's; GateError where it is too large."""
-    from retbench.models.equivalence import LIMITS, relative_error
+    from retbench.models.equivalence import LIMITS, step_error
 
-    error, limit = relative_error(logits, eager), LIMITS[eager.dtype]
+    error, limit = step_error(logits, eager), LIMITS[eager.dtype]
     if not error <= limit:
         raise GateError(f"the {how} decode step differs from the eager one by {error:.3g}, limit {limit:g}.")
     return error
