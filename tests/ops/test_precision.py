@@ -104,6 +104,19 @@ def test_attention_is_that_of_float64(
 
 
 @pytest.mark.usefixtures("no_narrow_products")
+@pytest.mark.parametrize("dtype", NARROW)
+def test_attention_under_autocast_rounds_its_inputs(dtype: torch.dtype) -> None:
+    q, k, v = (draw(1, 2, 9, 8).float().add_(shift).requires_grad_() for shift in (0, 0.1, 0.2))
+    exact = attention.attend_reference(*(x.detach().double() for x in (q, k, v)))
+    with torch.autocast("cpu", dtype=dtype):
+        out = attention.attend_sdpa(q, k, v)
+    assert out.dtype == dtype
+    assert relative_error(out.detach(), exact) < 16 * ROUNDING[dtype]
+    out.sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in (q, k, v))
+
+
+@pytest.mark.usefixtures("no_narrow_products")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_a_compiled_step_reads_a_cache_as_it_is_by_one_code_for_every_length(kv_heads: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 from retbench.ops.linear import FewestKeys
-from retbench.ops.precision import cast, matmul, wide_dtype, widens
+from retbench.ops.precision import cast, in_float32, matmul, wide_dtype, widens
 from retbench.ops.registration import operator, realise, shapes_of
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -118,9 +118,7 @@ def attend_fused(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
     """Call torch's scaled_dot_product_attention, in float32 where a CPU has no products of the dtype."""
     if not widens(q):
         return F.scaled_dot_product_attention(q, k, v, **arguments)
-    with torch.autocast("cpu", enabled=False):
-        out: Tensor = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **arguments)
-    return out.to(q.dtype)
+    return in_float32(partial(F.scaled_dot_product_attention, **arguments), q, k, v)
 
 
 def _join_groups(q: Tensor, k: Tensor) -> Tensor:
@@ -260,7 +258,7 @@ def sum_values(weights: Tensor, values: Tensor) -> Tensor:
 
 def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
     if widens(values):
-        return _sum_slices(weights.float(), values.float()).to(values.dtype)
+        return in_float32(_sum_slices, weights, values)
     num_slices = values.shape[1] // _SLICE_KEYS
     if num_slices < 2 or values.shape[0] > 1:
         return torch.bmm(weights, values)

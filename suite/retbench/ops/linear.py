@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retbench.ops.precision import cast, matmul, wide_dtype, widens
+from retbench.ops.precision import cast, in_float32, matmul, wide_dtype, widens
 from retbench.ops.registration import realise
 
 SMALL_PRODUCT = 1 << 20
@@ -121,17 +121,13 @@ class Linear(nn.Linear):
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply (..., in) by a weight (out, in) of its dtype, or under autocast of that; returns (..., out).
+    """Multiply (..., in) by a weight (out, in) in their dtype, or in that of autocast; returns (..., out).
 
     A CPU without products of that dtype multiplies more than few rows in float32; see `ops.precision`.
     """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
     if not widens(x) or (weight.is_contiguous() and x.numel() <= _NARROW_ROWS * x.shape[-1]):
         return F.linear(x, weight)
-    with torch.autocast("cpu", enabled=False):
-        return F.linear(x.float(), weight.float()).to(x.dtype)
+    return in_float32(F.linear, x, weight)
 
 
 def loop(x: Tensor, weight: Tensor) -> Tensor:
@@ -238,6 +234,4 @@ def multiply_thin(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Ten
         return product if added is None else added + product
     if added is None:
         return matmul(x, weight)
-    if widens(x):
-        return torch.baddbmm(added.float(), x.float(), weight.float()).to(x.dtype)
-    return torch.baddbmm(added, x, weight)
+    return in_float32(torch.baddbmm, added, x, weight) if widens(x) else torch.baddbmm(added, x, weight)

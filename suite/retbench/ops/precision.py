@@ -42,17 +42,28 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
     return dtype.itemsize != 2 or dtype in NARROW_PRODUCTS
 
 
+def _factor_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a product on a CPU takes x as a factor: its own, or that of autocast."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled("cpu"):
+        return x.dtype
+    return torch.get_autocast_dtype("cpu")
+
+
 def widens(x: Tensor) -> bool:
     """Return whether matrices like x are multiplied in float32, because the CPU has no products of their dtype."""
-    return x.device.type == "cpu" and not cpu_multiplies(x.dtype)
+    return x.device.type == "cpu" and not cpu_multiplies(_factor_dtype(x))
+
+
+def in_float32(product: Callable[..., Tensor], *factors: Tensor) -> Tensor:
+    """Return a product of factors that `widens` is true of: computed in float32, and rounded to their dtype."""
+    dtype = _factor_dtype(factors[0])
+    with torch.autocast("cpu", enabled=False):
+        return product(*(factor.to(dtype).float() for factor in factors)).to(dtype)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b in the dtype of a; see `widens`."""
-    if not widens(a):
-        return a @ b
-    with torch.autocast("cpu", enabled=False):
-        return (a.float() @ b.float()).to(a.dtype)
+    """Return a @ b in their dtype; see `widens`."""
+    return in_float32(torch.matmul, a, b) if widens(a) else a @ b
 
 
 class Float64Constant(nn.Module):
