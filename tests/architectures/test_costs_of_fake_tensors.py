@@ -72,6 +72,7 @@ def test_the_parameters_have_the_analytical_bytes(models: dict[str, Decoder], na
     assert weight_bytes(models[name]) == costs.weight_bytes(models[name].config, DTYPE)
 
 
+@pytest.mark.usefixtures("narrow_products")
 @pytest.mark.parametrize(("name", "depth", "batch"), POINTS)
 def test_state_and_workspace_of_a_step_have_the_analytical_bytes(
     models: dict[str, Decoder], name: str, depth: int, batch: int
@@ -88,6 +89,7 @@ def test_state_and_workspace_of_a_step_have_the_analytical_bytes(
     assert workspace == pytest.approx(costs.decode_workspace_bytes(config, DTYPE, batch), rel=0.05)
 
 
+@pytest.mark.usefixtures("narrow_products")
 @pytest.mark.parametrize(("name", "depth"), [(name, depth) for name, depth, _ in POINTS])
 def test_the_largest_batch_is_that_of_the_counted_bytes(
     models: dict[str, Decoder], name: str, depth: int

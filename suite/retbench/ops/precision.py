@@ -63,7 +63,9 @@ def in_float32(product: Callable[..., Tensor], *factors: Tensor) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b in their dtype; see `widens`."""
-    return in_float32(torch.matmul, a, b) if widens(a) else a @ b
+    batched = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0]
+    product: Callable[..., Tensor] = torch.bmm if batched else torch.matmul  # which takes longer to call
+    return in_float32(product, a, b) if widens(a) else product(a, b)
 
 
 class Float64Constant(nn.Module):
