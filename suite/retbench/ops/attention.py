@@ -178,7 +178,8 @@ def _fewest_keys(q: Tensor, k: Tensor, products_from: FewestKeys) -> int | None:
     """Return from how many keys on these queries attend by products; None for several positions."""
     if q.shape[2] > 1:
         return None
-    if widens(q):  # torch's fused attention would hold the whole cache once more in float32
+    if widens(q):
+        # Products hold keys or values once more in float32, torch's fused attention would hold both.
         return 0
     return products_from.alone if q.shape[1] == k.shape[1] else products_from.shared
 
@@ -187,7 +188,7 @@ def _attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tenso
     """Attend from one query by products from so many keys on, else by `attend_sdpa`."""
     # As one operator compiled code serves every number of keys. It would also replace the products by its own, which
     # read a cache no faster than torch's fused kernel.
-    opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled() and not _loops(q)
+    opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled() and not widens(q)
     out: Tensor = (attend_single if opaque else _choose_and_attend)(q, k, v, products_from)
     return out
 
@@ -222,8 +223,8 @@ def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _loops(x: Tensor) -> bool:
     """Return whether compiled code multiplies x and a cache by loops, which widen as they read; see `precision`.
 
-    Products would read a cache three times in its own width. On an AMD EPYC without AVX-512, attention to eight caches
-    of 8,192 tokens in bfloat16 took 11 ms by loops and 31 ms by widened caches.
+    Else a cache would be written once more, twice as wide. On an AMD EPYC without AVX-512, attention to eight caches of
+    8,192 tokens in bfloat16 took 11 ms by loops and 31 ms by widened caches.
     """
     return torch.compiler.is_compiling() and not torch.is_grad_enabled() and widens(x)
 
