@@ -367,10 +367,10 @@ def clone_page(browser: Any, clone: Path) -> Iterator[Any]:
 
 def test_each_claim_leads_to_its_evidence(page: Any) -> None:
     page.get_by_role("link", name="At 8K RetNet decodes in 3.4").click()
-    assert page.url.endswith("/evidence.html#claim-memory_ratio")
-    assert page.locator(":target").is_visible()
+    page.wait_for_url("**/evidence.html#claim-memory_ratio")
+    page.locator(":target").wait_for()
     page.get_by_role("link", name="Results", exact=True).click()
-    assert page.url.endswith("/index.html")
+    page.wait_for_url("**/index.html")
 
 
 def test_without_scripts_everything_is_there_to_read(browser: Any, report: Path) -> None:
