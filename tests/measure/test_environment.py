@@ -148,6 +148,7 @@ def test_the_description_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> Non
         ("13th Gen Intel(R) Core(TM) i7-1370P", None, "13th-gen-intel-core-i7-1370p-8-cores"),
         ("AMD EPYC", "family 25, model 1", "amd-epyc-family-25-model-1-8-cores"),
         ("AMD EPYC", None, "amd-epyc-8-cores"),
+        ("AMD EPYC 64-Core Processor", "family 25, model 1", "amd-epyc-family-25-model-1-8-cores"),
         ("Intel(R) Xeon(R) CPU @ 2.20GHz", "family 6, model 85", "intel-xeon-family-6-model-85-8-cores"),
         ("aarch64", "part 0xd40", "aarch64-part-0xd40-8-cores"),
     ],

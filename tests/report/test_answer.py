@@ -190,6 +190,14 @@ def test_quality_of_three_seeds_is_answered_by_the_interval_over_them(tmp_path: 
     )
 
 
+def test_processors_of_one_name_are_told_apart_by_their_generation(cpu_records: list[Record]) -> None:
+    hidden = {"cpu_model": "AMD EPYC", "cpu_generation": "family 25, model 17, stepping 1"}
+    records = [
+        record.model_copy(update={"environment": record.environment | hidden}) for record in cpu_records
+    ]
+    assert answer(records).setting.startswith("AMD EPYC family 25 model 17 stepping 1, float32")
+
+
 def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -> None:
     quality = [
         record.model_copy(update={"environment": record.environment | {"cpu_model": "Another Processor"}})

@@ -23,6 +23,7 @@ from retbench import __version__
 from retbench.errors import UnsupportedError
 from retbench.files import cache_dir
 from retbench.measure import allocator, machine, nvml, source
+from retbench.records.record import processor_name
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +163,8 @@ def machine_name(device: "torch.device | str") -> str:
         UnsupportedError: the device is neither a CPU nor an existing CUDA device.
     """
     if str(device) == "cpu":
-        return f"{_slug(_distinct_cpu_model())}-{machine.physical_cores()}-cores"
+        model = processor_name(machine.cpu_model(), machine.cpu_generation())
+        return f"{_slug(model)}-{machine.physical_cores()}-cores"
     names = nvml.gpu_names()
     if len(set(names)) == 1:
         return f"{_slug(names[0])}-x{len(names)}"
@@ -185,16 +187,9 @@ def _check_cuda(device: "torch.device | str") -> None:
         )
 
 
-def _distinct_cpu_model() -> str:
-    """Return the processor's name, with its generation where the name has no number or is that of the architecture."""
-    model = machine.cpu_model()
-    named = model != platform.machine() and re.search(r"\d", model.partition("@")[0])
-    return model if named else f"{model.partition('@')[0]} {machine.cpu_generation() or ''}"
-
-
 def _slug(model: str) -> str:
-    """Return a model's name in lower case without trade marks, clock rate and core count."""
-    plain = re.sub(r"\((r|tm)\)|@.*|\b(cpu|processor|\d+-core)\b", " ", model.lower())
+    """Return a model's name in lower case without core count."""
+    plain = re.sub(r"\b(cpu|processor|\d+-core)\b", " ", model.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
 
 

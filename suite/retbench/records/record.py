@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -334,6 +335,23 @@ _NOT_COMPUTING = frozenset({"retbench", "nvidia-ml-py"})
 
 _BUSY_LOAD = 1.5
 """A machine is busy where its load average per physical core exceeds this; the run itself keeps it near 1."""
+
+
+_NO_MODEL_NUMBER = re.compile(
+    r"\b(aarch64|arm64|ppc64le|riscv64|s390x|x86_64|\d+-core)\b", flags=re.IGNORECASE
+)
+"""Words with numbers that say nothing about the model of a processor: architectures and a number of cores."""
+
+
+def processor_name(model: str, generation: object) -> str:
+    """Return the vendor's name of a processor without clock rate and trade marks: 'AMD EPYC 7763 64-Core Processor'.
+
+    Where a virtual machine hides the model's number, the generation is part of it: 'AMD EPYC family 25 model 1'.
+    """
+    name = re.sub(r"\((?:R|TM)\)|@.*", "", model, flags=re.IGNORECASE).strip()
+    if generation is None or re.search(r"\d", _NO_MODEL_NUMBER.sub("", name)):
+        return name
+    return f"{name} {str(generation).replace(',', '')}"
 
 
 def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:

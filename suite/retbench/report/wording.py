@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from retbench.records.record import Record
+from retbench.records.record import Record, processor_name
 from retbench.stats.intervals import Crossover, Interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_tokens
@@ -160,9 +160,9 @@ def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:
 
 
 def device_name(record: Record) -> str:
-    """Return the vendor's name of the device of a record, without trademark signs."""
+    """Return the vendor's name of the device of a record; see `processor_name`."""
     gpu = record.environment.get("gpu")
     if isinstance(gpu, dict) and "name" in gpu:
         return str(gpu["name"])
     name = str(record.environment.get("cpu_model") or record.environment.get("machine"))
-    return re.sub(r"\((?:R|TM)\)", "", name)
+    return processor_name(name, record.environment.get("cpu_generation"))
