@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import interleave
-from retbench.measure.clock import time_call
+from benchmarks.peers.rounds import interleave, time_median
 from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.mixers.mamba2.config import HEAD_WIDTH, Mamba2
@@ -68,7 +67,7 @@ def prefill_operators(rounds: int, decay: str) -> Iterator[Outcome]:
             return
     sides = {"retention": retention, **others}
     times = interleave(
-        {name: partial(time_call, partial(inputs.chunkwise, PROMPT_LEN)) for name, inputs in sides.items()},
+        {name: partial(time_median, partial(inputs.chunkwise, PROMPT_LEN)) for name, inputs in sides.items()},
         rounds,
     )
     for name in others:

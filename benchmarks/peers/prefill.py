@@ -7,10 +7,9 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
-from benchmarks.peers.rounds import interleave
+from benchmarks.peers.rounds import interleave, time_median
 from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
-from retbench.measure.clock import time_call
 
 PROMPT_LEN = 8192
 PROVEN_LEN = 2047
@@ -45,8 +44,8 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
     if not all(proof.holds for proof in proofs):
         return
     sides = {
-        "ours": lambda: time_call(lambda: model.prefill(tokens, model.init_state(1, PROMPT_LEN))),
-        "theirs": lambda: time_call(lambda: torchscale_retnet.last_logits(peer, tokens)),
+        "ours": lambda: time_median(lambda: model.prefill(tokens, model.init_state(1, PROMPT_LEN))),
+        "theirs": lambda: time_median(lambda: torchscale_retnet.last_logits(peer, tokens)),
     }
     times = interleave(sides, rounds)
     yield speed_outcome("prefill-torchscale", times["ours"], times["theirs"], Limit(high=0.65))
@@ -75,8 +74,8 @@ def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
     if not proof.holds:
         return
     sides = {
-        "ours": lambda: time_call(prefill),
-        "theirs": lambda: time_call(lambda: hf_mamba2.last_logits(peer, tokens)),
+        "ours": lambda: time_median(prefill),
+        "theirs": lambda: time_median(lambda: hf_mamba2.last_logits(peer, tokens)),
     }
     times = interleave(sides, rounds)
     yield speed_outcome("prefill-mamba2", times["ours"], times["theirs"], Limit(high=0.30))

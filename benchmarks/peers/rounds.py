@@ -9,6 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from retbench.measure.clock import time_call
 from retbench.measure.products import storing_by_output_is_faster
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
@@ -17,6 +18,8 @@ from retbench.models.state import DecoderState
 WARM_STEPS = 3
 """Untimed steps before the timed ones of a round, on both sides."""
 TIMED_STEPS = 24
+TIMED_CALLS = 3
+"""Calls of a round, each on a whole prompt."""
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -49,6 +52,11 @@ def time_greedy(step: Callable[[Tensor], Tensor], token: Tensor) -> float:
         token = step(token).argmax(dim=-1)
         samples.append(time.perf_counter() - start)
     return median(samples[WARM_STEPS:])
+
+
+def time_median(call: Callable[[], object]) -> float:
+    """Return the median seconds of several calls: one alone may be disturbed."""
+    return median(time_call(call) for _ in range(TIMED_CALLS))
 
 
 class OurDecoding:

@@ -19,7 +19,7 @@ def test_equality_is_proven_before_each_operator_is_compared_with_retention(
     seconds = iter(range(1, 100))
     monkeypatch.setattr(operators, "PROMPT_LEN", 200)
     monkeypatch.setattr(operators, "PROVEN_LEN", 130)
-    monkeypatch.setattr(operators, "time_call", lambda call: (call(), float(next(seconds)))[1])
+    monkeypatch.setattr(operators, "time_median", lambda call: (call(), float(next(seconds)))[1])
     found = list(operators.prefill_operators(2, decay))
     proofs, times = found[: len(NAMES[decay])], found[len(NAMES[decay]) :]
     assert [one.bar for one in proofs] == [
