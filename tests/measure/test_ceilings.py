@@ -6,6 +6,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import ceilings
+from retbench.ops import precision
 from retbench.records.record import Ceilings, ReadRate
 
 CPU = torch.device("cpu")
@@ -90,6 +91,19 @@ def test_product_rate_is_two_operations_a_multiply_add(monkeypatch: pytest.Monke
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05, 0.025], []))
     # At this rate a product of size 512 would take 0.2 s: the first size is the only one.
     assert ceilings.measure_matmul_rate(CPU, torch.float32) == 2 * 256**3 / 0.025
+
+
+@pytest.mark.parametrize("products", [(), (torch.bfloat16,)], ids=str)
+def test_products_that_the_processor_lacks_are_those_in_float32(
+    products: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As models compute them; by the rate of torch's own an estimate said a day for minutes."""
+    seen: set[torch.dtype] = set()
+    monkeypatch.setattr(precision, "NARROW_PRODUCTS", frozenset(products))
+    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05], []))
+    monkeypatch.setattr(ceilings, "_product", lambda left, right: seen.add(left.dtype))
+    ceilings.measure_matmul_rate(CPU, torch.bfloat16)
+    assert seen == {torch.bfloat16 if products else torch.float32}
 
 
 def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

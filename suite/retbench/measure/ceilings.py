@@ -10,6 +10,7 @@ from torch import Tensor
 from retbench.measure.clock import capture_graph, check_device, time_steps
 from retbench.measure.limits import free_memory, try_in_memory
 from retbench.measure.machine import last_level_cache_bytes
+from retbench.ops.precision import cpu_multiplies
 from retbench.records.record import Ceilings, ReadRate, utc_now
 from retbench.units import GIB, MIB
 
@@ -167,7 +168,12 @@ def _repeated(kernel: Callable[[], object], calls: int, device: torch.device) ->
 
 @torch.inference_mode()
 def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOP/s of the best square product within the time limit; see `measure_ceilings`."""
+    """Measure the FLOP/s of the best square product within the time limit; see `measure_ceilings`.
+
+    Of a dtype that a CPU has no products of, those are measured that models compute in its place: in float32.
+    """
+    if device.type == "cpu" and not cpu_multiplies(dtype):
+        dtype = torch.float32
     generator = torch.Generator(device).manual_seed(0)  # does not change the process's own random numbers
     best = 0.0
     for size in _MATMUL_SIZES:
