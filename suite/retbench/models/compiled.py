@@ -1,5 +1,6 @@
 """Compiled decode steps: code of one model for one batch size, which serves every depth."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class StepCompiler:
         if batch_size != self._batch_size and self._compiled:
             # Their code would be kept as long as the process lives.
             torch.compiler.reset()
+            gc.unfreeze()  # a worker hides from the collector what it keeps between cells
             self._compiled = []
         for compiled in self._compiled:
             logits = _run_if_it_fits(compiled, tokens, state)
