@@ -158,6 +158,15 @@ def test_other_code_tries_again_what_diverged(
     assert any(isinstance(event, StepDone) for event in events)
 
 
+def test_a_higher_limit_on_spikes_tries_again_what_diverged(plan_of: PlanOf, tmp_path: Path) -> None:
+    table = (*SMALL, "training.learning_rates=[1e6]")
+    carry_out(plan_of(*table), tmp_path)
+    for is_other in (True, False):  # the second time, the failure with that limit is on disk
+        result, events = carry_out(plan_of(*table, "training.spike_ratio=9"), tmp_path)
+        assert any(isinstance(event, StepDone) for event in events) == is_other
+        assert [run.status for run in result.runs] == ["failed"] * 2
+
+
 def test_a_record_that_a_dying_process_did_not_add_is_added_by_the_next(
     plan_of: PlanOf, tmp_path: Path
 ) -> None:

@@ -60,6 +60,9 @@ class Recorder:
             StorageError: it could not be written.
         """
         plan, state = self._plan, trainer.state
+        backend = _executed_backend(plan, run, trainer, tuning)
+        if error is not None:
+            backend["spike_ratio"] = plan.spec.spike_ratio
         record = Record(
             run_id=self.run_id,
             experiment=plan.experiment.name,
@@ -75,7 +78,7 @@ class Recorder:
                 batch_size=plan.spec.batch_size, context_len=plan.spec.seq_len, task=plan.source.name
             ),
             settings=_settings(plan),
-            backend=_executed_backend(plan, run, trainer, tuning),
+            backend=backend,
             environment=self.environment | code_of_parts(plan.config(run), WORKLOAD),
             metrics=_metrics(plan, state),
             series=_series(state.curve),
@@ -96,11 +99,16 @@ class Recorder:
             self._known.add(_identity(record))
 
     def find_failure(self, folder: Path, run: TrainingRun) -> Record | None:
-        """Return the record of a run that failed with the same settings, device and code, if there is one."""
+        """Return the record of a run that failed with the same settings, device, code and limit on spikes, or None.
+
+        The limit is no part of a run's identity, since it changes no weight, but it decides which loss is a failure.
+        """
         record = _read(folder)
         if record is None or record.status != "failed" or record.cell_id != _cell_id(self._plan, run):
             return None
         if "num_tokens" not in record.metrics:
+            return None
+        if record.backend.get("spike_ratio") != self._plan.spec.spike_ratio:
             return None
         now = self.environment | code_of_parts(self._plan.config(run), WORKLOAD)
         names = ("code_revision", "model_code", "workload_code")
