@@ -1,4 +1,5 @@
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
 from retbench.data.corpora import Document
-from retbench.data.tokenizers import load_tokenizer
+from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
 from retbench.errors import ConfigError
 from retbench.evaluation.perplexity import PerplexitySetup, cut_tokens, score_corpus, streamed_losses
 from retbench.models.build import build_model
@@ -43,6 +44,23 @@ def test_a_document_is_read_no_further_than_the_context(model: Decoder) -> None:
     assert found.documents[0].num_tokens == 10
     whole = score_corpus(model, BYTES, [Document("a", TEXTS[0][:10])], PerplexitySetup("whole", 99))
     assert found.nll_nats == pytest.approx(whole.nll_nats)
+
+
+class Composing(ByteTokenizer):
+    """Bytes of the text after NFC, as GPT-NeoX's tokenizer reads it."""
+
+    def _encode(self, text: str) -> list[int]:
+        return super()._encode(unicodedata.normalize("NFC", text))
+
+
+def test_bytes_are_those_of_the_text_and_not_of_what_the_tokenizer_makes_of_it(model: Decoder) -> None:
+    document = Document("nfd.txt", "two cafe\u0301s")
+    (whole,) = score_corpus(model, Composing(), [document], PerplexitySetup("whole", 99)).documents
+    assert (whole.num_tokens, whole.num_bytes, whole.num_words) == (10, 11, 2)
+    (cut,) = score_corpus(model, Composing(), [document], PerplexitySetup("whole", 9)).documents
+    assert (cut.num_tokens, cut.num_bytes, cut.num_words) == (9, None, None)
+    (plain,) = score_corpus(model, Composing(), [document], PerplexitySetup("whole", 6)).documents
+    assert (plain.num_tokens, plain.num_bytes, plain.num_words) == (6, 6, 2)
 
 
 @pytest.mark.parametrize("length", range(1, 12))

@@ -50,7 +50,8 @@ class DocumentLoss:
     Attributes:
         name: Name of the document.
         num_tokens: Scored tokens.
-        num_bytes: UTF-8 bytes of their text; None if the text may begin or end within a character.
+        num_bytes: UTF-8 bytes of their text; None if the text may begin or end within a character, or was cut by a
+            tokenizer that changes it.
         num_words: Words of their text, separated by white space as in lm-eval; None as above.
         nll_nats: Sum of the negative log-likelihoods.
     """
@@ -121,10 +122,9 @@ def score_corpus(
     found: list[DocumentLoss] = []
     by_position: list[Losses] = []
     for document in documents:
-        losses, tokens = _document_losses(model, prefix, tokenizer, document.text, setup, report)
+        losses, text = _document_losses(model, prefix, tokenizer, document.text, setup, report)
         if not losses.size:
             continue
-        text = tokenizer.decode(tokens) if tokens else None
         found.append(
             DocumentLoss(
                 document.name,
@@ -151,13 +151,14 @@ def _document_losses(
     text: str,
     setup: PerplexitySetup,
     report: PassProgress,
-) -> tuple[Losses, list[int]]:
-    """Return the losses of a text, and the scored tokens if these are a text."""
-    tokens = tokenizer.encode(text)
+) -> tuple[Losses, str | None]:
+    """Return the losses of a text, and the part of it that they belong to, or None if that is not known."""
+    whole = tokenizer.encode(text)
     limits = [setup.max_document_tokens, setup.context_len if setup.protocol == "whole" else None]
-    tokens = cut_tokens(tokenizer, tokens, min([len(tokens), *(limit for limit in limits if limit)]))
+    tokens = cut_tokens(tokenizer, whole, min([len(whole), *(limit for limit in limits if limit)]))
     if not tokens:
-        return np.empty(0), []
+        return np.empty(0), None
+    scored_text = text if len(tokens) == len(whole) else _beginning(tokenizer, tokens, text)
     row = torch.tensor([prefix, *tokens])
     match setup.protocol:
         case "whole":
@@ -177,8 +178,17 @@ def _document_losses(
                 report=report,
             )
             losses = scored.flatten()
-            tokens = []
-    return losses.double().numpy(), tokens
+            scored_text = None
+    return losses.double().numpy(), scored_text
+
+
+def _beginning(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> str | None:
+    """Return the beginning of a text that its first tokens stand for; None if the tokenizer changes the text.
+
+    GPT-NeoX's, for example, composes accents (NFC): its tokens give back fewer bytes than the text has.
+    """
+    found = tokenizer.decode(tokens)
+    return found if text.startswith(found) else None
 
 
 def cut_tokens(tokenizer: Tokenizer, tokens: list[int], length: int) -> list[int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retbench.workloads.context import Context
 
 IN_TEXT = ("bits_per_byte", "word_perplexity", "num_bytes", "num_words")
-"""Metrics that are defined only where the scored span consists of whole characters."""
+"""Metrics that are defined only where the scored span of every document is known in characters."""
 
 
 def find_inputs(spec: PerplexitySpec, models: Sequence[ModelUnderTest], data_dir: Path | None) -> Inputs:
@@ -75,7 +75,10 @@ def _metrics(found: "CorpusLoss", seconds: float) -> tuple[dict[str, Metric], di
         "tokens_per_s": Metric(unit="tokens/s", value=tokens_per_second(found.num_tokens, seconds)),
     }
     if found.num_bytes is None or found.num_words is None:
-        reason = "what is scored may begin or end within a character, so it has no whole bytes and words"
+        reason = (
+            "what is scored may begin or end within a character, or the tokenizer changes a text that is cut: its "
+            "bytes and words are not known"
+        )
         return metrics, dict.fromkeys(IN_TEXT, reason)
     metrics |= {
         "bits_per_byte": Metric(unit="bits", value=found.nll_nats / math.log(2) / found.num_bytes),
