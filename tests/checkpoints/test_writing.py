@@ -164,6 +164,7 @@ def test_the_tokenizer_goes_with_the_model(tmp_path: Path, name: str) -> None:
     raw = json.loads((tmp_path / "theirs/config.json").read_text(encoding="utf-8"))
     assert raw["architectures"] == ["LlamaForCausalLM"]
     expected = load_tokenizer(str(path))
+    assert (raw["bos_token_id"], raw["eos_token_id"]) == (expected.bos_token_id, expected.eos_token_id)
     for place in (tmp_path / "theirs", tmp_path / "again"):
         copy = read_checkpoint(str(place)).tokenizer
         assert copy is not None
@@ -172,6 +173,16 @@ def test_the_tokenizer_goes_with_the_model(tmp_path: Path, name: str) -> None:
         assert (found.bos_token_id, found.eos_token_id) == (expected.bos_token_id, expected.eos_token_id)
         if not (tmp_path / "again").exists():  # the exported model is exported once more
             export_checkpoint(read_checkpoint(str(place)), tmp_path / "again")
+
+
+@pytest.mark.parametrize(("tokenizer", "special"), [("bytes", 256), (None, None), ("/not/here", None)])
+def test_the_tokens_around_a_text_are_never_the_other_librarys_own(
+    tmp_path: Path, tokenizer: str | None, special: int | None
+) -> None:
+    ours = store(tmp_path, LLAMA, tokenizer=tokenizer)
+    export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    raw = json.loads((tmp_path / "theirs/config.json").read_text(encoding="utf-8"))
+    assert (raw["bos_token_id"], raw["eos_token_id"]) == (special, special)
 
 
 def test_a_tokenizer_in_a_folder_goes_with_the_model_and_one_that_is_gone_is_named(tmp_path: Path) -> None:

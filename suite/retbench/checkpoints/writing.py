@@ -56,7 +56,8 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
-    text = json.dumps(raw | {"torch_dtype": dtype}, indent=2) + "\n"
+    raw = raw | {"torch_dtype": dtype, **_special_tokens(info.tokenizer, bool(files))}
+    text = json.dumps(raw, indent=2) + "\n"
     with atomic_folder(folder) as draft:
         for name, file in files.items():
             shutil.copyfile(file, draft / name)
@@ -65,6 +66,15 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
         save_tensors(tensors, draft / SAFETENSORS_NAME)
         (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
     return form
+
+
+def _special_tokens(tokenizer: str | None, is_here: bool) -> dict[str, int | None]:
+    """Return the tokens that begin and end a text; null where the tokenizer is not known.
+
+    Without these fields both libraries assume the tokens 1 and 2, and generation does not end at the model's own.
+    """
+    found = load_tokenizer(tokenizer) if tokenizer is not None and (is_here or tokenizer == BYTES) else None
+    return {name: getattr(found, name, None) for name in ("bos_token_id", "eos_token_id")}
 
 
 def _tokenizer_files(tokenizer: str | None) -> dict[str, Path]:
