@@ -119,6 +119,13 @@ def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
         (("--slurm", "partition="), ("run", "latency"), "such as partition=gpu or exclusive"),
         (("--timeout-min", "1"), ("run", "latency"), "is not longer than --signal-delay-s 120"),
         (("--timeout-min", "3.5"), ("run", "latency"), "Slurm counts whole minutes"),
+        (("--slurm", "partition=a", "--slurm", "partition=b"), ("run", "latency"), "--slurm partition"),
+        (("--shards", "10001"), ("run", "latency"), "--shards 10001"),
+        ((), ("run", "latency", "--limit", "0"), "--limit is 0"),
+        ((), ("run", "latency", "--dtype", "float17"), "--dtype"),
+        ((), ("run", "latency", "--device", "gpu"), "--device 'gpu'"),
+        ((), ("train", "quality", "--device", "gpu"), "--device 'gpu'"),
+        ((), ("run", "latency", "--set", "rouns=3"), "'rouns'"),
     ],
 )
 def test_what_no_job_could_do_is_refused_before_anything_is_submitted(
@@ -133,6 +140,15 @@ def test_what_no_job_could_do_is_refused_before_anything_is_submitted(
     assert code == 2, output
     assert reason in output
     assert not any(tmp_path.iterdir())
+
+
+def test_a_field_of_one_profile_can_be_replaced_where_the_machine_of_the_job_chooses_the_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variant = "models.retnet_chunkwise.backend=chunkwise"  # in the profile `paper` alone
+    code, output = run("submit", "--dry-run", "run", "latency", "--set", variant)
+    assert code == 0, output
 
 
 def test_without_slurm_the_cluster_is_not_supported(

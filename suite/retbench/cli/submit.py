@@ -1,5 +1,6 @@
 """`retbench submit`: carry out a command on a cluster, in shards and with requeues, or show what would be submitted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from retbench.cli.options import AsJson, OutputFormat, new_app
 from retbench.errors import ConfigError, RetbenchError, shown
 
 if TYPE_CHECKING:
+    from retbench.config.experiment import Experiment
     from retbench.running.submission import JobRow
 
 app = new_app()
@@ -141,8 +143,7 @@ def _exit_code(rows: "list[JobRow]") -> int:
 
 def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[str, Any]:
     """Return the parameters of the command to submit; ConfigError for one that some job could not carry out."""
-    from retbench.config.experiment_files import load_experiment
-    from retbench.planning.shards import count_parts
+    from retbench.planning.shards import MAX_SHARDS, count_parts
 
     name, *arguments = words
     if name not in COMMANDS:
@@ -161,10 +162,12 @@ def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[s
         raise ConfigError(
             "--fresh: a requeued job would delete what it has trained. Delete the runs first instead."
         )
+    if shards > MAX_SHARDS:
+        raise ConfigError(f"--shards {shards}: a command has at most {MAX_SHARDS:,} shards. Give fewer.")
+    _check_values(given)
     if not given.get("own_models"):
-        overrides = given["overrides"] or () if given["profile"] else ()
         profile = given["profile"]
-        experiment = load_experiment(given["experiment"], overrides, profile=profile)
+        experiment = _load(given["experiment"], given["overrides"] or (), profile)
         parts = None if profile is None else count_parts(experiment, profile, training=name == "train")
         if parts is not None and shards > parts:
             raise ConfigError(
@@ -172,6 +175,38 @@ def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[s
                 f"has nothing to do. Give at most {parts}."
             )
     return given
+
+
+def _check_values(given: dict[str, Any]) -> None:
+    """Raise ConfigError for a value of an option that no machine could take."""
+    from retbench.config.dtypes import find_dtype
+    from retbench.measure.devices import check_device_name
+    from retbench.planning.plan import check_limit
+
+    check_device_name(given["device"])
+    if given.get("dtype") is not None:
+        find_dtype(given["dtype"])
+    if given.get("limit") is not None:
+        check_limit(given["limit"])
+
+
+def _load(name: str, overrides: Sequence[str], profile: str | None) -> "Experiment":
+    """Return the experiment of a command; ConfigError where its fields cannot be replaced.
+
+    Without a profile, the machine of the job chooses one: some profile must then have the fields.
+    """
+    from retbench.config.experiment_files import load_experiment
+
+    if profile is not None or not overrides:
+        return load_experiment(name, overrides, profile=profile)
+    fault: ConfigError | None = None
+    for one in load_experiment(name).profiles:
+        try:
+            return load_experiment(name, overrides, profile=one)
+        except ConfigError as error:
+            fault = fault or error
+    assert fault is not None  # an experiment has a profile
+    raise fault
 
 
 def _processes(name: str, nodes: int, gpus_per_node: int, nproc_per_node: int | None) -> int:
@@ -196,6 +231,8 @@ def _flags(given: list[str]) -> dict[str, str | bool]:
             raise ConfigError(
                 f"--slurm {shown(item)}: give a flag of sbatch, such as partition=gpu or exclusive."
             )
+        if name in found:
+            raise ConfigError(f"--slurm {name}: given more than once. Give it once.")
         found[name] = value if equals else True
     return found
 

@@ -86,6 +86,12 @@ def find_device(asked: str | None) -> Device:
     raise UnsupportedError(f"{where}: {_why_no_cuda(found)}")
 
 
+def check_device_name(asked: str | None) -> None:
+    """Raise ConfigError unless a name is that of a kind of device, on this machine or on another one."""
+    if asked not in (None, "cpu"):
+        _cuda_index(asked)
+
+
 def device_uuid(device: str) -> str:
     """Return the UUID of a CUDA device as torch has it, of a slice of a GPU (MIG) its own.
 

@@ -183,16 +183,21 @@ def _decide_compilation(
     )
 
 
+def check_limit(limit: int) -> None:
+    """Raise ConfigError unless a number of context lengths, or of documents, can be kept."""
+    if not 1 <= limit < 2**31:
+        raise ConfigError(
+            f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, 1 or more."
+        )
+
+
 def _adjust(profile: Profile, dtype: str | None, limit: int | None) -> Profile:
     """Return the profile with the fields that the command line replaces."""
     changes: dict[str, object] = {}
     if dtype is not None:
         changes["dtype"] = dtype
     if limit is not None:
-        if not 1 <= limit < 2**31:
-            raise ConfigError(
-                f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, 1 or more."
-            )
+        check_limit(limit)
         changes["workloads"] = profile.workloads.limited(limit)
     return profile.model_copy(update=changes)
 
