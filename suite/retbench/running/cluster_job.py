@@ -30,9 +30,15 @@ CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
 State = Literal["pending", "running", "requeued", "done", "failed", "interrupted", "cancelled", "lost"]
 
 _OWN_FLAGS = frozenset(
-    {"array", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal", "time"}
+    {
+        *("array", "cpus-per-task", "error", "gpus-per-node", "job-name", "nodes", "ntasks-per-node"),
+        *("open-mode", "output", "signal", "time"),
+    }
 )
 """Flags of sbatch that follow from other options, or that submitit sets."""
+
+_MAX_MIN = 60 * 24 * 36_525
+"""Longest time limit of a job, minutes: a hundred years."""
 
 _FIRST_PORT, _NUM_PORTS = 20_000, 40_000
 """Ports of trainings on several nodes; a job's follows from its id, so that two jobs on one node have two."""
@@ -92,7 +98,7 @@ class Resources:
         """Return the time limit of a job, minutes: on this machine a hundred years, unless one is given."""
         if self.timeout_min is not None:
             return self.timeout_min
-        return 240 if cluster == "slurm" else 60 * 24 * 36_525
+        return 240 if cluster == "slurm" else _MAX_MIN
 
     def requeues(self, cluster: Cluster) -> int:
         """Return how often a job is requeued after its time limit."""
@@ -103,6 +109,8 @@ class Resources:
     def check(self, cluster: Cluster) -> None:
         """Raise a ConfigError where the cluster cannot give what is asked for."""
         limit = self.limit_min(cluster)
+        if limit > _MAX_MIN:
+            raise ConfigError(f"--timeout-min {limit:g} is too long. Give at most {_MAX_MIN:,} minutes.")
         if limit * 60 <= self.delay_s:
             raise ConfigError(
                 f"--timeout-min {limit:g} is not longer than --signal-delay-s {self.delay_s}, which is the time "
