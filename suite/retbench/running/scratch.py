@@ -3,6 +3,9 @@
 <out>/<machine>/<experiment>/.run-<run_id>@<node>/   the states, and a lock that the kernel releases when the run ends
 <out>/<machine>/<experiment>/.fresh-<plan>           the runs of a command with --fresh that has not measured everything
 
+Costs that other nodes and GPUs measure do not count here, so a command that measures some has a `.fresh-` file per node
+and GPU.
+
 Each run has its own folder, since two runs may share `--out` without sharing the locks of a machine. Equal nodes of a
 cluster share the folder too, and not every shared disk tells one node of another's locks: a run removes what ended runs
 of this node left, and leaves what belongs to other nodes.
@@ -21,6 +24,7 @@ from retbench.files import DRAFT, storing, write_atomic
 from retbench.measure.machine import node_id
 from retbench.planning.plan import Plan
 from retbench.records.store import read_records
+from retbench.running.resume import identities_here
 
 _PREFIX, _LOCK, _STATES = ".run-", "lock", "[!.]*.safetensors"
 
@@ -119,8 +123,9 @@ class FreshRuns:
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        cells = "".join(sorted(cell.cell_id for cell in plan.cells))
-        self._path = folder / f".fresh-{hashlib.sha256(cells.encode()).hexdigest()[:16]}"
+        places = {(one.get("node_id"), one.get("gpu_uuid")) for one in identities_here(plan.cells).values()}
+        text = "".join([*sorted(cell.cell_id for cell in plan.cells), *sorted(map(str, places))])
+        self._path = folder / f".fresh-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def read(self) -> frozenset[str]:
         """Return the ids of the runs so far."""
