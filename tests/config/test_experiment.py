@@ -20,6 +20,13 @@ def test_reads_a_file_with_its_defaults(tiny_experiment: Path) -> None:
     assert profile.workloads.decode.batch_size == (1,)
 
 
+def test_reads_a_file_as_an_editor_on_windows_writes_it(tiny_experiment: Path) -> None:
+    expected = load_experiment(str(tiny_experiment))
+    text = tiny_experiment.read_text(encoding="utf-8").replace("\n", "\r\n")
+    tiny_experiment.write_bytes(text.encode("utf-8-sig"))
+    assert load_experiment(str(tiny_experiment)) == expected
+
+
 def test_a_name_finds_the_shipped_file() -> None:
     assert load_experiment("latency").name == "latency"
 

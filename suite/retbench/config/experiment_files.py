@@ -104,12 +104,15 @@ class _File(NamedTuple):
 
 
 def _read(name_or_path: str) -> _File:
-    """Read the file of an experiment; ConfigError if it is absent or not TOML."""
+    """Read the file of an experiment; ConfigError if it is absent or not TOML.
+
+    Editors on Windows begin a file with a byte order mark, which is skipped.
+    """
     path = _find(name_or_path)
     is_path = name_or_path.endswith(".toml")
     place = shown(str(path)).strip("'\"") if is_path else f"experiment '{name_or_path}'"
     try:
-        return _File(path, place, parse_toml(path.read_text(encoding="utf-8")))
+        return _File(path, place, parse_toml(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{place}: cannot be read: {error}. Check the path and that it is a UTF-8 text file."
