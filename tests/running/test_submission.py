@@ -182,13 +182,13 @@ def test_the_debug_cluster_carries_jobs_out_in_the_command(
     """A shard without cells is done at once, and a command that is refused has failed."""
     monkeypatch.setattr(cluster_job, "_SIGNAL_WAIT_S", 0.1)
     words = ("submit", "--cluster", "debug", "--json", "run", str(tiny_experiment), *SMOKE)
-    for more, state, expected in ((("--shard", "2/2"), "done", 0), (("--dtype", "float17"), "failed", 1)):
+    for more, state, expected in ((("--shard", "2/2"), "done", 0), (("--dtype", "float16"), "failed", 1)):
         out = tmp_path / state
         commands = [["retbench", *words[4:], *more, "--out", str(out)]]
         rows = submission.jobs_of(submission.submit("debug", commands, out, Resources()))
         assert [(row.state, row.starts) for row in rows] == [(state, 1)]
         assert submit._exit_code(rows) == expected
-    code, output = run(*words, "--dtype", "float17", "--out", str(tmp_path / "again"))
+    code, output = run(*words, "--dtype", "float16", "--out", str(tmp_path / "again"))
     assert code == 1
     (row,) = json.loads(output[output.index("{") :])["jobs"]
     assert row["state"] == "failed"
@@ -196,6 +196,17 @@ def test_the_debug_cluster_carries_jobs_out_in_the_command(
 
 def note(state: str, **fields: object) -> JobNote:
     return JobNote.model_validate({"state": state, "starts": 2, "changed_at": utc_now(), **fields})
+
+
+def test_a_submission_without_the_id_of_a_job_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "jobs" / "one" / "submission.json"
+    path.parent.mkdir(parents=True)
+    commands = [["retbench", "run", "x"], ["retbench", "run", "y"]]
+    fields = {"submitted_at": utc_now(), "cluster": "local", "commands": commands, "job_ids": ["7"]}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    code, output = run("jobs", "--out", str(tmp_path))
+    assert code == 1
+    assert str(path) in output
 
 
 @pytest.mark.parametrize(

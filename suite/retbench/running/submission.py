@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from retbench.errors import ConfigError, RetbenchError, UnsupportedError, shown
 from retbench.files import write_atomic
@@ -54,6 +54,12 @@ class Submission(Strict):
     commands: tuple[tuple[str, ...], ...]
     """Words of the command of each shard."""
     job_ids: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> Self:
+        if len(self.job_ids) != len(self.commands):
+            raise ValueError(f"{len(self.commands)} commands have {len(self.job_ids)} job ids")
+        return self
 
 
 @dataclass(frozen=True)
