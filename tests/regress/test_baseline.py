@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from typer.testing import CliRunner, Result
 from regress.test_compare import Change, Rewrite, failing, steady, without, write
 from report.synthetic_records import CPU, Machine
 from retbench.cli import app
+from retbench.cli.baseline import accept
 from retbench.records.record import Record
 from retbench.records.store import append_record
-from retbench.regress.baseline import MAX_RUNS, content_hash, read_baseline
+from retbench.regress import compare
+from retbench.regress.baseline import MAX_RUNS, Baseline, content_hash, read_baseline
 from retbench.regress.machine_independent import Quantity, write_quantities
 
 NAME = "epyc-9b14-2c/latency-cpu.json"
@@ -178,6 +181,25 @@ def test_a_run_that_has_moved_with_a_reason_does_not_join(baseline: Path, tmp_pa
     done = save(baseline.parents[1], moved)
     assert done.exit_code == 1
     assert "may explain a difference: governor" in done.stderr
+
+
+def test_a_new_window_waits_for_a_save_that_is_under_way(
+    baseline: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = baseline.parents[1]
+    accepting = Thread(target=accept, args=(runs[8], "new", folder))
+
+    def read(path: Path) -> Baseline:
+        found = read_baseline(path)
+        if not accepting.ident:
+            accepting.start()  # between reading and writing of the save
+            accepting.join(timeout=1)
+        return found
+
+    monkeypatch.setattr(compare, "read_baseline", read)
+    assert save(folder, runs[8]).exit_code == 0
+    accepting.join()
+    assert read_baseline(baseline).reason == "new"
 
 
 def clocked(hz: float) -> Rewrite:

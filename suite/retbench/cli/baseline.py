@@ -80,7 +80,7 @@ def accept(
     """Accept an intended change: begin the window anew with this run."""
     from retbench.errors import ConfigError
     from retbench.files import check_writable
-    from retbench.regress.baseline import baseline_path, make_baseline, write_hashed
+    from retbench.regress.baseline import baseline_lock, baseline_path, make_baseline, write_hashed
     from retbench.regress.machine_independent import FILE_NAME, write_quantities
     from retbench.regress.record_sets import load_record_set
 
@@ -98,7 +98,8 @@ def accept(
     baseline = make_baseline(load_record_set(run), reason)
     path = baseline_path(folder, baseline)
     check_writable(path.parent, "--folder")
-    write_hashed(path, baseline.model_dump(mode="json"))
+    with baseline_lock(path):
+        write_hashed(path, baseline.model_dump(mode="json"))
     typer.echo(f"{path}: begun anew with run {baseline.runs[0].run_id}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from filelock import FileLock
 from pydantic import Field, FiniteFloat, ValidationError
 
 from retbench.errors import RecordError, UnsupportedError, shown
@@ -139,6 +140,11 @@ def make_baseline(side: RecordSet, reason: str) -> Baseline:
 def baseline_path(folder: Path, baseline: Baseline) -> Path:
     """Return the path of a baseline in a folder of baselines; ConfigError if its names would leave the folder."""
     return own_path(folder, baseline.machine, f"{baseline.experiment}-{baseline.profile}.json")
+
+
+def baseline_lock(path: Path) -> FileLock:
+    """Return the lock to hold while a baseline is changed: other processes may save or accept runs too."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def identity(side: RecordSet) -> tuple[str, str]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from filelock import FileLock
-
 from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
 from retbench.files import check_writable
 from retbench.regress import comparability
@@ -15,6 +13,7 @@ from retbench.regress.baseline import (
     MAX_RUNS,
     Baseline,
     StoredRun,
+    baseline_lock,
     baseline_path,
     identity,
     make_baseline,
@@ -257,7 +256,7 @@ def save_runs(runs: Sequence[Path], folder: Path) -> tuple[Path, int]:
         _check_complete(side)
     path = baseline_path(folder, make_baseline(sides[0], FIRST))
     check_writable(path.parent, "--folder")
-    with FileLock(path.with_name(f".{path.name}.lock")):  # other processes may save runs too
+    with baseline_lock(path):
         baseline = read_baseline(path) if path.exists() else None
         for side in sides:
             baseline = _with_run(path, baseline, side) if baseline else make_baseline(side, FIRST)
