@@ -7,9 +7,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retbench.architectures import costs
+from retbench.architectures.configs import reading_backend
+from retbench.architectures.gla import GlaSpec
+from retbench.architectures.hybrid import HybridSpec
+from retbench.architectures.linear import LinearSpec
+from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.retnet import RetNetSpec
+from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.architectures.transformer import TransformerSpec
+from retbench.architectures.yoco import YocoSpec
 from retbench.config.experiment_files import load_experiment
 from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
@@ -188,6 +195,17 @@ SPECS = [
     TransformerSpec(architecture="transformer", num_kv_heads=1),
     TransformerSpec(architecture="transformer", num_kv_heads=1, cache="concat"),
     TransformerSpec(architecture="transformer", cache="concat"),
+    # A narrow feed-forward leaves the mixer as what takes most.
+    *(
+        LinearSpec(architecture="linear", variant=variant, ffn_dim=8)
+        for variant in ("elu", "identity", "performer", "taylor")
+    ),
+    GlaSpec(architecture="gla", ffn_dim=8),
+    HybridSpec(pattern=("gated_convolution",), ffn_dim=8),
+    *(Mamba2Spec(architecture="mamba2", num_groups=groups) for groups in (1, 2)),
+    *(RwkvSpec(architecture="rwkv6", variant=variant) for variant in ("v6", "v5")),
+    YocoSpec(architecture="yoco"),
+    YocoSpec(architecture="yoco", variant="sw", window=16),
 ]
 
 
@@ -195,11 +213,11 @@ SPECS = [
     ("dtype", "vocab_size"),  # a mixer or a feed-forward takes most, or the logits do
     [("float32", 256), ("bfloat16", 256), ("float32", 8192)],
 )
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture}-{spec.variant}")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.architecture)
 @pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(spec, dtype, vocab_size):
     config = resolve(spec).model_copy(update={"vocab_size": vocab_size})
-    backend = {"retnet": "chunkwise", "transformer": "sdpa"}[spec.architecture]
+    backend = reading_backend(config, spec.backend)
     model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=backend)
     expected = costs.decode_workspace_bytes(config, dtype, 24, DEPTH)
     assert expected == pytest.approx(workspace(model, 24), rel=0.02)

@@ -14,7 +14,6 @@ from retbench.architectures.transformer import TransformerSpec
 from retbench.architectures.yoco import YocoSpec
 from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError
-from retbench.measure.memory import measure_memory
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import check_equivalence, relative_error
@@ -55,28 +54,11 @@ def test_the_upper_half_shares_the_cache_of_its_first_layer(variant: str, size: 
     assert parse_model_config(config.model_dump()) == config
 
 
-@pytest.mark.parametrize("size", ["300k", "1m", "25m", "1.3b", "yoco-3b"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_matched_to_the_budget_of_its_size(variant: str, size: str) -> None:
-    shape = find_size(size)
-    budget = 12 * shape.d_model**2 * shape.num_layers
-    assert costs.block_params(config_of(variant, size)) == pytest.approx(budget, rel=0.01)
-
-
 def test_the_3b_model_has_the_parameters_that_are_printed() -> None:
     """2.83B without embeddings (arXiv:2405.05254, Table 7)."""
     config = config_of("gated", "yoco-3b", ffn_dim=8192, num_kv_heads=8)
     assert costs.num_params_nonembedding(config) / 1e9 == pytest.approx(2.83, abs=0.005)
     assert config_of("gated", "yoco-160m", ffn_dim="published").ffn.ffn_dim == 3 * 768  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_forms_of_the_model_are_equivalent(variant: str, dtype: torch.dtype) -> None:
-    gate = check_equivalence(build(variant, dtype), TEXT[:1], depth=301, lengths=(1, 17, 127))
-    assert gate.passed, [check for check in gate.checks if not check.passed]
-    compared = {check.name.partition(" = ")[0] for check in gate.checks}
-    assert {"attention=reference", "shared_attention=reference", "decode"} <= compared
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -163,20 +145,11 @@ def test_training_under_autocast_keeps_one_dtype_for_queries_and_shared_keys() -
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_and_state_are_those_of_the_model(variant: str, batch: int) -> None:
-    model = build(variant, torch.bfloat16)
-    config = model.config
-    assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
-    for capacity in (1, 77, 4096):
-        expected = costs.state_bytes(config, "bfloat16", batch, capacity)
-        assert model.init_state(batch, capacity).num_bytes == expected
-    grown = [costs.state_bytes(config, "bfloat16", batch, capacity) for capacity in (8192, 8193)]
-    attention = config.mixers[1]
-    assert (
-        grown[1] - grown[0] == batch * 2 * 2 * attention.head_dim * 2
-    )  # keys and values, 2 heads, of one layer
+def test_the_state_grows_by_the_keys_and_values_of_one_layer(variant: str) -> None:
+    config = config_of(variant, num_kv_heads=2)
+    grown = [costs.state_bytes(config, "bfloat16", 3, capacity) for capacity in (8192, 8193)]
+    assert grown[1] - grown[0] == 3 * 2 * 2 * config.mixers[1].head_dim * 2
 
 
 def test_a_step_reads_the_shared_cache_in_every_upper_layer_and_holds_it_once() -> None:
@@ -252,20 +225,6 @@ def test_training_flops_equal_what_torch_counts(variant: str) -> None:
         pairs = sum(min(16, row + 1) for row in range(length))
         counted += 3 * square * 2 * pairs
     assert costs.training_flops(config, 2, length, backend, 64) == counted
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.inference_mode()
-@pytest.mark.usefixtures("narrow_products")
-def test_the_workspace_of_a_decode_step_is_what_torch_holds_at_its_peak(variant: str, dtype: str) -> None:
-    config = config_of(variant).model_copy(update={"vocab_size": 256})
-    model = build_model(config, dtype=getattr(torch, dtype), device="cpu", seed=0, backend=BACKENDS[variant])
-    state, tokens = model.init_state(24, 33), torch.zeros(24, 1, dtype=torch.int64)
-    state.start_at(31)
-    model(tokens, state)
-    measured = measure_memory(lambda: model(tokens, state), torch.device("cpu")).workspace_bytes
-    assert costs.decode_workspace_bytes(config, dtype, 24, 32) == pytest.approx(measured, rel=0.02)
 
 
 def test_a_filled_state_is_one_cache_and_real_states() -> None:

@@ -10,14 +10,12 @@ from torch import Tensor
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
-from retbench.architectures.sizes import find_size
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.errors import ConfigError
 from retbench.mixers.state import allocate_state
 from retbench.mixers.window_attention.config import WindowAttention
 from retbench.mixers.window_attention.module import WindowAttentionModule
-from retbench.models.build import build_model
-from retbench.models.equivalence import check_equivalence, relative_error
+from retbench.models.equivalence import relative_error
 from retbench.ops.position import Positions, Rotary, rotate
 
 D_MODEL, HEADS = 32, 4
@@ -141,26 +139,9 @@ def test_a_window_as_long_as_the_text_is_full_attention() -> None:
     assert model_of(4096, 0).mixer.training_flops(64, "blocks", None) == 4 * 128 * 64 * 65 // 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("window", "sinks"), [(16, 4), (100, 0), (4096, 4)])
-def test_the_forms_of_the_model_are_equivalent(dtype: torch.dtype, window: int, sinks: int) -> None:
-    model = build_model(model_of(window, sinks), dtype=dtype, device="cpu", seed=0, backend="blocks")
-    text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
-    gate = check_equivalence(model, text, depth=301, lengths=(1, 17, 127))
-    assert gate.passed, [check for check in gate.checks if not check.passed]
-    assert "reference = blocks" in {check.name for check in gate.checks}
-
-
-@pytest.mark.parametrize("num_kv_heads", [None, 1])
-def test_parameters_and_state_are_those_of_the_model(num_kv_heads: int | None) -> None:
-    config = model_of(16, 4, num_kv_heads=num_kv_heads)
-    model = build_model(config, dtype=torch.bfloat16, device="cpu", seed=0, backend="blocks")
-    assert sum(weight.numel() for weight in model.parameters()) == costs.num_params(config)
-    for context_len in (5, 20, 21, 4096):
-        assert model.init_state(3, context_len).num_bytes == costs.state_bytes(
-            config, "bfloat16", 3, context_len
-        )
-    assert costs.state_bytes(config, "bfloat16", 1, 20) == costs.state_bytes(config, "bfloat16", 1, 32768)
+def test_the_state_grows_until_window_and_sinks_are_full() -> None:
+    full, later = (costs.state_bytes(model_of(16, 4), "bfloat16", 1, depth) for depth in (20, 32768))
+    assert costs.state_bytes(model_of(16, 4), "bfloat16", 1, 19) < full == later
 
 
 @given(window=st.integers(1, 20), sinks=st.integers(0, 6), length=st.integers(1, 60))
@@ -170,14 +151,6 @@ def test_operations_count_the_keys_that_are_seen(window: int, sinks: int, length
     assert [config.num_visible(i) for i in range(length)] == seen
     assert config.training_flops(length, "blocks", None) == 4 * D_MODEL * sum(seen)
     assert config.prefill_flops(length, "blocks", None, last_only=True) == 4 * D_MODEL * seen[-1]
-
-
-@pytest.mark.parametrize("size", ["1m", "25m", "1.3b"])
-def test_it_is_matched_to_the_budget_of_its_size(size: str) -> None:
-    shape = find_size(size)
-    assert costs.block_params(model_of(1024, 4, size)) == pytest.approx(
-        12 * shape.d_model**2 * shape.num_layers, rel=0.01
-    )
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
