@@ -13,6 +13,7 @@ from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.architectures.transformer import TransformerSpec
@@ -26,6 +27,7 @@ from tests.models.cases import CASES, config_of
 
 SMALL = resolve_models(load_experiment("latency", ["size=1m"]), "cpu")
 RETENTION = [case for case, (name, _) in CASES.items() if name == "retnet"]
+LINEAR = ["linear", "linear-identity", "linear-performer", "linear-taylor"]
 ATTENTION = [case for case, (name, _) in CASES.items() if name == "transformer"]
 LARGE = resolve_models(load_experiment("latency", ["size=6.7b"]), "paper")
 
@@ -37,9 +39,8 @@ def count_flops(call):
 
 
 def build(case, backend):
-    model = build_model(
-        config_of(case), dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64
-    )
+    config = config_of(case) if case in CASES else resolve(named_specs()[case])
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend, chunk_size=64)
     model.set_row_products(RowProducts())  # torch counts its own products only, and which is faster is chance
     return model
 
@@ -57,8 +58,8 @@ def test_decode_flops_of_attention_equal_what_torch_counts(case, batch):
     assert costs.decode_flops(model.config, batch, 64) == counted
 
 
-@pytest.mark.parametrize("case", RETENTION)
-def test_decode_flops_of_retention_exceed_the_products_by_the_state_update(case):
+@pytest.mark.parametrize("case", [*RETENTION, *LINEAR, "gla"])
+def test_decode_flops_of_a_matrix_state_exceed_the_products_by_its_update(case):
     """Torch counts products only; decay and rank-one update are 3 operations a state value."""
     model = build(case, "chunkwise")
     state = model.init_state(2, 0)
@@ -76,8 +77,8 @@ def test_decode_flops_of_retention_exceed_the_products_by_the_state_update(case)
 
 
 @pytest.mark.parametrize("length", [128, 512])
-@pytest.mark.parametrize("case", RETENTION)
-def test_prefill_flops_of_retention_equal_what_torch_counts(case, length):
+@pytest.mark.parametrize("case", [*RETENTION, *LINEAR])
+def test_prefill_flops_of_a_matrix_state_equal_what_torch_counts(case, length):
     """Less one read of a zero state in all blocks but the last: the first chunk has none."""
     model = build(case, "chunkwise")
     text = torch.zeros(2, length, dtype=torch.int64)

@@ -15,10 +15,10 @@ from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.matching import resolve_model
 from retbench.mixers.gated_convolution.config import GatedConvolution
 from retbench.mixers.gated_convolution.module import GatedConvolutionModule
-from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.ops.position import Positions
+from tests.mixers.conftest import read_in_parts
 
 MIXER = GatedConvolution(d_model=8, inner_width=12, kernel_size=3)
 FORMS = ["convolution", "recurrent"]
@@ -47,13 +47,8 @@ def plain(module: GatedConvolutionModule, x: Tensor) -> Tensor:
 @given(form=st.sampled_from(FORMS), cuts=st.lists(st.integers(1, 5), min_size=1, max_size=5))
 def test_every_cut_of_a_text_is_the_convolution_of_torch(form: str, cuts: list[int]) -> None:
     module, x = make_mixer(form), random_input(sum(cuts))
-    state = allocate_state(MIXER.state, 2, 0, x, torch.float64)
-    start, outs = 0, []
-    with torch.no_grad():
-        for cut in cuts:
-            outs.append(module(x[:, start : start + cut], state, Positions(start, cut)))
-            start += cut
-        torch.testing.assert_close(torch.cat(outs, dim=1), plain(module, x), rtol=1e-10, atol=1e-10)
+    found, _ = read_in_parts(module, x, cuts)
+    torch.testing.assert_close(found, plain(module, x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -20,6 +20,7 @@ from retbench.mixers.latent_attention.module import LatentAttentionModule
 from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
+from tests.mixers.conftest import read_in_parts
 
 VARIANTS: list[Variant] = ["direct", "compressed"]
 FORMS = ["sdpa", "reference", "absorbed"]
@@ -46,17 +47,6 @@ def inputs(length: int, batch: int = 1, dtype: torch.dtype = torch.float64) -> T
     return torch.randn(batch, length, D_MODEL, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def run(module: LatentAttentionModule, x: Tensor, cuts: list[int]) -> tuple[Tensor, Tensor]:
-    """Outputs and cache after the cuts of a text, one call each."""
-    state, encoding = allocate_state(module.config.state, len(x), x.shape[1], x, x.dtype), module.encoding()
-    outs = []
-    with torch.no_grad():
-        for part in x.split(cuts, dim=1):
-            start = sum(out.shape[1] for out in outs)
-            outs.append(module(part, state, encoding(start, part.shape[1], x.dtype)))
-    return torch.cat(outs, dim=1), state["latents"]
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     form=st.sampled_from(FORMS),
@@ -70,21 +60,21 @@ def test_every_cut_of_a_text_equals_the_reference_in_one_pass(
 ) -> None:
     fields = {"query_rank": query_rank, "value_head_dim": value_head_dim}
     x = inputs(sum(cuts), batch)
-    expected, cache = run(make_mixer("reference", **fields), x, [sum(cuts)])
-    found, streamed = run(make_mixer(form, **fields), x, cuts)
+    expected, cache = read_in_parts(make_mixer("reference", **fields), x, [sum(cuts)])
+    found, streamed = read_in_parts(make_mixer(form, **fields), x, cuts)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(streamed, cache, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(streamed["latents"], cache["latents"], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_the_forms_agree_over_4096_tokens(dtype: torch.dtype, limit: float) -> None:
     """Resumed at odd tokens, with a decode step between two prompts and one at the end."""
     x = inputs(4096, dtype=dtype)
-    expected, cache = run(make_mixer("reference", dtype), x, [4096])
+    expected, cache = read_in_parts(make_mixer("reference", dtype), x, [4096])
     for form in ("sdpa", "absorbed"):
-        found, streamed = run(make_mixer(form, dtype), x, [1023, 1, 3071, 1])
+        found, streamed = read_in_parts(make_mixer(form, dtype), x, [1023, 1, 3071, 1])
         assert relative_error(found, expected) < limit
-        assert relative_error(streamed, cache) < limit
+        assert relative_error(streamed["latents"], cache["latents"]) < limit
 
 
 @torch.no_grad()

@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
@@ -16,9 +14,9 @@ from retbench.errors import ConfigError
 from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
 from retbench.mixers.linear_attention.features import Elu, Performer, Taylor, draw_orthogonal_rows
 from retbench.mixers.linear_attention.module import LinearAttentionModule
-from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
 from retbench.ops.position import Positions
+from tests.mixers.conftest import read_in_parts
 
 D_MODEL, HEADS = 24, 3
 VARIANTS: list[FeatureMap] = ["elu", "identity", "performer", "taylor"]
@@ -36,10 +34,6 @@ def make_mixer(variant: FeatureMap, form: str) -> LinearAttentionModule:
     for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     return module
-
-
-def nowhere(start: int = 0, length: int = 0) -> Positions:
-    return Positions(start, length)
 
 
 def score(module: LinearAttentionModule, query: Tensor, keys: Tensor) -> Tensor:
@@ -91,15 +85,10 @@ def plain(module: LinearAttentionModule, x: Tensor) -> Tensor:
     cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
 )
 def test_every_cut_of_a_text_equals_the_formula(variant: FeatureMap, form: str, cuts: list[int]) -> None:
-    module, length = make_mixer(variant, form), sum(cuts)
-    x = torch.randn(1, length, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    state = allocate_state(module.config.state, 1, length, x, torch.float64)
-    start, outs = 0, []
-    with torch.no_grad():
-        for cut in cuts:
-            outs.append(module(x[:, start : start + cut], state, nowhere(start, cut)))
-            start += cut
-        torch.testing.assert_close(torch.cat(outs, dim=1), plain(module, x), rtol=1e-8, atol=1e-10)
+    module = make_mixer(variant, form)
+    x = torch.randn(1, sum(cuts), D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found, _ = read_in_parts(module, x, cuts)
+    torch.testing.assert_close(found, plain(module, x), rtol=1e-8, atol=1e-10)
 
 
 def test_weights_of_the_normalised_form_sum_to_one() -> None:
@@ -110,7 +99,7 @@ def test_weights_of_the_normalised_form_sum_to_one() -> None:
     x = torch.randn(1, 50, D_MODEL, dtype=torch.float64)
     x[..., 0] = 3
     with torch.no_grad():
-        out = module(x, None, nowhere(0, x.shape[1]))
+        out = module(x, None, Positions(0, x.shape[1]))
     expected = F.linear(torch.full((D_MODEL,), 3.0, dtype=torch.float64), module.out_proj.weight)
     torch.testing.assert_close(out, expected.expand_as(out), rtol=1e-5, atol=1e-5)
 
@@ -150,7 +139,7 @@ def test_performers_weights_of_long_keys_sum_to_one_too() -> None:
     x = 2 * torch.randn(1, 1, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     keys, value = module.qkv_proj(x).split([2 * module.config.key_dim, D_MODEL], dim=-1)
     assert 2 < keys.std() < 5
-    torch.testing.assert_close(module(x, None, nowhere()), module.out_proj(value), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(module(x, None, Positions(0, 1)), module.out_proj(value), rtol=1e-6, atol=1e-6)
 
 
 def test_the_taylor_map_has_the_width_that_is_published() -> None:
@@ -173,32 +162,6 @@ def test_the_sum_of_weights_goes_on_growing_in_bfloat16() -> None:
     growth = state.layers[0]["values"][..., -1] / halfway
     assert growth.dtype == torch.float32
     assert growth.mean().item() == pytest.approx(2, abs=0.1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_decode_flops_exceed_the_products_by_the_state_update(variant: FeatureMap) -> None:
-    """Torch counts products only; decay and rank-one update are 3 operations a state value."""
-    config = model_of(variant)
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
-    state, mixer = model.init_state(2, 0), config.mixers[0]
-    assert isinstance(mixer, LinearAttention)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(2, 1, dtype=torch.int64), state)
-    values = 2 * config.num_layers * mixer.num_heads * mixer.head_dim * mixer.value_head_dim
-    assert costs.decode_flops(config, 2, 0) == counter.get_total_flops() + 3 * values
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_prefill_flops_equal_what_torch_counts(variant: FeatureMap) -> None:
-    """Less one read of a zero state in all blocks but the last: the first chunk has none."""
-    config = model_of(variant)
-    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(2, 128, dtype=torch.int64), last_only=True)
-    mixer = config.mixer
-    assert isinstance(mixer, LinearAttention)
-    unread = 4 * (config.num_layers - 1) * mixer.num_heads * 64 * mixer.head_dim * mixer.value_head_dim
-    assert costs.prefill_flops(config, 2, 128, "chunkwise", 64) == counter.get_total_flops() + unread
 
 
 def test_a_published_width_is_refused() -> None:

@@ -17,6 +17,7 @@ from retbench.mixers.window_attention.config import WindowAttention
 from retbench.mixers.window_attention.module import WindowAttentionModule
 from retbench.models.equivalence import relative_error
 from retbench.ops.position import Positions, Rotary, rotate
+from tests.mixers.conftest import read_in_parts
 
 D_MODEL, HEADS = 32, 4
 
@@ -74,15 +75,10 @@ def test_every_cut_of_a_text_equals_the_plain_mask(
     window: int, sinks: int, form: str, cuts: list[int]
 ) -> None:
     """A cut of one token is a decode step on the ring buffer; a longer one meets a cache that may have wrapped."""
-    module, length = make_mixer(window, sinks, form), sum(cuts)
-    x = torch.randn(1, length, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    state = allocate_state(module.config.state, 1, length, x, torch.float64)
-    start, outs = 0, []
-    with torch.no_grad():
-        for cut in cuts:
-            outs.append(module(x[:, start : start + cut], state, positions_of(module, start, cut)))
-            start += cut
-        torch.testing.assert_close(torch.cat(outs, dim=1), plain(module, x), rtol=1e-9, atol=1e-11)
+    module = make_mixer(window, sinks, form)
+    x = torch.randn(1, sum(cuts), D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found, _ = read_in_parts(module, x, cuts)
+    torch.testing.assert_close(found, plain(module, x), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("form", ["blocks", "reference"])
@@ -111,12 +107,8 @@ def test_the_forms_agree_over_4096_tokens(window: int, sinks: int, dtype: torch.
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, 4096, D_MODEL, dtype=torch.float64, generator=generator).to(dtype)
     expected = make_mixer(window, sinks, "reference").to(dtype)(x, None, Rotary(8, "half")(0, 4096, dtype))
-    module, start, outs = make_mixer(window, sinks).to(dtype), 0, []
-    state = allocate_state(module.config.state, 1, 4096, x, dtype)
-    for part in x.split([201, 1, 1821, 1, 2071, 1], dim=1):
-        outs.append(module(part, state, Rotary(8, "half")(start, part.shape[1], dtype)))
-        start += part.shape[1]
-    assert relative_error(torch.cat(outs, dim=1), expected) < limit
+    found, _ = read_in_parts(make_mixer(window, sinks).to(dtype), x, [201, 1, 1821, 1, 2071, 1])
+    assert relative_error(found, expected) < limit
 
 
 @pytest.mark.parametrize(("window", "sinks"), [(1, 0), (7, 2), (300, 4)])
