@@ -113,6 +113,24 @@ def times(
     return change
 
 
+def shaken(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Makes RetNet's rounds disagree beyond 2K."""
+    factor = 3 if arguments["round"] % 2 else 1 / 3
+    return times(factor, of="retnet", where=lambda point: point.context_len > 2048)(arguments)
+
+
+def starved(of: str = "transformer", *, batch_sizes: Sequence[int] = (1, 8)) -> Change:
+    """Makes a model run out of memory at 8K."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        point = arguments["point"]
+        if arguments["model"].name == of and point.context_len == 8192 and point.batch_size in batch_sizes:
+            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
+        return arguments
+
+    return change
+
+
 def ran(attention: str, *, graphs: bool, kv_heads: int | None = None) -> Change:
     """Makes the Transformer one that ran so; no prompt is read from a graph."""
 
@@ -317,23 +335,13 @@ def test_a_time_of_one_round_has_no_verdict() -> None:
 
 
 def test_a_transformer_that_is_out_of_memory_has_no_ratio() -> None:
-    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments["model"].name == "transformer" and arguments["point"].context_len == 8192:
-            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
-        return arguments
-
-    row = row_of("latency_ratio", latency(PLAIN, fill), "paper")
+    row = row_of("latency_ratio", latency(PLAIN, starved()), "paper")
     assert row.finding.verdict == "not_testable"
     assert row.finding.text == "transformer at batch 8, 8K: out of memory"
 
 
 def test_elsewhere_a_point_out_of_memory_gives_way_to_the_nearest_below_and_is_named() -> None:
-    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments["model"].name == "transformer" and arguments["point"].context_len == 8192:
-            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
-        return arguments
-
-    row = row_of("latency_ratio", latency(PLAIN, fill, times(20), machine=CPU), "elsewhere")
+    row = row_of("latency_ratio", latency(PLAIN, starved(), times(20), machine=CPU), "elsewhere")
     assert row.finding.verdict == "reproduced"
     assert "at batch 8, 4K; the paper 15.6×; transformer at batch 8, 8K: out of memory" in row.finding.text
 
@@ -389,11 +397,7 @@ def test_a_length_that_is_apart_is_named() -> None:
 
 
 def test_a_level_that_noise_hides_takes_more_rounds() -> None:
-    def shake(arguments: dict[str, Any]) -> dict[str, Any]:
-        factor = 3 if arguments["round"] % 2 else 1 / 3
-        return times(factor, of="retnet", where=lambda point: point.context_len > 2048)(arguments)
-
-    row = row_of("latency_level", latency(shake), "paper")
+    row = row_of("latency_level", latency(shaken), "paper")
     assert row.finding.verdict == "not_testable"
     assert "--set rounds=10`" in row.finding.text
 
@@ -1164,13 +1168,9 @@ def test_the_result_at_the_claims_own_point_is_shown_though_a_nearby_one_decides
 
 
 def test_the_result_that_covers_the_claims_range_is_shown_though_a_part_of_it_decides() -> None:
-    def shake(arguments: dict[str, Any]) -> dict[str, Any]:
-        factor = 3 if arguments["round"] % 2 else 1 / 3
-        return times(factor, of="retnet", where=lambda point: point.context_len > 2048)(arguments)
-
     part = Maker(CPU, change=ran("sdpa:flash", graphs=False)).latency(lengths=(1024, 4096), batch_sizes=(8,))
     part = [record.model_copy(update={"experiment": "throughput"}) for record in part]
-    whole = latency(ran("sdpa:flash", graphs=True), shake, machine=CPU, batch_sizes=(1,))
+    whole = latency(ran("sdpa:flash", graphs=True), shaken, machine=CPU, batch_sizes=(1,))
     measured, verdict = shown("latency_level", part, whole)
     assert "from 1K to 8K at batch 1" in measured
     assert verdict == "undecided"
@@ -1178,12 +1178,7 @@ def test_the_result_that_covers_the_claims_range_is_shown_though_a_part_of_it_de
 
 
 def test_another_baseline_than_the_claims_is_not_shown_for_its_point() -> None:
-    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments["model"].name == "transformer_plain" and arguments["point"].context_len == 8192:
-            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
-        return arguments
-
-    records = Maker(TRAINER, change=fill).training(lengths=(4096, 8192))
+    records = Maker(TRAINER, change=starved("transformer_plain")).training(lengths=(4096, 8192))
     judged = judge(CLAIMS["training_speed"], Results(tuple(records), ()))
     fused = [row for row in judged.rows if "fused attention" in row.conditions and row.num_records]
     assert "at batch 1, 8K" in fused[0].finding.measured
@@ -1191,13 +1186,9 @@ def test_another_baseline_than_the_claims_is_not_shown_for_its_point() -> None:
 
 
 def test_the_nearest_point_has_the_fewest_doublings_of_batch_and_context() -> None:
-    def fill(arguments: dict[str, Any]) -> dict[str, Any]:
-        point = arguments["point"]
-        if arguments["model"].name == "transformer" and (point.batch_size, point.context_len) == (8, 8192):
-            arguments |= {"status": "oom", "error": "out of memory", "metrics": {}}
-        return arguments
-
-    row = row_of("latency_ratio", latency(fill, machine=CPU, batch_sizes=(1, 8)), "elsewhere")
+    row = row_of(
+        "latency_ratio", latency(starved(batch_sizes=(8,)), machine=CPU, batch_sizes=(1, 8)), "elsewhere"
+    )
     assert "at batch 8, 4K" in row.finding.measured
 
 

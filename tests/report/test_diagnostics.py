@@ -18,8 +18,7 @@ from retbench.report.diagnostics import (
     noisy_sentences,
     overlap_sentences,
 )
-from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import load_results, observations
+from retbench.report.frames import observations
 from retbench.report.report import write_report
 from retbench.report.selection import Selection, select
 from retbench.report.sweeps import make_sweeps
@@ -194,17 +193,10 @@ def maker_of(folder: Path, *, split: str, then: str | None, corpus: str = "class
     return maker
 
 
-def scores_of(maker: ScoreMaker) -> Evaluations:
-    loaded = load_results(maker.write())
-    found = make_evaluations(select(loaded.records, folders=loaded.folders))
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize("split", ["train", "all"])
 @pytest.mark.parametrize("then", [NOW, None])
 def test_an_evaluation_on_training_text_is_reported(tmp_path: Path, split: str, then: str | None) -> None:
-    (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=then)))
+    (sentence,) = overlap_sentences(evaluations_of(maker_of(tmp_path, split=split, then=then)))
     for part in (
         "quality: classic_books (whole, 2K)",
         "RetNet 1M seed 0, Transformer 1M seed 0",
@@ -216,15 +208,19 @@ def test_an_evaluation_on_training_text_is_reported(tmp_path: Path, split: str, 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_held_out_text_is_not_reported(tmp_path: Path, split: str) -> None:
-    assert overlap_sentences(scores_of(maker_of(tmp_path, split=split, then=NOW))) == []
+    assert overlap_sentences(evaluations_of(maker_of(tmp_path, split=split, then=NOW))) == []
 
 
 def test_another_corpus_is_not_reported(tmp_path: Path) -> None:
-    assert overlap_sentences(scores_of(maker_of(tmp_path, split="all", then=NOW, corpus="litbank"))) == []
+    assert (
+        overlap_sentences(evaluations_of(maker_of(tmp_path, split="all", then=NOW, corpus="litbank"))) == []
+    )
 
 
 def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path: Path) -> None:
-    (sentence,) = overlap_sentences(scores_of(maker_of(tmp_path, split="all", then=NOW, corpus="classics")))
+    (sentence,) = overlap_sentences(
+        evaluations_of(maker_of(tmp_path, split="all", then=NOW, corpus="classics"))
+    )
     assert "classics (whole, 2K)" in sentence
 
 
@@ -232,7 +228,7 @@ def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path
 def test_a_changed_corpus_is_in_the_report(tmp_path: Path) -> None:
     maker = maker_of(tmp_path / "results", split="test", then="0" * 12)
     words = f"'classic_books' has changed since the training (fingerprint {'0' * 12} then, {NOW} now)"
-    (sentence,) = overlap_sentences(scores_of(maker))
+    (sentence,) = overlap_sentences(evaluations_of(maker))
     assert words in sentence
     write_report(tmp_path / "results", tmp_path / "out")
     for name in ("evidence.html", "report.md"):

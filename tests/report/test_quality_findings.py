@@ -9,22 +9,17 @@ from typing import Any
 
 import pytest
 
-from report.synthetic_scores import SEEDS, ScoreMaker, answer_better
-from retbench.report.evaluations import Evaluations, make_evaluations
+from report.synthetic_scores import SEEDS, ScoreMaker, answer_better, evaluations_of
+from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
-from retbench.report.frames import load_results
 from retbench.report.quality_findings import find_quality
-from retbench.report.selection import select
 from retbench.units import format_size
 
 CORPUS = "litbank/original"
 
 
 def found(maker: ScoreMaker) -> list[KeyFinding]:
-    loaded = load_results(maker.write())
-    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
-    assert scores is not None
-    return find_quality(scores)
+    return find_quality(evaluations_of(maker))
 
 
 def losses(folder: Path, ratios: Mapping[str, float], **fields: Any) -> KeyFinding:

@@ -6,13 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from report.synthetic_scores import KIN, SEEDS, TASKS, ScoreMaker
+from report.synthetic_scores import KIN, SEEDS, TASKS, ScoreMaker, evaluations_of
 from retbench.records.record import Record
-from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import load_results
+from retbench.report.evaluations import Evaluations
 from retbench.report.points import learning_rate
 from retbench.report.readable_tables import readable_tables
-from retbench.report.selection import select
 from retbench.report.tables import QUALITY_LEAD, quality_table
 from retbench.report.wording import format_p
 from retbench.units import format_count
@@ -26,13 +24,6 @@ def frame(scores: Evaluations) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: table.frame for name, table in readable_tables(frame).items()}
-
-
-def scores_of(maker: ScoreMaker) -> Evaluations:
-    loaded = load_results(maker.write())
-    found = make_evaluations(select(loaded.records, folders=loaded.folders))
-    assert found is not None
-    return found
 
 
 def row_of(frame: pd.DataFrame, record: Record) -> Any:
@@ -168,7 +159,7 @@ def test_what_failed_or_was_not_asked_says_so(tmp_path: Path) -> None:
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
     maker.records = [r for r in maker.records if (r.model.name, r.point.context_len) != ("transformer", 2048)]
-    table = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].frame
+    table = readable_tables(quality_table(evaluations_of(maker), "quality"))["perplexity"].frame
     assert list(table["nats/token, retnet"])[1:] == ["out of memory"]
     assert list(table["nats/token, transformer"])[:1] == ["not measured"]
     assert "ratio of bits/byte" not in table
@@ -182,7 +173,7 @@ def test_another_tokenizer_is_named_where_nats_a_token_cannot_be_compared(tmp_pa
 
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
     maker.perplexities("litbank/original", "whole", 2048)
-    (line,) = readable_tables(quality_table(scores_of(maker), "quality"))["perplexity"].frame.to_dict(
+    (line,) = readable_tables(quality_table(evaluations_of(maker), "quality"))["perplexity"].frame.to_dict(
         "records"
     )
     assert line["nats/token, retnet"].endswith(" (gpt2)")
@@ -194,7 +185,7 @@ def test_many_models_have_a_row_each_with_parameters_and_state(tmp_path: Path) -
     maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1)}, bits=KIN)
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
-    frame = quality_table(scores_of(maker), "quality")
+    frame = quality_table(evaluations_of(maker), "quality")
     table = readable_tables(frame)["perplexity"].frame
     assert len(table) == len(KIN) * 2 * 2
     assert not [name for name in table if any(model in str(name) for model in KIN)]
@@ -219,7 +210,7 @@ def test_the_state_is_that_after_the_context(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, bits=KIN)
     maker.perplexities("litbank/original", "whole", 2048)
     maker.perplexities("litbank/original", "whole", 8192)
-    frame = quality_table(scores_of(maker), "quality").set_index(["model", "context_len"])["state_bytes"]
+    frame = quality_table(evaluations_of(maker), "quality").set_index(["model", "context_len"])["state_bytes"]
     assert frame["transformer", 2048] == 2 * 4 * 128 * 2048 * 4
     assert frame["transformer", 8192] == 4 * frame["transformer", 2048]
     assert frame["retnet", 8192] == frame["retnet", 2048] > 0
@@ -228,7 +219,7 @@ def test_the_state_is_that_after_the_context(tmp_path: Path) -> None:
 def test_columns_that_tell_nothing_are_left_out(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path, seeds={"1m": (None,)})  # public weights, of no seed of ours
     maker.zeroshots(0)
-    table = readable_tables(quality_table(scores_of(maker), "quality"))["zeroshot"].frame
+    table = readable_tables(quality_table(evaluations_of(maker), "quality"))["zeroshot"].frame
     assert "seed" not in table
     assert set(table["task"]) >= set(TASKS)
 

@@ -27,10 +27,7 @@ def drawings(scores: Evaluations) -> dict[str, Drawing]:
 
 
 def drawn(maker: ScoreMaker) -> list[Drawing]:
-    loaded = load_results(maker.write())
-    scores = make_evaluations(select(loaded.records, folders=loaded.folders))
-    assert scores is not None
-    return draw_scores(scores)
+    return draw_scores(evaluations_of(maker))
 
 
 def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict[str, Drawing]) -> None:
