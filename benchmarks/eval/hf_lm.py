@@ -8,7 +8,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizer
 
 from benchmarks.peers import hf_llama
-from retbench.architectures.configs import ModelConfig
 from retbench.checkpoints.format import Description
 from retbench.checkpoints.reading import FORMATS
 from retbench.data.tokenizers import Tokenizer
@@ -79,7 +78,6 @@ def build_hf_lm(
 def carry_to_llama(model: Decoder, max_length: int) -> LlamaForCausalLM:
     """Return a Llama with our weights, by the inverse of the checkpoint conversion."""
     config = model.config
-    assert isinstance(config, ModelConfig)
     peer = hf_llama.build_peer(config, seed=0, max_len=max_length)
     theirs = peer.state_dict()
     ours = model.state_dict()

@@ -28,10 +28,9 @@ TINY_EPS = 1e-12
 """Norm epsilon at which torchscale's chunkwise form equals its others."""
 
 
-def torchscale_config(size: str = SIZE, *, norm_eps: float = 1e-6) -> ModelConfig:
+def torchscale_config(*, norm_eps: float = 1e-6) -> ModelConfig:
     """Return a RetNet of torchscale's variant."""
-    config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), size)
-    assert isinstance(config, ModelConfig)
+    config = resolve_model(RetNetSpec(architecture="retnet", variant="torchscale"), SIZE)
     return with_retention(config, norm_eps=norm_eps)
 
 
@@ -62,61 +61,47 @@ def ffn_of(config: ModelConfig) -> FeedForward:
 
 def fla_config(size: str = SIZE) -> ModelConfig:
     """Return a RetNet of fla's variant, the default of experiments."""
-    config = resolve_model(RetNetSpec(architecture="retnet"), size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(RetNetSpec(architecture="retnet"), size)
 
 
-def paper_config(size: str = SIZE) -> ModelConfig:
+def paper_config() -> ModelConfig:
     """Return a RetNet of the paper's variant with values as wide as keys, as in yet-another-retnet."""
-    config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), size)
-    assert isinstance(config, ModelConfig)
+    config = resolve_model(RetNetSpec(architecture="retnet", variant="paper"), SIZE)
     # Here a row of D is divided by its norm before the head norm, and there it is not: epsilon must not matter.
     return with_retention(config, norm_eps=TINY_EPS, value_dim=config.d_model)
 
 
-def gpt_config(size: str = SIZE) -> ModelConfig:
+def gpt_config() -> ModelConfig:
     """Return a Transformer of GPT's variant."""
-    config = resolve_model(TransformerSpec(architecture="transformer", variant="gpt"), size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(TransformerSpec(architecture="transformer", variant="gpt"), SIZE)
 
 
 def llama_config(size: str = SIZE, *, num_kv_heads: int | None = None) -> ModelConfig:
     """Return a Transformer of Llama's variant."""
-    config = resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(TransformerSpec(architecture="transformer", num_kv_heads=num_kv_heads), size)
 
 
-def window_config(size: str = SIZE) -> ModelConfig:
+def window_config() -> ModelConfig:
     """Return a sliding-window Transformer as Mistral's: without sinks, and with a quarter of the key-value heads."""
     spec = SlidingWindowSpec(architecture="sliding_window", window=100, sinks=0, num_kv_heads=2)
-    config = resolve_model(spec, size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(spec, SIZE)
 
 
 def mamba2_config(size: str = SIZE, *, published: bool = False) -> ModelConfig:
     """Return a Mamba-2, of the published inner width instead of the matched one if `published`."""
     inner_dim: FfnWidth = "published" if published else "matched"
-    config = resolve_model(Mamba2Spec(architecture="mamba2", inner_dim=inner_dim), size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(Mamba2Spec(architecture="mamba2", inner_dim=inner_dim), size)
 
 
-def mla_config(variant: Variant, size: str = SIZE) -> ModelConfig:
+def mla_config(variant: Variant) -> ModelConfig:
     """Return a Transformer with latent attention."""
-    config = resolve_model(MlaSpec(architecture="mla", variant=variant), size)
-    assert isinstance(config, ModelConfig)
-    return config
+    return resolve_model(MlaSpec(architecture="mla", variant=variant), SIZE)
 
 
 def kin_configs(size: str = SIZE) -> dict[str, ModelConfig]:
     """Return the configuration of every model of the experiment `kin`, by name."""
     models = load_experiment("kin").models
-    configs = {name: resolve_model(spec, size) for name, spec in models.items()}
-    return {name: config for name, config in configs.items() if isinstance(config, ModelConfig)}
+    return {name: resolve_model(spec, size) for name, spec in models.items()}
 
 
 def mamba2_of(config: ModelConfig) -> Mamba2:
@@ -146,7 +131,7 @@ def plain(
     return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend, chunk_size=chunk_size)
 
 
-def random_tokens(config: ModelConfig, length: int, *, seed: int = 0) -> Tensor:
+def random_tokens(config: ModelConfig, length: int) -> Tensor:
     """Draw tokens (1, length) int64 over the whole vocabulary, so that an embedding row mapped wrongly is found."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (1, length), generator=generator)

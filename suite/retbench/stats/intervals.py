@@ -217,9 +217,7 @@ class Crossover:
     note: str
 
 
-def crossover(
-    lengths: Sequence[int], ratios_by_round: Sequence[Sequence[float]], confidence: float = CONFIDENCE
-) -> Crossover:
+def crossover(lengths: Sequence[int], ratios_by_round: Sequence[Sequence[float]]) -> Crossover:
     """Find the length beyond which the first model costs less than the second, up to the longest measured.
 
     In each round the logarithm of the ratio is linear in the logarithm of the length between neighbouring lengths.
@@ -238,7 +236,7 @@ def crossover(
         notes.append(
             f"{repeated} of {len(crossings)} rounds cross more than once; the last crossing of each is taken."
         )
-    interval = paired(crossings).interval(confidence)
+    interval = paired(crossings).interval()
     ends = [end for end in (interval.low, interval.high) if end is not None]
     if not all(lengths[0] <= end <= lengths[-1] for end in ends):
         notes.append("The interval reaches beyond the lengths measured.")
