@@ -37,7 +37,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = (
     *("architectures", "config", "records", "stats", "papers", "report", "planning", "cli", "regress"),
     *("workloads.workload", "mixers.mixer", "mixers.feed_forward", "mixers.linear_operator"),
-    *("mixers.softmax_attention", "running.estimates", "training.planning"),
+    *("mixers.softmax_attention", "running.estimates", "running.runner"),
+    *("training.planning", "training.trained"),
 )
 # The report shows what a cluster measured: it sees neither models nor what measures them.
 NOT_FOR_THE_REPORT = {"models", "measure", "running", "training", "data", "checkpoints", "evaluation", "ops"}

@@ -286,19 +286,24 @@ def test_running_out_of_memory_before_any_cell_is_no_outcome_of_the_cells(tmp_pa
     )
 
 
-def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path, checked_out: Path) -> None:
-    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
+def stop_at(cell_number: int) -> Act:
+    """Stops the run by a signal when so many cells have been started."""
     started = 0
 
-    def stop_at_second_cell(event: events.RunEvent) -> None:
+    def act(event: events.RunEvent) -> None:
         nonlocal started
         if isinstance(event, events.CellStarted):
             started += 1
-            if started == 2:
+            if started == cell_number:
                 os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    observer = Observer(stop_at_second_cell)
+    return act
+
+
+def test_a_signal_ends_the_run_and_keeps_what_is_measured(tmp_path: Path, checked_out: Path) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("prefill", 8, 16, 24))
+    observer = Observer(stop_at(2))
     result = run_plan(plan_for(path), checked_out, fresh=False, notify=observer)
     assert result.interrupted
     assert result.counts == {"ok": 1}
@@ -492,21 +497,6 @@ def test_what_a_dead_run_left_is_removed_and_results_are_kept(tmp_path: Path) ->
     assert run_plan(plan, out, fresh=False, notify=Observer()).counts == {}
     assert set(out.rglob("*")) == before
     assert hidden_in(out) == []
-
-
-def stop_at(cell_number: int) -> Act:
-    """Stops the run by a signal when so many cells have been started."""
-    started = 0
-
-    def act(event: events.RunEvent) -> None:
-        nonlocal started
-        if isinstance(event, events.CellStarted):
-            started += 1
-            if started == cell_number:
-                os.kill(event.pid, signal.SIGSTOP)  # so that it does not end before the signal is met
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return act
 
 
 @pytest.mark.slow
@@ -792,11 +782,6 @@ def test_a_python_that_cannot_start_workers_is_one_clear_error(
     with pytest.raises(RetbenchError, match=r"no worker can start on this machine(.|\n)*libtorch is broken"):
         run_plan(plan_for(path), tmp_path / "out", fresh=False, notify=Observer())
     assert records_in(tmp_path / "out") == []
-
-
-def test_nothing_of_the_runner_needs_torch() -> None:
-    code = "import sys, retbench.running.runner; assert 'torch' not in sys.modules, 'torch was imported'"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu
