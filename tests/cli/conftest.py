@@ -1,9 +1,12 @@
-"""The plan of a training that is not carried out."""
+"""A command run in this process, and the plan of a training that is not carried out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from retbench.cli import app
 from retbench.training.plan import TrainingPlan
 from retbench.training.planning import make_training_plan
 from tests.training.conftest import TINY_TRAINING
@@ -16,6 +19,14 @@ SETTINGS = (
     "training.learning_rates=[1e-3, 4e-3]",
 )
 """16 steps of 128 tokens."""
+
+
+def invoke(*words: str, **options: Any) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command run in this process; an error other than its exit is raised."""
+    result = CliRunner().invoke(app, words, **options)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture

@@ -4,22 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, SMALL, Maker, write_results
-from retbench.cli import app
 from retbench.papers.claims import load_claims
+from tests.cli.conftest import invoke
 
-
-def run(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    result = CliRunner().invoke(app, ["claims", *words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+run = partial(invoke, "claims")
 
 
 def test_without_results_every_claim_says_what_it_needs(

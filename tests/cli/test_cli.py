@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 from jsonschema import Draft202012Validator
-from typer.testing import CliRunner
 
 import retbench
-from retbench.cli import COMMANDS, app, load_command
+from retbench.cli import COMMANDS, load_command
 from retbench.records.store import read_records
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
+from tests.cli.conftest import invoke
 
 TINY = ("--profile", "smoke", "--device", "cpu")
 
@@ -40,14 +40,6 @@ def retbench_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]
     )
     assert "Traceback" not in done.stderr
     return done
-
-
-def invoke(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command run in this process."""
-    result = CliRunner().invoke(app, list(words))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -562,9 +554,9 @@ def test_records_cannot_go_into_a_file(tmp_path: Path) -> None:
     """Refused before anything is measured."""
     taken = tmp_path / "taken"
     taken.write_text("", encoding="utf-8")
-    result = CliRunner().invoke(app, ["run", "latency", "--profile", "smoke", "--out", str(taken)])
-    assert result.exit_code == 2
-    assert "is a file" in result.stderr
+    code, _, stderr = invoke("run", "latency", "--profile", "smoke", "--out", str(taken))
+    assert code == 2
+    assert "is a file" in stderr
 
 
 @pytest.mark.parametrize(

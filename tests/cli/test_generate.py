@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,18 +25,14 @@ from retbench.data.tokenizers import ByteTokenizer, load_tokenizer
 from retbench.errors import CheckpointError
 from retbench.measure.devices import Device
 from retbench.models.build import build_model
+from tests.cli.conftest import invoke
 
 DATA = os.environ.get("RETBENCH_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder RETBENCH_DATA")
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she"
 
 
-def run(*words, **options):
-    """Exit code, stdout and stderr."""
-    result = CliRunner().invoke(app, ["generate", *words], **options)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+run = partial(invoke, "generate")
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,7 @@ from retbench.cli.options import read_counts
 from retbench.config.dtypes import Dtype
 from retbench.errors import ConfigError
 from retbench.running.cluster_job import CLUSTERS
-
-
-def invoke(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    result = CliRunner().invoke(app, list(words))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+from tests.cli.conftest import invoke
 
 
 def choices_in_help(command: str, before: str, after: str) -> set[str]:

@@ -4,31 +4,27 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from report.synthetic_records import CPU, GPU, Maker, matched_pair, write_results
 from retbench.architectures import costs
-from retbench.cli import app, targets
+from retbench.cli import targets
 from retbench.papers.papers import find_datasheet, load_datasheets
 from retbench.planning import step_rates
 from retbench.planning.prediction import StepRates
 from retbench.records.record import interpolate
 from retbench.units import MIB, format_bytes, format_rate
+from tests.cli.conftest import invoke
 
 CURVE = ((64 * MIB, 60e9), (256 * MIB, 30e9))
 """Read bandwidth by footprint."""
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    result = CliRunner().invoke(app, ["predict", *words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+run = partial(invoke, "predict")
 
 
 def found(*words: str) -> dict[str, Any]:
