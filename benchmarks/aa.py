@@ -72,7 +72,7 @@ def record(num_rounds: int, out: Path, *, loaded: bool) -> None:
 
 def checked_plan() -> Plan:
     """Return the plan that `retbench check --against` measures by default, on a CPU."""
-    plan = make_plan("latency", profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    plan = make_plan("latency", profile="smoke", device="cpu")
     return timed_plan(plan, SessionLimits().blocks)
 
 

@@ -180,9 +180,7 @@ def expected_seconds(
 
 
 def _plan(experiment: str, device: str, overrides: Sequence[str], profile: str) -> Plan:
-    return make_plan(
-        experiment, profile=profile, device=device, dtype=None, limit=None, overrides=list(overrides)
-    )
+    return make_plan(experiment, profile=profile, device=device, overrides=list(overrides))
 
 
 def _sweep(name: str, experiment: str, device: str, out: Path, expected_s: float, *more: str) -> Step:

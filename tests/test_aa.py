@@ -50,9 +50,7 @@ def test_a_negative_number_of_rounds_is_refused() -> None:
 def test_rounds_are_appended_as_they_are_measured(
     tmp_path: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = make_plan(
-        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=1, overrides=("threads=1",)
-    )
+    tiny = make_plan(str(tiny_experiment), profile="smoke", device="cpu", limit=1, overrides=("threads=1",))
     monkeypatch.setattr(aa, "make_plan", lambda *_, **__: tiny)
     out = tmp_path / "folder" / "rounds.jsonl"
     assert aa.main(["--rounds", "1", "--load", "--out", str(out)]) == 0

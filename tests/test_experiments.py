@@ -40,9 +40,7 @@ def test_every_training_run_leaves_snapshots_to_go_on_from(name: str, profile: s
 @pytest.mark.parametrize("profile", ["smoke", "cpu"])
 def test_another_model_leaves_the_measurements_of_the_others_what_they_are(profile: str) -> None:
     def identities(*overrides: str) -> dict[str, Identity]:
-        plan = make_plan(
-            "latency", profile=profile, device="cpu", dtype=None, limit=None, overrides=overrides
-        )
+        plan = make_plan("latency", profile=profile, device="cpu", overrides=overrides)
         return identities_here(plan.cells)
 
     before = identities()

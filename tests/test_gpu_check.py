@@ -301,14 +301,7 @@ def plan_of(step: Step) -> Plan:
     words = step.words[step.words.index("run") + 1 :]
     options = list(zip(words[1::2], words[2::2], strict=True))
     overrides = [value for flag, value in options if flag == "--set"]
-    return plan.make_plan(
-        words[0],
-        profile=dict(options)["--profile"],
-        device="cuda:0",
-        dtype=None,
-        limit=None,
-        overrides=overrides,
-    )
+    return plan.make_plan(words[0], profile=dict(options)["--profile"], device="cuda:0", overrides=overrides)
 
 
 def sweeps(steps: list[Step]) -> dict[str, Plan]:
@@ -323,7 +316,7 @@ def test_the_sweeps_at_the_papers_size_are_the_cells_of_its_profiles(on_gpu: OnG
         if part.experiment.name == experiment and "1.3b" not in name
         for cell in part.cells
     ]
-    whole = plan.make_plan(experiment, profile="paper", device="cuda", dtype=None, limit=None, overrides=[])
+    whole = plan.make_plan(experiment, profile="paper", device="cuda")
     assert sorted(found) == sorted(cell.cell_id for cell in whole.cells)
 
 

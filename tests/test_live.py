@@ -98,9 +98,7 @@ def test_what_cannot_be_checked_is_refused(arguments: list[str]) -> None:
 def test_a_copy_twice_as_slow_is_found(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = make_plan(
-        str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=("threads=1",)
-    )
+    tiny = make_plan(str(tiny_experiment), profile="smoke", device="cpu", overrides=("threads=1",))
     monkeypatch.setattr(aa, "make_plan", lambda *_, **__: tiny)
     assert live.main(["--checks", "1", "--slower", "100", "--workload", "decode"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -88,15 +88,7 @@ def run_smoke(folder: Path, name: str, *overrides: str) -> None:
 
 def plan_of(folder: Path, name: str, overrides: tuple[str, ...]) -> Plan:
     """The plan that the command made."""
-    return make_plan(
-        name,
-        profile="smoke",
-        device="cpu",
-        dtype=None,
-        limit=None,
-        overrides=overrides,
-        results=folder / "results",
-    )
+    return make_plan(name, profile="smoke", device="cpu", overrides=overrides, results=folder / "results")
 
 
 def check_records(plan: Plan, results: Path) -> None:

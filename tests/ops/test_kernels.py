@@ -220,9 +220,7 @@ def test_without_fla_linear_attention_says_why():
 
 def expand_one(*overrides):
     """The cells of a RetNet on the backend fla at one point."""
-    settings = make_plan(
-        "latency", profile="smoke", device="cpu", dtype=None, limit=1, overrides=["size=1m"]
-    ).settings
+    settings = make_plan("latency", profile="smoke", device="cpu", limit=1, overrides=["size=1m"]).settings
     one_point = "workloads={decode={context_len=[64]}}"
     experiment = load_experiment(
         "latency", ["size=1m", one_point, "models.retnet.backend=fla", *overrides], profile="smoke"

@@ -86,7 +86,7 @@ items = st.builds(
 def plan_and_estimate(path: str, overrides: list[str]) -> None:
     """Nothing but an error of this package may be raised, with a message that a terminal can show."""
     try:
-        plan = make_plan(path, profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+        plan = make_plan(path, profile="smoke", device="cpu", overrides=overrides)
         assert len({cell.model_dump_json() for cell in plan.cells}) == len(plan.cells)
         assert plan.num_measurements
         estimates.estimate(plan)

@@ -16,7 +16,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
 
 def make(experiment: object, *folders: Path, trust: bool = False, **changes: Any) -> Plan:
-    options = {"profile": "smoke", "device": "cpu", "dtype": None, "limit": None, "overrides": ()}
+    options = {"profile": "smoke", "device": "cpu"}
     own = OwnModels(tuple(map(str, folders)), trust)
     return make_plan(str(experiment), own_models=own, **{**options, **changes})
 

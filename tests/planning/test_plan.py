@@ -12,14 +12,7 @@ from retbench.planning.plan import Plan, make_plan
 
 
 def make(name: object, **changes: Any) -> Plan:
-    settings: dict[str, Any] = {
-        "profile": "smoke",
-        "device": "cpu",
-        "dtype": None,
-        "limit": None,
-        "overrides": (),
-    }
-    return make_plan(str(name), **(settings | changes))
+    return make_plan(str(name), **{"profile": "smoke", "device": "cpu", **changes})
 
 
 def test_a_plan_holds_every_cell_with_its_settings(tiny_experiment: Path) -> None:

@@ -27,7 +27,7 @@ TINY = ("--profile", "smoke", "--device", "cpu", "--dry-run")
 
 
 def make(path: Path, *overrides: str) -> Plan:
-    return make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+    return make_plan(str(path), profile="smoke", device="cpu", overrides=overrides)
 
 
 def parts_of(plan: Plan, count: int) -> list[Plan]:

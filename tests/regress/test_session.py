@@ -47,9 +47,7 @@ context_len = [64]
 def plan(tmp_path: Path) -> Plan:
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
-    return timed_plan(
-        make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=()), 1
-    )
+    return timed_plan(make_plan(str(path), profile="smoke", device="cpu"), 1)
 
 
 def changed(folder: Path, module: str, old: str | None, new: str) -> Revision:
@@ -98,7 +96,7 @@ def test_a_core_is_left_to_the_rest_of_the_machine(tmp_path: Path, asked: int | 
     path.write_text(
         EXPERIMENT.replace("threads = 1\n", f"threads = {asked}\n" if asked else ""), encoding="utf-8"
     )
-    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    plan = make_plan(str(path), profile="smoke", device="cpu")
     assert plan.settings.threads == (asked or usable_cores())
     assert {cell.settings.threads for cell in timed_plan(plan, 1).cells} == {threads}
 
@@ -110,7 +108,7 @@ def test_the_steps_of_a_cell_are_shared_out_among_its_sample_blocks(
     path = tmp_path / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
     overrides = ("min_steps=10", "warmup_s=0.5")
-    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+    plan = make_plan(str(path), profile="smoke", device="cpu", overrides=overrides)
     for cell in timed_plan(plan, blocks).cells:
         assert cell.settings.min_steps == steps
         assert cell.settings.warmup_s * blocks == pytest.approx(0.5)

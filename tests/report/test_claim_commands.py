@@ -87,8 +87,6 @@ def planned(options: dict[str, Any]) -> Plan:
         options["experiment"],
         profile=options["profile"] or "paper",
         device=None,
-        dtype=None,
-        limit=None,
         overrides=options["overrides"] or (),
     )
 

@@ -16,9 +16,7 @@ def plan_of(tiny_experiment: Path) -> Planner:
     """Makes the plan of the small experiment, with overrides."""
 
     def make(*overrides: str) -> Plan:
-        return make_plan(
-            str(tiny_experiment), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides
-        )
+        return make_plan(str(tiny_experiment), profile="smoke", device="cpu", overrides=overrides)
 
     return make
 

@@ -21,14 +21,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
 
 def make(name: object, **changes: Any) -> Plan:
-    settings: dict[str, Any] = {
-        "profile": "smoke",
-        "device": "cpu",
-        "dtype": None,
-        "limit": None,
-        "overrides": (),
-    }
-    return make_plan(str(name), **(settings | changes))
+    return make_plan(str(name), **{"profile": "smoke", "device": "cpu", **changes})
 
 
 def test_an_estimate_grows_with_what_is_to_be_done(tiny_experiment: Path) -> None:

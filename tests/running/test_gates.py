@@ -49,9 +49,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> PlanOf:
         path = folder / f"{name}.toml"
         text = EXPERIMENT.format(name=name, workload=workload, length=length)
         path.write_text(text, encoding="utf-8")
-        return make_plan(
-            str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides
-        )
+        return make_plan(str(path), profile="smoke", device="cpu", overrides=overrides)
 
     return make
 

@@ -51,9 +51,6 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
             str(experiment),
             profile="smoke",
             device="cpu",
-            dtype=None,
-            limit=None,
-            overrides=(),
             own_models=OwnModels(tuple(models[one] for one in asked)),
         )
         run_plan(plan, folder / "out", fresh=False, notify=Observer())

@@ -52,7 +52,7 @@ def write_experiment(folder: Path, *parts: str) -> Path:
 
 
 def plan_for(path: Path, *overrides: str) -> Plan:
-    return make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=overrides)
+    return make_plan(str(path), profile="smoke", device="cpu", overrides=overrides)
 
 
 def with_steps(number: int) -> str:
@@ -337,7 +337,7 @@ from retbench.running.runner import run_plan
 def notify(event):
     print(type(event).__name__, getattr(event, "pid", ""), flush=True)
 
-plan = make_plan(sys.argv[1], profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+plan = make_plan(sys.argv[1], profile="smoke", device="cpu")
 run_plan(plan, Path(sys.argv[2]), fresh=False, notify=notify)
 """
 
@@ -792,7 +792,7 @@ def test_on_a_gpu_decode_is_replayed_from_graphs_at_its_depth(tmp_path: Path, dt
     path = write_experiment(tmp_path, RETNET, TRANSFORMER, PROFILE, *grids)
     # The heads of 25m are those of the paper's sizes, for which fla's kernels are compiled and tuned once for all.
     overrides = ["cuda_graph=true", f"size={'6m' if dtype == 'float32' else '25m'}"]
-    plan = make_plan(str(path), profile="smoke", device="cuda", dtype=dtype, limit=None, overrides=overrides)
+    plan = make_plan(str(path), profile="smoke", device="cuda", dtype=dtype, overrides=overrides)
     out = tmp_path / "out"
     result = run_plan(plan, out, fresh=False, notify=Observer())
     records = records_in(out)

@@ -52,14 +52,7 @@ COMMAND = [sys.executable, "-P", "-m", "retbench.running.worker"]
 
 
 def plan_for(experiment: Path, *overrides: str) -> Plan:
-    return make_plan(
-        str(experiment),
-        profile="smoke",
-        device="cpu",
-        dtype=None,
-        limit=None,
-        overrides=["threads=1", *overrides],
-    )
+    return make_plan(str(experiment), profile="smoke", device="cpu", overrides=["threads=1", *overrides])
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limited")
     path = folder / "tiny.toml"
     path.write_text(EXPERIMENT, encoding="utf-8")
-    plan = make_plan(str(path), profile="smoke", device="cpu", dtype=None, limit=None, overrides=())
+    plan = make_plan(str(path), profile="smoke", device="cpu")
     run_plan(plan, folder / "out", fresh=False, notify=lambda _event: None)
     return folder / "out"
 
@@ -164,8 +164,6 @@ def test_less_memory_than_one_sequence_or_the_model_needs_is_out_of_memory(
         str(path),
         profile="smoke",
         device="cpu",
-        dtype=None,
-        limit=None,
         overrides=[f"memory_limit_bytes={limit}", "workloads.largest_batch.context_len=[2048]"],
     )
     assert run_plan(plan, out, fresh=False, notify=lambda _event: None).counts == {"oom": 1}

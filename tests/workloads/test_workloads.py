@@ -179,14 +179,7 @@ def test_a_users_workload_works_in_a_profile(
     installed(users_workload)
     assert list(WORKLOADS) == [*ORDER, "chat"]
     overrides = ["workloads.chat.context_len=[32]", "workloads.chat.batch_size=[2]"]
-    plan = make_plan(
-        str(tiny_experiment),
-        profile="smoke",
-        device="cpu",
-        dtype=None,
-        limit=None,
-        overrides=overrides,
-    )
+    plan = make_plan(str(tiny_experiment), profile="smoke", device="cpu", overrides=overrides)
     cells = [cell for cell in plan.cells if cell.workload == "chat"]
     assert [(cell.model_name, cell.point.batch_size, cell.point.context_len) for cell in cells] == [
         ("retnet", 2, 32),

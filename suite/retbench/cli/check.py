@@ -110,9 +110,7 @@ def check(
     else:
         limits = SessionLimits(max_rounds=rounds, blocks=blocks, budget_s=60 * budget)
         rules = DecisionRules(margin=margin)
-        plan = make_plan(
-            experiment, profile=profile, device=device, dtype=None, limit=None, overrides=overrides or ()
-        )
+        plan = make_plan(experiment, profile=profile, device=device, overrides=overrides or ())
         folder = (out or DEFAULT_OUT) / "records"
         timed = InterleavedCheck(plan, folder, notify, limits, rules, strict, all_points)
         report = _check_times(timed, against, always=always)
