@@ -58,6 +58,7 @@ def test_a_frame_has_one_row_per_value(tmp_path: Path) -> None:
     ].itertuples()
     assert (row.value, row.unit, row.file) == (metric.value, metric.unit, "m/latency/run.jsonl")
     assert (row.architecture, row.num_params) == (one.model.architecture, one.model.num_params)
+    assert (row.executed, row.compiled) == (one.backend["decode"], one.backend["compile"])
     assert not row.is_published
 
 

@@ -51,8 +51,8 @@ def test_a_dry_run_prints_the_script_of_an_array_job(tiny_experiment: Path, tmp_
     resources = ("--shards", "3", "--array-parallelism", "2", "--timeout-min", "90", "--cpus-per-task", "4")
     flags = ("--slurm", "partition=gpu", "--slurm", "exclusive", "--setup", "module load cuda")
     batches = ("--set", "workloads.decode.batch_size=[1,2,4]")
-    words = ("run", str(tiny_experiment), *SMOKE, *batches, "--out", str(out))
-    code, output = run("submit", "--dry-run", *resources, *flags, *words)
+    arguments = (*SMOKE, *batches, "--out", str(out), "--", str(tiny_experiment))
+    code, output = run("submit", "--dry-run", *resources, *flags, "run", *arguments)
     assert code == 0, output
     lines = output.splitlines()
     assert lines[0] == "#!/bin/bash"
@@ -61,7 +61,7 @@ def test_a_dry_run_prints_the_script_of_an_array_job(tiny_experiment: Path, tmp_
     assert lines.index("module load cuda") < next(
         i for i, line in enumerate(lines) if line.startswith("srun ")
     )
-    assert f"# task 2: {shlex.join(['retbench', *words, '--shard', '3/3'])}" in lines
+    assert f"# task 2: {shlex.join(['retbench', 'run', '--shard', '3/3', *arguments])}" in lines
     assert not out.exists()
 
 

@@ -16,9 +16,9 @@ app = new_app()
 _PAGE_HEAD = """\
 # Experiments
 
-Each file here repeats a table or figure of a paper and has three profiles: `smoke` (a check that everything works),
-`cpu` (two cores; the default without a GPU of 70 GB) and `paper` (the paper's sizes). Its header says how it differs
-from the paper. This page is made from the files by `make pages`; the times are those that the files state.
+Each file here repeats a table or figure of a paper and has the profiles `smoke` (a check that everything works), `cpu`
+(two cores; the default without a GPU of 70 GB) and `paper` (the paper's sizes), some a further one. Its header says how
+it differs from the paper. This page is made from the files by `make pages`; the times are those that the files state.
 """
 
 

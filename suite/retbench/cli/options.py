@@ -195,10 +195,10 @@ ProfileName = Annotated[
     str | None,
     typer.Option(
         "--profile",
-        metavar="[smoke|cpu|paper]",
+        metavar="[smoke|cpu|paper|...]",
         callback=not_empty,
         autocompletion=complete_profile,
-        help="By default the only one of the experiment; of several, paper on a GPU of 70 GB or more, else cpu.",
+        help="One of the experiment. By default its only one; of several, paper on a GPU of 70 GB or more, else cpu.",
     ),
 ]
 SizeName = Annotated[

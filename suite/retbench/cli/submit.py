@@ -239,9 +239,9 @@ def _flags(given: list[str]) -> dict[str, str | bool]:
 
 def _commands(words: list[str], shards: int) -> list[list[str]]:
     """Return the command of each shard."""
-    whole = ["retbench", *words]
-    return (
-        [whole]
-        if shards == 1
-        else [[*whole, "--shard", f"{number}/{shards}"] for number in range(1, shards + 1)]
-    )
+    name, *arguments = words
+    if shards == 1:
+        return [["retbench", *words]]
+    # Before the arguments, of which a `--` makes all that follow no options.
+    parts = [["--shard", f"{number}/{shards}"] for number in range(1, shards + 1)]
+    return [["retbench", name, *part, *arguments] for part in parts]

@@ -38,12 +38,17 @@ RESULT_COLUMNS: dict[str, str] = {
     **dict.fromkeys(("num_fewshot", "num_pairs", "round"), "Int64"),
     **dict.fromkeys(("session", "machine", "device", "dtype"), "string"),
     "threads": "Int64",
+    "executed": "string",
+    **dict.fromkeys(("compiled", "cuda_graph"), "boolean"),
     **dict.fromkeys(("code_revision", "torch_version", "file"), "string"),
     "is_published": "bool",
     **dict.fromkeys(("metric", "unit"), "string"),
     "value": "float64",
 }
 """Columns of `results_frame` with their types, which docs/results.md explains."""
+
+_PHASES = ("decode", "prefill", "training", "evaluation")
+"""Keys of a record's `backend` of which it has one: the form or kernel that was executed."""
 
 PUBLISHED = "published"
 """Folder of the records that come with the project; all others were measured by its user."""
@@ -339,5 +344,7 @@ def _facts(results: Results, record: Record) -> tuple[object, ...]:
             point.num_pairs,
         ),
         *(record.round, session_of(record), found.machine, found.device, found.dtype, found.threads),
+        next((record.backend[phase] for phase in _PHASES if phase in record.backend), None),
+        *(record.backend.get(name) for name in ("compile", "cuda_graph")),
         *(found.code_revision, found.torch_version, source.path, source.is_published),
     )
