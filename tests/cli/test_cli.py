@@ -508,6 +508,24 @@ def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> No
     assert (one.returncode, told) == (130, "retbench: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: Path) -> None:
+    """As in an import of torch, which runs such code: `python -m` ended by SIGINT after it."""
+    code = f'import os, time; exec("os.kill(os.getpid(), {number:d}); time.sleep(60)")'
+    (tmp_path / "torch.py").write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "retbench", "check"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "retbench: interrupted\n")
+
+
 def test_jobs_of_a_folder_that_does_not_exist_are_refused(tmp_path: Path) -> None:
     code, _, told = invoke("jobs", "--out", str(tmp_path / "nope"))
     assert code == 2

@@ -84,7 +84,7 @@ class _Commands(TyperGroup):
         if not args and "args" not in settings:  # the words of the command line
             own_process()
         protect_streams()
-        _end_when_terminated()
+        _end_when_stopped()
         return super().main(*args, **settings)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -113,11 +113,25 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def _end_when_terminated() -> None:
-    """Let SIGTERM interrupt this process as Ctrl-C does, where nothing else is to happen then."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+class _Stopped(KeyboardInterrupt):
+    """A signal to stop.
+
+    After a KeyboardInterrupt itself that has left code run by `exec`, as in an import of torch, `python -m` ends by
+    SIGINT whatever the exit code is.
+    """
+
+
+def _stop(*_: object) -> NoReturn:
+    raise _Stopped
+
+
+def _end_when_stopped() -> None:
+    """Let SIGTERM interrupt this process as Ctrl-C does, where nothing else is to happen at these signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is default:
+            signal.signal(number, _stop)
 
 
 @contextmanager
