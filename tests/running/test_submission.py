@@ -198,15 +198,23 @@ def note(state: str, **fields: object) -> JobNote:
     return JobNote.model_validate({"state": state, "starts": 2, "changed_at": utc_now(), **fields})
 
 
-def test_a_submission_without_the_id_of_a_job_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "jobs" / "one" / "submission.json"
-    path.parent.mkdir(parents=True)
+def test_a_damaged_submission_is_named_and_the_others_are_listed(tmp_path: Path) -> None:
+    """One lacks the id of a job, one is no JSON, and of one the state of a job is damaged."""
     commands = [["retbench", "run", "x"], ["retbench", "run", "y"]]
-    fields = {"submitted_at": utc_now(), "cluster": "local", "commands": commands, "job_ids": ["7"]}
-    path.write_text(json.dumps(fields), encoding="utf-8")
-    code, output = run("jobs", "--out", str(tmp_path))
-    assert code == 1
-    assert str(path) in output
+    fields = {"submitted_at": utc_now(), "cluster": "local", "commands": commands}
+    whole = json.dumps({**fields, "job_ids": ["7", "8"]})
+    damaged = {"b": json.dumps({**fields, "job_ids": ["7"]}), "c": whole[:40], "d": whole}
+    for name, text in {"a": whole, **damaged, "e": whole}.items():
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "submission.json").write_text(text, encoding="utf-8")
+    (tmp_path / "jobs" / "d" / "shard-2.json").write_text("{", encoding="utf-8")
+    done = CliRunner().invoke(app, ["jobs", "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 1
+    logs = [Path(job["log"]) for job in json.loads(done.stdout)["jobs"]]
+    assert [log.parent.name for log in logs] == ["a", "a", "e", "e"]
+    problems = done.stderr.splitlines()
+    assert [f"jobs/{name}/" in problem for name, problem in zip("bcd", problems, strict=True)] == [True] * 3
+    assert all("Remove its folder" in problem or "Remove it." in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,7 @@ def test_states_are_those_that_jobs_wrote_unless_they_are_gone(
     if written:
         (folder / "shard-1.json").write_text(note(written).model_dump_json(), encoding="utf-8")
     monkeypatch.setattr(submission, "_slurm_queue", lambda job_ids: queue)
-    assert [row.state for row in list_jobs(tmp_path)] == [state]
+    assert [row.state for row in list_jobs(tmp_path)[0]] == [state]
 
 
 def test_a_command_that_is_told_to_end_ends_before_its_job_does() -> None:
@@ -272,7 +280,7 @@ def measured_already(plan: Plan, run_info: RunInfo, out: Path) -> None:
 def wait_until(out: Path, holds: Callable[[JobRow], bool], limit_s: float = 240.0) -> JobRow:
     deadline = time.monotonic() + limit_s
     while True:
-        (row,) = list_jobs(out)
+        ((row,), _) = list_jobs(out)
         if holds(row):
             return row
         assert time.monotonic() < deadline, (row, row.log.read_text(encoding="utf-8"))
@@ -318,7 +326,7 @@ def test_a_job_ends_with_its_controller_and_can_be_cancelled(
     words = ("run", str(tiny_experiment), *SMOKE, "--set", "workloads.decode.batch_size=[1,2]")
     with timing_lock("another run", "cpu", wait=pytest.fail):
         process("submit", "--cluster", "local", "--shards", "2", *words, "--out", str(out))
-        rows = list_jobs(out)
+        rows, _ = list_jobs(out)
         deadline = time.monotonic() + 60
         while not all(row.log.is_file() and "waiting:" in row.log.read_text("utf-8") for row in rows):
             assert time.monotonic() < deadline
@@ -386,7 +394,7 @@ def test_a_cancelled_job_of_slurm_keeps_that_state(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "given").read_text("utf-8") == "7_0 7_1\n"
     with pytest.raises(Exception, match="was cancelled"):
         ShardJob(("retbench", "list"), folder, 1, Resources())()
-    assert [row.state for row in list_jobs(tmp_path)] == ["cancelled", "cancelled"]
+    assert [row.state for row in list_jobs(tmp_path)[0]] == ["cancelled", "cancelled"]
 
 
 def test_a_job_notes_how_its_command_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from retbench.cli.layout import output_format, print_json, print_prose, print_table
 from retbench.cli.options import AsJson, OutputFormat, given_options, new_app, read_folder
+from retbench.errors import RetbenchError
 
 if TYPE_CHECKING:
     from retbench.running.submission import JobRow
@@ -31,7 +32,7 @@ def jobs(
     """List the jobs that were submitted, with their states, or cancel some.
 
     A job writes its own state. One that was killed and will not be requeued is lost: submit the same command again,
-    which continues.
+    which continues. A damaged submission is named on stderr, and the exit code is then 1.
     """
     from retbench.running.submission import cancel as cancel_job
     from retbench.running.submission import list_jobs
@@ -41,11 +42,15 @@ def jobs(
         raise typer.BadParameter(f"--out: '{out}' does not exist. Give the folder of results of the jobs.")
     for job_id in cancel or ():
         cancel_job(out, job_id)
-    rows = list_jobs(out)
+    rows, problems = list_jobs(out)
     if rows or form == "json":
         print_jobs(rows, form)
-    else:
+    elif not problems:
         print_prose(f"Nothing was submitted from {out}. Submit a command: `retbench submit run latency`.")
+    for problem in problems:
+        typer.echo(f"retbench: {problem}", err=True)
+    if problems:
+        raise typer.Exit(RetbenchError.exit_code)
 
 
 def print_jobs(rows: "list[JobRow]", form: str) -> None:

@@ -382,5 +382,9 @@ def read_note(folder: Path, number: int) -> JobNote | None:
         return JobNote.model_validate_json(_note_path(folder, number).read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RetbenchError(
+            f"{_note_path(folder, number)}: cannot be read: {error.strerror}. Permit it to be read, or remove it."
+        ) from error
     except ValidationError as error:
         raise RetbenchError(f"{_note_path(folder, number)}: is not the state of a job. Remove it.") from error

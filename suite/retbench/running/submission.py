@@ -176,22 +176,35 @@ def script(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resou
     return "\n".join([str(text).rstrip(), "", "# which runs", *tasks])
 
 
-def list_jobs(out: Path) -> list[JobRow]:
-    """Return the jobs of every submission below the results, the oldest first.
-
-    Raises:
-        RetbenchError: a file of a submission cannot be read.
-    """
-    return [row for path in sorted(out.glob(f"{JOBS}/*/submission.json")) for row in jobs_of(path.parent)]
+def list_jobs(out: Path) -> tuple[list[JobRow], list[RetbenchError]]:
+    """Return the jobs of every submission below the results, the oldest first, and an error per damaged submission."""
+    rows: list[JobRow] = []
+    problems: list[RetbenchError] = []
+    for path in sorted(out.glob(f"{JOBS}/*/submission.json")):
+        try:
+            rows += jobs_of(path.parent)
+        except RetbenchError as error:
+            problems.append(error)
+    return rows, problems
 
 
 def jobs_of(folder: Path) -> list[JobRow]:
-    """Return the jobs of one submission with their states."""
+    """Return the jobs of one submission with their states.
+
+    Raises:
+        RetbenchError: a file of the submission cannot be read.
+    """
     path = folder / "submission.json"
     try:
         found = Submission.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RetbenchError(
+            f"{shown(str(path))}: cannot be read: {error.strerror}. Permit it to be read, or remove its folder."
+        ) from error
     except ValidationError as error:
-        raise RetbenchError(f"{shown(str(path))}: is not a submission. Remove its folder.") from error
+        raise RetbenchError(
+            f"{shown(str(path))}: is not a submission. Remove its folder: what its jobs measured is not in it."
+        ) from error
     queue = _slurm_queue(found.job_ids) if found.cluster == "slurm" else {}
     rows = []
     for number, (words, job_id) in enumerate(zip(found.commands, found.job_ids, strict=True), start=1):
@@ -258,7 +271,7 @@ def cancel(out: Path, job_id: str) -> None:
         UnsupportedError: the job is one of Slurm, and there is no Slurm here.
         RetbenchError: Slurm refused.
     """
-    rows = list_jobs(out)
+    rows, _ = list_jobs(out)
     named = [row for row in rows if job_id in (row.job_id, row.job_id.partition("_")[0])]
     going = [row for row in named if row.state not in ENDED]
     if not going:
