@@ -28,6 +28,27 @@ def test_one_rate_needs_no_grid(plan: TrainingPlan) -> None:
     assert [run.learning_rate for run in plan.final_runs] == [0.003, 0.003]
 
 
+@pytest.mark.parametrize(
+    ("change", "unused"),
+    [
+        ("training.tuning_tokens=192", "tuning_tokens"),
+        ('training.tuning_sizes=["1m"]', "tuning_sizes"),
+        ("training.tuning_sizes=[]", None),
+        ("rounds=2", None),
+    ],
+)
+def test_a_field_of_the_grid_without_one_is_said_to_have_no_effect(
+    experiment: Path, change: str, unused: str | None
+) -> None:
+    def stderr_of(*words: str) -> str:
+        command = ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--dry-run", *words]
+        return CliRunner().invoke(app, command).stderr
+
+    message = stderr_of("--set", change)
+    assert message == "" if unused is None else f"no effect of {unused}: no grid is run" in message
+    assert stderr_of("--set", change, "--set", GRID) == ""
+
+
 def test_tokens_by_size(plan_of: PlanOf) -> None:
     plan = plan_of('training.sizes=["300k", "1m"]', "training.num_tokens_by_size={1m=1920}", GRID)
     assert {(run.size, run.role, plan.num_tokens(run)) for run in plan.runs} == {
@@ -112,14 +133,16 @@ def fingerprint(plan: TrainingPlan) -> str:
         ("models.transformer.ffn_dim=800", "not matched"),
         ("training.num_tokens=95", "there must be one step"),
         ("training.num_tokens_by_size={1m=95}", "num_tokens is 95 .* there must be one step"),
+        ("training.tuning_tokens=95", "tuning_tokens is 95 .* there must be one step"),
         ("training.num_tokens_by_size={2m=960}", "num_tokens_by_size has '2m', which is no size"),
         ("training.corpus=nowhere", "unknown corpus 'nowhere'"),
         ("training.tokenizer=nothing", "unknown tokenizer 'nothing'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(plan_of: PlanOf, change: str, message: str) -> None:
+    grid = (GRID,) if "tuning" in change else ()
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        plan_of(change)
+        plan_of(change, *grid)
 
 
 @pytest.mark.parametrize("revision", [None, "0123abc"])

@@ -93,7 +93,10 @@ def train(
     part = None if shard is None else Shard.parse(shard)
 
     def plan() -> TrainingPlan:
-        return make_training_plan(experiment, profile, device, overrides or (), data_dir, launch, part)
+        made = make_training_plan(experiment, profile, device, overrides or (), data_dir, launch, part)
+        if launch.rank == 0:
+            _say_unused(made)
+        return made
 
     if not dry_run:
         try:
@@ -165,6 +168,16 @@ def _hold_devices(plan: TrainingPlan, wait: Callable[[str], None]) -> AbstractCo
     """Return the lock of the devices of this machine that train each run together."""
     count = plan.local_world_size
     return timing_lock(plan.command, plan.device, wait=wait, threads=count * plan.threads, num_gpus=count)
+
+
+def _say_unused(plan: TrainingPlan) -> None:
+    """Print on stderr which fields of a plan's training have no effect."""
+    if plan.spec.unused_fields:
+        typer.echo(
+            f"retbench: no effect of {' and '.join(plan.spec.unused_fields)}: no grid is run for a single learning "
+            "rate. Give several in training.learning_rates.",
+            err=True,
+        )
 
 
 def _check_out(plan: TrainingPlan, out: Path) -> None:

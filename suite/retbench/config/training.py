@@ -161,12 +161,15 @@ class TrainingSpec(Strict):
             unknown = [size for size in getattr(self, field) if size not in (*self.sizes, *SIZES)]
             if unknown:
                 raise ValueError(f"{field} has '{unknown[0]}', which is no size (retbench list --sizes)")
-        fewest = min([self.num_tokens, *self.num_tokens_by_size.values()])
-        if fewest < self.tokens_per_step:
-            raise ValueError(
-                f"num_tokens is {fewest:,} and a step takes {self.tokens_per_step:,} "
-                "(batch_size * seq_len); there must be one step"
-            )
+        runs = [("num_tokens", count) for count in (self.num_tokens, *self.num_tokens_by_size.values())]
+        if self.has_grid and self.tuning_tokens is not None:
+            runs.append(("tuning_tokens", self.tuning_tokens))
+        for field, count in runs:
+            if count < self.tokens_per_step:
+                raise ValueError(
+                    f"{field} is {count:,} and a step takes {self.tokens_per_step:,} "
+                    "(batch_size * seq_len); there must be one step"
+                )
         return self
 
     @model_validator(mode="after")
@@ -190,6 +193,17 @@ class TrainingSpec(Strict):
         return self
 
     @property
+    def has_grid(self) -> bool:
+        """True if each model takes the best of several learning rates."""
+        return len(self.learning_rates) > 1
+
+    @property
+    def unused_fields(self) -> list[str]:
+        """Names of the fields of the grid that the table has, although there is a single learning rate."""
+        grid = {"tuning_sizes": self.tuning_sizes, "tuning_tokens": self.tuning_tokens}
+        return [] if self.has_grid else [name for name, value in grid.items() if value]
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one step."""
         return self.batch_size * self.seq_len
@@ -201,7 +215,7 @@ class TrainingSpec(Strict):
     @property
     def tuning_steps(self) -> int:
         """Steps of a run of the grid."""
-        return max(1, (self.tuning_tokens or self.num_tokens) // self.tokens_per_step)
+        return (self.tuning_tokens or self.num_tokens) // self.tokens_per_step
 
     @property
     def tuned_at(self) -> tuple[str, ...]:

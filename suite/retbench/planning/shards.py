@@ -69,7 +69,7 @@ def count_parts(experiment: Experiment, profile_name: str, *, training: bool) ->
     if training:
         if spec is None:
             return None
-        if len(spec.learning_rates) > 1:
+        if spec.has_grid:
             return sum(model.checkpoint is None for model in experiment.models.values())
         return sum(len(spec.seeds_of(size)) for size in spec.sizes)
     if spec or profile.trained_by or not all(map(is_cost, profile.workloads.specs)):

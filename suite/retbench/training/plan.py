@@ -166,7 +166,7 @@ class TrainingPlan:
     @property
     def has_grid(self) -> bool:
         """True if each model takes the best of several learning rates."""
-        return len(self.spec.learning_rates) > 1
+        return self.spec.has_grid
 
     def unit_of(self, run: TrainingRun) -> Hashable:
         """Return what stays in one shard with a run: its model if that is tuned on a grid, else its size and seed.
