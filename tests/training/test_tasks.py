@@ -162,6 +162,22 @@ def test_an_accuracy_ends_a_run_and_what_it_learned_from_is_counted(plan_of: Pla
     assert train(plan, tmp_path).runs == tuple(replace(run, on_disk=True) for run in result.runs)
 
 
+def test_a_run_that_an_accuracy_ends_is_not_one_that_is_scored_at_other_steps(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    """`validate_every` decides at which step such a run ends; without an accuracy it changes no weight."""
+    ends, other = "training.task.stop_accuracy=1.0", "training.validate_every=5"
+    train(plan_of(ends), tmp_path / "ends")
+    with pytest.raises(ConfigError, match="validate_every: 4 on disk, 5 asked for"):
+        train(plan_of(ends, other), tmp_path / "ends")
+    train(plan_of(ends, "training.validate_every=20"), tmp_path / "once")
+    assert all(
+        run.on_disk for run in train(plan_of(ends, "training.validate_every=12"), tmp_path / "once").runs
+    )
+    train(plan_of(), tmp_path / "whole")
+    assert all(run.on_disk for run in train(plan_of(other), tmp_path / "whole").runs)
+
+
 def test_the_step_at_which_a_task_is_learnt_is_recorded(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

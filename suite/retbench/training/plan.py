@@ -168,6 +168,12 @@ class TrainingPlan:
         """True if each model takes the best of several learning rates."""
         return self.spec.has_grid
 
+    @property
+    def ends_early(self) -> bool:
+        """True if a run ends where it is scored with an accuracy."""
+        task = self.spec.task
+        return task is not None and task.stop_accuracy is not None
+
     def unit_of(self, run: TrainingRun) -> Hashable:
         """Return what stays in one shard with a run: its model if that is tuned on a grid, else its size and seed.
 

@@ -7,6 +7,7 @@ Each folder has `run.json` (everything that determines the run) and `curve.csv` 
 trained it has `steps/` (snapshots to continue from), and at the end `final/` (a checkpoint of `retbench.checkpoints`).
 """
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -141,7 +142,8 @@ def claim(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
 def check(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
     """Raise a ConfigError if a folder holds a run with other settings.
 
-    A learning rate that is not decided yet is not compared. A folder without any result may be overwritten.
+    A learning rate that is not decided yet is not compared. A folder without any result may be overwritten. The steps
+    at which a run is scored are compared where they decide its end; they are no part of its fingerprint.
     """
     stored = read_run(folder)
     if stored is None or all(path.name == RUN or path.name.startswith(DRAFT) for path in folder.iterdir()):
@@ -154,8 +156,25 @@ def check(folder: Path, plan: TrainingPlan, run: TrainingRun) -> None:
         for name in sorted((wanted.keys() | stored.keys()) - undecided)
         if wanted.get(name) != stored.get(name)
     ]
+    every = plan.spec.validate_every
+    if plan.ends_early and (first := _first_point(folder)) not in (None, min(every, run.num_steps)):
+        found.append(f"validate_every: {first} on disk, {every} asked for")
     if found:
         raise ConfigError(
             f"{folder} holds another run ({'; '.join(found)}). Train into another folder with --out, or give --fresh "
             "to delete the runs of this profile and train them anew."
         )
+
+
+def _first_point(folder: Path) -> int | None:
+    """Return the first step at which the run in a folder was scored; None if it was not."""
+    path = folder / CURVE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return next((int(row["step"]) for row in csv.DictReader(file)), None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ConfigError(
+            f"{path}: is not a learning curve. Move the folder away, or train anew with --fresh."
+        ) from error
