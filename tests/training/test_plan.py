@@ -155,6 +155,15 @@ def test_how_much_is_packed_of_a_data_set_of_the_hub_determines_a_run(
     assert (short == long) == (revision is None)  # files are packed whole
 
 
+def test_as_much_is_packed_of_a_data_set_of_the_hub_as_the_longest_run_reads_once(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retbench.data.corpora.FileCorpus.revision", "0123abc")
+    plan = plan_of('training.sizes=["300k", "1m"]', "training.num_tokens_by_size={1m=1920}")
+    assert plan.max_packed_tokens is not None
+    assert plan.max_packed_tokens // (plan.spec.seq_len + 1) == 20 * plan.spec.batch_size
+
+
 def test_a_model_with_a_checkpoint_is_not_trained(plan_of: PlanOf) -> None:
     assert plan_of("models.retnet.checkpoint=somewhere").model_names == ["transformer"]
 

@@ -200,13 +200,14 @@ class TrainingPlan:
 
     @property
     def max_packed_tokens(self) -> int | None:
-        """Number of tokens to pack of a hub data set, which may be endless: those of the longest final run.
+        """Number of tokens to pack of a hub data set, which may be endless: the rows of the longest final run.
 
         None for files, which are packed whole, and for a task.
         """
         if self.text is None or self.text.corpus.revision is None:
             return None
-        return max(map(self.spec.steps_of, self.spec.sizes)) * self.spec.tokens_per_step
+        num_rows = max(map(self.spec.steps_of, self.spec.sizes)) * self.spec.batch_size
+        return num_rows * (self.spec.seq_len + 1)  # the last token of a row is predicted only
 
     def flops(self, run: TrainingRun) -> int:
         """Return the FLOPs of a run's matrix products, from which its share of the total time is estimated."""
