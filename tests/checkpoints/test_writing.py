@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,7 +149,7 @@ def write_tokenizer(folder: Path, name: str) -> Path:
 TOKENIZERS = {
     "tokenizer.json": {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"},
     "20B_tokenizer.json": {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"},
-    "encoder.json": {"vocab.json", "merges.txt"},
+    "encoder.json": {"vocab.json", "merges.txt", "tokenizer_config.json"},
     "tokenizer.model.v1": {"tokenizer.model"},
 }
 
@@ -173,6 +175,39 @@ def test_the_tokenizer_goes_with_the_model(tmp_path: Path, name: str) -> None:
         assert (found.bos_token_id, found.eos_token_id) == (expected.bos_token_id, expected.eos_token_id)
         if not (tmp_path / "again").exists():  # the exported model is exported once more
             export_checkpoint(read_checkpoint(str(place)), tmp_path / "again")
+
+
+TEXT = "It's  2,048 tokens\n\tof “naïve” text.<|endoftext|> Next"
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize("end", ["<|endoftext|>", None])
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 64}])
+def test_transformers_reads_gpt2s_files_beside_an_exported_llama(
+    tmp_path: Path, settings: dict[str, int] | None, end: str | None
+) -> None:
+    """The real files, and a vocabulary without the token that ends a text."""
+    from transformers import AutoTokenizer
+
+    if not os.environ.get("RETBENCH_DATA"):
+        pytest.skip("RETBENCH_DATA names no folder of real data")
+    folder = tmp_path / "tokenizer"
+    real = Path(os.environ["RETBENCH_DATA"]) / "gpt2_tokenizer"
+    shutil.copytree(real, folder, copy_function=shutil.copyfile)
+    if end is None:
+        vocabulary = json.loads((folder / "encoder.json").read_bytes())
+        del vocabulary["<|endoftext|>"]
+        (folder / "encoder.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    ours = store(tmp_path, LLAMA.model_copy(update={"vocab_size": 50257}), tokenizer=str(folder))
+    export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    found, expected = AutoTokenizer.from_pretrained(tmp_path / "theirs"), load_tokenizer(str(folder))
+    assert found(TEXT)["input_ids"] == expected.encode(TEXT)
+    assert (found.bos_token, found.eos_token) == (end, end)
+    assert (found.bos_token_id, found.eos_token_id) == (expected.bos_token_id, expected.eos_token_id)
+    assert settings is None or found.model_max_length == 64
 
 
 @pytest.mark.parametrize(("tokenizer", "special"), [("bytes", 256), (None, None), ("/not/here", None)])

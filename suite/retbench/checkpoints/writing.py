@@ -18,7 +18,7 @@ from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo
 from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
 from retbench.data.tokenizers import load_tokenizer, locate_tokenizer, tokenizer_files
-from retbench.data.vocabularies import BYTES
+from retbench.data.vocabularies import BYTES, name_gpt2_class
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
 from retbench.files import atomic_folder, check_empty
 
@@ -63,6 +63,8 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
             shutil.copyfile(file, draft / name)
         if files:
             _check_tokenizer(info, draft)
+        if "vocab.json" in files:
+            name_gpt2_class(draft / "vocab.json")
         save_tensors(tensors, draft / SAFETENSORS_NAME)
         (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
     return form

@@ -174,16 +174,20 @@ def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | Non
     """Find the begin-of-text and end-of-text tokens."""
     for file in SETTINGS:
         if (folder / file).is_file():
-            content = _read_json(folder / file, integers=integer_or_float)
-            if not isinstance(content, dict):
-                raise ConfigError(
-                    f"{folder / file}: holds {shown(content)}, expected an object. Fetch the file again."
-                )
+            content = _read_settings(folder / file)
             begin, end = (_token_text(folder / file, content, field) for field in ("bos_token", "eos_token"))
             if begin or end:
                 return begin, end
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     return next((pair for pair in _WELL_KNOWN if special.issuperset(pair)), (None, None))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the fields of a file in `SETTINGS`; ConfigError if it holds something else."""
+    content = _read_json(path, integers=integer_or_float)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {shown(content)}, expected an object. Fetch the file again.")
+    return content
 
 
 def _token_text(path: Path, content: dict[str, Any], field: str) -> str | None:
@@ -219,6 +223,22 @@ def read_gpt2_files(name: str, vocabulary: Path, merges: Path) -> LibraryTokeniz
         tokenizer.add_special_tokens([end])
     content = content_hash(json.dumps(tokens, sort_keys=True).encode(), json.dumps(pairs).encode())
     return LibraryTokenizer(name, tokenizer, content, (end, end))
+
+
+def name_gpt2_class(vocabulary: Path) -> None:
+    """Name GPT-2's class and special tokens in the settings beside its vocabulary, unless they do so already.
+
+    For a model of another architecture, transformers does not look for GPT-2's two files by itself.
+
+    Raises:
+        ConfigError: a file has another format.
+    """
+    path = vocabulary.with_name(SETTINGS[0])
+    end = _END_OF_TEXT if _END_OF_TEXT in _read_json(vocabulary) else None
+    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": end, "eos_token": end, "unk_token": end}
+    if path.is_file():
+        settings |= _read_settings(path)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_merges(tokens: Any, pairs: Sequence[tuple[str, ...]], where: str) -> None:
