@@ -35,10 +35,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         export_gguf(tmp_path / "absent.gguf", tmp_path / "out")
 
 
-def test_a_format_cannot_be_chosen(file: Path) -> None:
-    done = CliRunner().invoke(app, ["export", str(file), str(file.parent / "out"), "--format", "llama"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(("--format", "llama"), "Leave --format out"), (("--revision", "main"), "has no revisions")],
+)
+def test_what_a_file_does_not_have_cannot_be_chosen(
+    file: Path, option: tuple[str, str], message: str
+) -> None:
+    done = CliRunner().invoke(app, ["export", str(file), str(file.parent / "out"), *option])
     assert done.exit_code == 2
-    assert "Leave --format out" in done.output
+    assert message in done.output
 
 
 @pytest.mark.peers

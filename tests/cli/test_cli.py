@@ -259,6 +259,11 @@ def test_a_mistake_is_one_message_on_stderr(
         (("run", "latency", "--limit", "many"), "--limit"),
         (("run", "latency", "--devise", "cpu"), "--device"),
         (("list", "--sizes", "--models"), "give one of --sizes, --models, --tasks and --page"),
+        (("list", "--sizes", "--data-dir", "."), "--data-dir is the place of the data of --tasks"),
+        (
+            ("train", "quality", "--profile", "smoke", "--dry-run", "--track", "mlflow"),
+            "Known: trackio, wandb",
+        ),
         ((), "Usage"),
     ],
 )

@@ -111,6 +111,7 @@ def test_a_text_longer_than_those_of_the_training_is_remarked_on(untrained):
     ("words", "code", "message"),
     [
         (["--temperature", "0", "--top-k", "5"], 2, "nothing is drawn"),
+        (["--seed", "1"], 2, "at temperature 0 nothing is drawn"),
         (["--top-p", "2"], 2, "top-p 2.0"),
         (["--dtype", "float33"], 2, "unknown dtype 'float33'"),
         (["--format", "lama"], 2, "Did you mean 'llama'"),

@@ -93,6 +93,7 @@ def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
         ((), ("check",), "'check' cannot be submitted. Give run or train"),
         ((), ("run", "latency", "--shard", "1/2"), "`retbench submit --shards N run ...`"),
         ((), ("run", "latency", "--dry-run"), "`retbench submit --dry-run run ...`"),
+        (("--dry-run", "--json"), ("run", "latency"), "--dry-run prints a script"),
         ((), ("run", "latenzy"), "latency"),
         ((), ("run",), "`retbench run` needs EXPERIMENT."),
         (("--shards", "9"), ("run", "throughput", "--profile", "paper"), "Give at most 8."),

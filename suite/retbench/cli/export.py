@@ -55,6 +55,10 @@ def export(
             raise ConfigError(
                 f"--format {form}: a GGUF file is written as transformers has it. Leave --format out."
             )
+        if revision is not None:
+            raise ConfigError(
+                f"--revision {revision}: a GGUF file is local, and has no revisions. Leave it out."
+            )
         typer.echo(f"{folder}: {export_gguf(Path(checkpoint), folder):,} parameters in float32")
         return
     info = read_checkpoint(checkpoint, revision=revision)

@@ -88,7 +88,10 @@ def generate(
         int | None, typer.Option(metavar="K", help="Sample from the K likeliest tokens.")
     ] = None,
     top_p: TopP = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Seed of the sampling.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, metavar="N", help="Seed of the sampling; by default 0."),
+    ] = None,
     device: DeviceName = None,
     dtype: DtypeName = None,
     tokenizer: TokenizerName = None,
@@ -116,6 +119,10 @@ def generate(
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     sampling = Sampling(temperature, top_k, top_p)
+    if seed is not None and temperature == 0:
+        raise ConfigError(
+            f"--seed {seed}: at temperature 0 nothing is drawn. Give --temperature, --top-k or --top-p, or no --seed."
+        )
     model = _load(checkpoint, info, device, dtype, allow_pickle=allow_pickle)
     length = len(tokens) + max_tokens
     if info.context_len is not None and length > info.context_len:
@@ -124,7 +131,7 @@ def generate(
             err=True,
         )
     with _without_denormals():
-        _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed))
+        _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed or 0))
 
 
 def _find_tokenizer(

@@ -41,6 +41,8 @@ def list_(
         raise typer.BadParameter("give one of --sizes, --models, --tasks and --page")
     if page and (as_json or form not in (None, "md")):
         raise typer.BadParameter("--page is Markdown: give it without another format")
+    if data_dir is not None and not tasks:
+        raise typer.BadParameter("--data-dir is the place of the data of --tasks: give both, or leave it out")
     if page:
         _print_page()
         return

@@ -106,6 +106,8 @@ def submit(
     from retbench.running.submission import jobs_of, script, wait_for
     from retbench.running.submission import submit as submit_jobs
 
+    if dry_run and (as_json or form is not None):
+        raise typer.BadParameter("--dry-run prints a script: give it without --json and --format")
     form = output_format(form, as_json=as_json)
     place = find_cluster(cluster)
     given = _check_command(command, shards, call)

@@ -20,25 +20,32 @@ PROJECT = "retbench"
 Notify = Callable[[Any], None]
 
 
-@contextmanager
-def track_runs(library: str, plan: TrainingPlan, notify: Notify) -> Iterator[Notify]:
-    """Return a function that passes events on to `notify`, and points of learning curves to a library as well.
-
-    Each run of the training is a run there. An interrupted one is finished when the block ends.
+def load_tracker(library: str) -> Any:
+    """Return a library that learning curves are logged to.
 
     Raises:
         ConfigError: another library.
-        UnsupportedError: the library is not installed.
+        UnsupportedError: it is not installed.
     """
     if library not in TRACKERS:
         raise unknown_name("library", library, TRACKERS, where="--track")
     try:
-        module = import_module(library)
+        return import_module(library)
     except ImportError as error:
         raise UnsupportedError(
             f"--track {library}: the package cannot be imported here ({error}). "
             f"Install it: pip install 'retbench[{library}]'"
         ) from error
+
+
+@contextmanager
+def track_runs(library: str, plan: TrainingPlan, notify: Notify) -> Iterator[Notify]:
+    """Return a function that passes events on to `notify`, and points of learning curves to a library as well.
+
+    Each run of the training is a run there. An interrupted one is finished when the block ends. Errors are those of
+    `load_tracker`.
+    """
+    module = load_tracker(library)
     tracked: dict[TrainingRun, Any] = {}
 
     def observe(event: Any) -> None:

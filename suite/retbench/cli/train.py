@@ -27,7 +27,7 @@ from retbench.cli.options import (
     read_folder,
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
-from retbench.cli.tracking import track_runs
+from retbench.cli.tracking import load_tracker, track_runs
 from retbench.errors import INTERRUPTED, RetbenchError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
@@ -106,6 +106,8 @@ def train(
             code = RetbenchError.exit_code
         raise typer.Exit(code)
     if launch.rank == 0:
+        if track is not None:
+            load_tracker(track)
         _show_plan(plan(), out, form, fresh=fresh)
 
 
