@@ -18,6 +18,9 @@ from retbench.strict import Name, Strict
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1), AfterValidator(without_repeats)
+]
 
 
 class Recipe(Strict):
@@ -116,11 +119,9 @@ class TrainingSpec(Strict):
     when empty."""
     tuning_tokens: int | None = Field(default=None, ge=1, le=2**50)
     """Tokens of a run of the grid; `num_tokens` when absent."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     """Seeds of the final runs at every size without an entry in `seeds_by_size`; they draw weights and text order."""
-    seeds_by_size: dict[SizeId, tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]] = Field(
-        default_factory=dict
-    )
+    seeds_by_size: dict[SizeId, Seeds] = Field(default_factory=dict)
     initialisation: Initialisation = "plain"
     """plain: every projection from one normal distribution, in all models alike. published: as the published code of a
     mixer starts its own, where that differs (retention, Mamba-2, RWKV)."""
@@ -140,7 +141,7 @@ class TrainingSpec(Strict):
     spike_ratio: float = Field(default=3.0, gt=1, le=1e6)
     """A training loss of more than this many times the recent median, and above that of guessing, ends the run."""
 
-    _distinct = field_validator("sizes", "learning_rates", "seeds", "tuning_sizes")(without_repeats)
+    _distinct = field_validator("sizes", "learning_rates", "tuning_sizes")(without_repeats)
 
     @field_validator("recipe")
     @classmethod
