@@ -171,7 +171,7 @@ def test_the_same_command_measures_nothing_again(folder: Path, measured: list[Re
 
 
 def test_what_was_not_trained_is_asked_for(folder: Path) -> None:
-    done = run_tiny(folder, "--set", "training.seeds=[0, 7]")
+    done = run_tiny(folder, "--set", "training.seeds=[0, 7]", "--set", "min_steps=9")
     assert done.exit_code == 2
     assert "there is no trained 'retnet' of size 25K seed 7 of tiny/smoke under results" in done.stderr
     command = "retbench train tiny.toml --set 'training.seeds=[0, 7]' --profile smoke --out results"

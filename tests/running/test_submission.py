@@ -100,6 +100,7 @@ def test_a_training_on_several_nodes_is_launched_by_torchrun() -> None:
         (("--shards", "2"), ("run", "latency", "--profile", "cpu"), "the plan has 1 part,"),
         (("--shards", "3"), ("train", "quality", "--profile", "cpu"), "the plan has 2 parts,"),
         ((), ("run", "latency", "--nonsense"), "--nonsense"),
+        ((), ("train", "quality", "--set", "rounds=2"), "no training reads 'rounds'"),
         ((), ("train", "quality", "--fresh"), "would delete what it has trained"),
         (("--nodes", "2"), ("run", "latency"), "a run is measured by one process on one node"),
         (("--cluster", "k8s"), ("run", "latency"), "Known: debug, local, slurm"),

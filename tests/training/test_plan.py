@@ -34,7 +34,7 @@ def test_one_rate_needs_no_grid(plan: TrainingPlan) -> None:
         ("training.tuning_tokens=192", "tuning_tokens"),
         ('training.tuning_sizes=["1m"]', "tuning_sizes"),
         ("training.tuning_sizes=[]", None),
-        ("rounds=2", None),
+        ("threads=2", None),
     ],
 )
 def test_a_field_of_the_grid_without_one_is_said_to_have_no_effect(
@@ -106,7 +106,7 @@ def test_what_determines_a_run_changes_its_fingerprint(plan_of: PlanOf, change: 
 
 
 @pytest.mark.parametrize(
-    "change", ["training.validate_every=2", "training.checkpoint_every=1", "training.keep_last=5", "rounds=2"]
+    "change", ["training.validate_every=2", "training.checkpoint_every=1", "training.keep_last=5"]
 )
 def test_what_only_watches_a_run_does_not(plan_of: PlanOf, change: str) -> None:
     assert fingerprint(plan_of(change)) == fingerprint(plan_of())
@@ -138,6 +138,10 @@ def fingerprint(plan: TrainingPlan) -> str:
         ("training.seeds=[0, 0]", "a value stands in it twice"),
         ("training.seeds_by_size={300k=[1, 1]}", "a value stands in it twice"),
         ("training.seeds_by_size={300k=[]}", "seeds_by_size.300k"),
+        ("dtype=bfloat16", "dtype=bfloat16': no training reads 'dtype'. Set training.autocast"),
+        ("compile=true", "no training reads 'compile'. Set training.compile"),
+        ("size=1m", "no training reads 'size'. Set training.sizes"),
+        ("rounds=2", "no training reads 'rounds'. Give it to `retbench run`"),
         ("training.corpus=nowhere", "unknown corpus 'nowhere'"),
         ("training.tokenizer=nothing", "unknown tokenizer 'nothing'"),
     ],

@@ -146,6 +146,7 @@ def _exit_code(rows: "list[JobRow]") -> int:
 def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[str, Any]:
     """Return the parameters of the command to submit; ConfigError for one that some job could not carry out."""
     from retbench.planning.shards import MAX_SHARDS, count_parts
+    from retbench.training.planning import check_overrides
 
     name, *arguments = words
     if name not in COMMANDS:
@@ -170,6 +171,8 @@ def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[s
     if not given.get("own_models"):
         profile = given["profile"]
         experiment = _load(given["experiment"], given["overrides"] or (), profile)
+        if name == "train":
+            check_overrides(given["overrides"] or ())
         parts = None if profile is None else count_parts(experiment, profile, training=name == "train")
         if parts is not None and shards > parts:
             raise ConfigError(

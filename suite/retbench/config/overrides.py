@@ -7,6 +7,16 @@ from typing import Any
 from retbench.errors import ConfigError, shown
 from retbench.parsing import MAX_DEPTH, parse_toml
 
+READ_BY_TRAINING = frozenset(
+    {"training", "models", "threads", "activation_checkpointing", "allow_mismatch", "trained_by"}
+)
+"""Fields of a profile that a training reads; the others are for measurements."""
+
+
+def field_of(item: str) -> str:
+    """Return the field of a profile that an item changes, or `models`."""
+    return item.partition("=")[0].partition(".")[0].strip()
+
 
 def apply_overrides(raw: dict[str, Any], items: Sequence[str], profile: str | None) -> None:
     """Set each `key=value` in the parsed TOML, in place.

@@ -12,6 +12,7 @@ from retbench.architectures.registry import find_architecture
 from retbench.config.dtypes import find_dtype
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.experiment_files import default_profile, load_experiment
+from retbench.config.overrides import READ_BY_TRAINING, field_of
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.devices import Device, default_threads, find_device
@@ -119,7 +120,8 @@ def make_plan(
     _check_device(chosen, found)
     _check_settings(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    request = [name_or_path, *(word for item in overrides for word in ("--set", item))]
+    of_training = [item for item in overrides if field_of(item) in READ_BY_TRAINING]
+    request = [name_or_path, *(word for item in of_training for word in ("--set", item))]
     request += [] if data_dir is None else ["--data-dir", str(data_dir)]
     models = find_models(experiment, profile_name, results, data_dir, request)
     _check_caches(models, chosen, where)

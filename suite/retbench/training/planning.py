@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retbench.config.experiment_files import default_profile, load_experiment
+from retbench.config.overrides import READ_BY_TRAINING, field_of
 from retbench.config.training import TrainingSpec
 from retbench.data.corpora import load_corpus
 from retbench.data.tokenizers import load_tokenizer
@@ -52,6 +53,7 @@ def make_training_plan(
     found = _find_device(device, launch)
     profile_name = default_profile(experiment, found.memory_bytes) if profile is None else profile
     loaded = load_experiment(experiment, overrides, profile=profile_name).of_profile(profile_name)
+    check_overrides(overrides)
     spec = training_spec(loaded, profile_name)
     check_processes(spec, launch.world_size)
     source = spec.task or _load_text(spec, data_dir)
@@ -73,6 +75,19 @@ def make_training_plan(
         local_world_size=launch.local_world_size,
         shard=shard,
     )
+
+
+_MEANT = {"dtype": "autocast", "compile": "compile", "size": "sizes", "seed": "seeds"}
+"""Fields for measurements, with those of the training table that are meant."""
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise a ConfigError for a `--set` of a field that only measurements read."""
+    for item in overrides:
+        field = field_of(item)
+        if field not in READ_BY_TRAINING:
+            cure = f"Set training.{_MEANT[field]}" if field in _MEANT else "Give it to `retbench run`"
+            raise ConfigError(f"--set {shown(item)}: no training reads '{field}'. {cure} instead.")
 
 
 def _load_text(spec: TrainingSpec, data_dir: Path | None) -> TextSource:
