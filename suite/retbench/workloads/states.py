@@ -22,12 +22,16 @@ from retbench.architectures.costs import PREFILL_SEGMENT
 from retbench.data import text
 from retbench.errors import StorageError
 from retbench.files import write_atomic
+from retbench.mixers.state import TOKEN_AXIS
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 
 FILL_PREFILL_TOKENS = 512
 """Length of the real prefill that a key-value cache's scale is taken from."""
+
+_DRAWN_TOKENS = 2048
+"""Most tokens whose entries are drawn: copying them takes a fraction of the time of drawing more."""
 
 
 class StateStore:
@@ -162,15 +166,20 @@ def _prefilled_layers(model: LanguageModel) -> list[tuple[dict[str, float], dict
 def fill_caches(model: LanguageModel, state: DecoderState, position: int, seed: int) -> None:
     """Make `state` stand at `position`.
 
-    What grows with the context is filled with normal numbers of each layer's scale; the other tensors of a hybrid
-    are those of the real prefill.
+    What grows with the context is filled with normal numbers of each layer's scale, drawn for some tokens of one
+    sequence and repeated; the other tensors of a hybrid are those of the real prefill.
     """
     state.start_at(position)
     generator = torch.Generator(state.device).manual_seed(seed)
     for layer, (scales, prefilled) in zip(state.layers, _prefilled_layers(model), strict=True):
         for name, std in scales.items():
             stored = layer[name]
-            stored.normal_(0.0, std, generator=generator)  # whole: torch is eight times slower on a slice
-            stored[:, :, position:] = 0
+            written, rest = stored.tensor_split([position], dim=TOKEN_AXIS)
+            pieces = written.split(_DRAWN_TOKENS, dim=TOKEN_AXIS)
+            # In memory of its own: torch draws eight times slower into a slice.
+            drawn = torch.empty_like(pieces[0][:1]).normal_(0.0, std, generator=generator)
+            for piece in pieces:
+                piece.copy_(drawn[:, :, : piece.shape[TOKEN_AXIS]])
+            rest.zero_()
         for name, tensor in prefilled.items():
             layer[name].copy_(tensor)
