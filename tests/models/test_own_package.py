@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,38 @@ def test_a_mixer_must_note_the_executed_backend(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module(), "forward", silent)
     with pytest.raises(ConfigError, match=r"minGRU: its module does not note the executed backend"):
         checked()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda out: out[0], r"\(2, 96\) in torch\.float32"),  # a batch of one hides it
+        (lambda out: out[:, :1], r"\(1, 1, 96\) in torch\.float32"),
+        (lambda out: out.double(), r"\(1, 2, 96\) in torch\.float64"),
+        (lambda out: (out, None), "tuple"),
+        (lambda out: None, "NoneType"),
+    ],
+)
+def test_another_kind_of_tensor_than_the_input_is_refused(
+    change: Callable[[torch.Tensor], object], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: change(forward(*args, **named)))
+    with pytest.raises(ConfigError, match=rf"returns {found} for an input of \(1, 2, 96\) in torch\.float32"):
+        checked()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sequences_that_mix_in_a_batch_are_not_equivalent(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reshape that takes the batch for the heads: every pass over one sequence is right."""
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: forward(*args, **named).flip(0))
+    gate = checked(dtype)
+    assert [check.name for check in gate.checks if not check.passed] == [
+        "a sequence does not depend on the others of its batch"
+    ]
 
 
 def test_an_incomplete_mixer_is_refused_with_the_missing_names(monkeypatch: pytest.MonkeyPatch) -> None:
