@@ -162,6 +162,11 @@ def test_a_preset_that_its_tables_do_not_take_is_refused(monkeypatch: pytest.Mon
         architectures()
 
 
+def test_a_chunk_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        architectures()["min_gru"].spec.model_validate({"architecture": "min_gru", "chunk_size": -1})
+
+
 def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     object.__setattr__(architectures()["min_gru"], "mixers", ())
     with pytest.raises(ConfigError, match=r"its mixer 'min_gru' is not known here"):
