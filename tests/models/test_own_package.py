@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from retbench.architectures.blame import blaming_package
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import architectures, named_specs
 from retbench.cli import app
-from retbench.cli.in_process import blaming_package
 from retbench.data.text import read_tokens
 from retbench.errors import ConfigError
 from retbench.mixers.mixer import StateTensor
@@ -23,6 +23,7 @@ from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.records.record import Gate
 from retbench.user_packages import ARCHITECTURES
+from tests.checkpoints.stored import save_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "min_gru"
 ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", ARCHITECTURES)
@@ -217,3 +218,16 @@ def test_what_fails_in_the_package_is_told_with_its_line(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys.modules["min_gru.module"] if module() else None, "_mix", lambda *args: args[99])
     with pytest.raises(ConfigError, match=r"package 'min_gru': IndexError: .*module\.py, line \d+\)"):
         checked()
+
+
+def test_what_fails_in_a_checkpoint_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = resolve_model(named_specs()["min_gru"], "25k", vocab_size=257)
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
+    save_model(tmp_path / "mine", model, tokenizer="bytes")
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: forward(*args, **named)[..., 1:])
+    result = CliRunner().invoke(app, ["generate", str(tmp_path / "mine"), "--prompt", "A", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("retbench: package 'min_gru': RuntimeError: The size of")
