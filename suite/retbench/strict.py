@@ -131,6 +131,7 @@ _REASONS = {
     **dict.fromkeys(("bool_parsing", "bool_type"), "give true or false"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "give a table"),
     "string_type": "give a text in quotes",
+    "none_required": "leave it out",
     "union_tag_invalid": "{discriminator} is {tag!r}; known are {expected_tags}",
 }
 """Reasons by pydantic's type of a fault, with names of its context."""

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import FfnWidth, ModelSpec
 from retbench.architectures.configs import parse_model_config
+from retbench.architectures.hybrid import HybridSpec
 from retbench.architectures.recorded import is_standard, unusual_settings
 from retbench.architectures.registry import named_specs
 from retbench.architectures.retnet import RetNetSpec
@@ -179,6 +180,10 @@ def test_grouped_queries_give_their_parameters_to_the_feed_forward() -> None:
             "num_heads is 3, which does not divide d_model 512 of size '25m'",
         ),
         (retnet().model_copy(update={"head_dim": 1}), "must be a multiple of 2"),
+        (
+            HybridSpec(pattern=("attention",), chunk_size=8),
+            "chunk_size is 8, and no form of its mixers has chunks",
+        ),
         (retnet("paper").model_copy(update={"decay": "gated"}), "divides by the row sums of a fixed decay"),
     ],
 )

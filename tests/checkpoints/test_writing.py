@@ -92,6 +92,7 @@ def test_a_retnet_gives_the_logits_of_flas_published_formula(tmp_path: Path) -> 
 def test_what_is_written_is_read_back_bit_by_bit(tmp_path: Path, config: ModelConfig) -> None:
     ours = store(tmp_path, config)
     export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    assert len({path.stat().st_mode for path in (tmp_path / "theirs").iterdir()}) == 1
     info = read_checkpoint(str(tmp_path / "theirs"))
     assert (info.config, info.context_len, info.weights_dtype) == (config, 64, "float32")
     mine, theirs = (dict(load(folder).named_parameters()) for folder in (ours, tmp_path / "theirs"))

@@ -159,6 +159,11 @@ def test_overrides_reach_models_and_workloads() -> None:
         ),
         ("models.foo.variant=fla", r"'architecture'\. Add it.* Those that have it: retnet, transformer\."),
         ("models.retnet.variant=zzz", r"'models\.retnet\.variant' is 'zzz'"),
+        ("models.transformer.chunk_size=8", r"'models\.transformer\.chunk_size' is 8: leave it out"),
+        (
+            "models.retnet.revision=main",
+            r"\[models\.retnet\]: revision is 'main', and there is no checkpoint",
+        ),
         ("models.retnet.ffn_dim=1", r"'models\.retnet\.ffn_dim' is 1"),
         ("prefil=3", r"\[profiles\.smoke\] has no field 'prefil'\. Its fields are "),
         ("prefill=3", r"has no field 'prefill'\. Its fields are "),

@@ -186,6 +186,14 @@ def test_the_equivalence_check_finds_a_cache_that_is_one_token_late(
     assert [check.name for check in gate.checks if not check.passed]
 
 
+def test_a_model_without_a_cache_is_refused_with_what_to_do(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HfModel, "_probe_cache", lambda self: [{}])
+    with pytest.raises(UnsupportedError, match=r"hold no tensors\..* add another model as an architecture"):
+        load(saved("llama"))
+
+
 def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path]) -> None:
     model = load(saved("gpt2"))
     assert model.max_positions == POSITIONS

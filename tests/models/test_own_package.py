@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from retbench.architectures.blame import blaming_package
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import architectures, named_specs
 from retbench.cli import app
-from retbench.cli.in_process import blaming_package
 from retbench.data.text import read_tokens
 from retbench.errors import ConfigError
 from retbench.mixers.mixer import StateTensor
@@ -23,6 +23,7 @@ from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.records.record import Gate
 from retbench.user_packages import ARCHITECTURES
+from tests.checkpoints.stored import save_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "min_gru"
 ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", ARCHITECTURES)
@@ -102,6 +103,38 @@ def test_a_mixer_must_note_the_executed_backend(monkeypatch: pytest.MonkeyPatch)
         checked()
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda out: out[0], r"\(2, 96\) in torch\.float32"),  # a batch of one hides it
+        (lambda out: out[:, :1], r"\(1, 1, 96\) in torch\.float32"),
+        (lambda out: out.double(), r"\(1, 2, 96\) in torch\.float64"),
+        (lambda out: (out, None), "tuple"),
+        (lambda out: None, "NoneType"),
+    ],
+)
+def test_another_kind_of_tensor_than_the_input_is_refused(
+    change: Callable[[torch.Tensor], object], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: change(forward(*args, **named)))
+    with pytest.raises(ConfigError, match=rf"returns {found} for an input of \(1, 2, 96\) in torch\.float32"):
+        checked()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sequences_that_mix_in_a_batch_are_not_equivalent(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reshape that takes the batch for the heads: every pass over one sequence is right."""
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: forward(*args, **named).flip(0))
+    gate = checked(dtype)
+    assert [check.name for check in gate.checks if not check.passed] == [
+        "a sequence does not depend on the others of its batch"
+    ]
+
+
 def test_an_incomplete_mixer_is_refused_with_the_missing_names(monkeypatch: pytest.MonkeyPatch) -> None:
     architectures()
     architectures.cache_clear()
@@ -128,6 +161,11 @@ def test_a_preset_that_its_tables_do_not_take_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setitem(found.presets, "wide", {"widht": 3})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"presets\['wide'\].*no field 'widht'"):
         architectures()
+
+
+def test_a_chunk_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        architectures()["min_gru"].spec.model_validate({"architecture": "min_gru", "chunk_size": -1})
 
 
 def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +218,16 @@ def test_what_fails_in_the_package_is_told_with_its_line(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys.modules["min_gru.module"] if module() else None, "_mix", lambda *args: args[99])
     with pytest.raises(ConfigError, match=r"package 'min_gru': IndexError: .*module\.py, line \d+\)"):
         checked()
+
+
+def test_what_fails_in_a_checkpoint_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = resolve_model(named_specs()["min_gru"], "25k", vocab_size=257)
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise")
+    save_model(tmp_path / "mine", model, tokenizer="bytes")
+    forward = module().forward
+    monkeypatch.setattr(module(), "forward", lambda *args, **named: forward(*args, **named)[..., 1:])
+    result = CliRunner().invoke(app, ["generate", str(tmp_path / "mine"), "--prompt", "A", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("retbench: package 'min_gru': RuntimeError: The size of")

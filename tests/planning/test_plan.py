@@ -39,6 +39,13 @@ def test_dtype_limit_and_device_of_the_command_line_win(tiny_experiment: Path) -
     assert found.profile.workloads.decode.context_len == (64,)
 
 
+def test_models_that_no_workload_measures_are_refused(tiny_experiment: Path) -> None:
+    names = [f'models.{name}.workloads=["prefill"]' for name in ("retnet", "transformer")]
+    assert {cell.model_name for cell in make(tiny_experiment, overrides=names[:1]).cells} == {"transformer"}
+    with pytest.raises(ConfigError, match=r"no model is measured by any of its workloads \(decode\)\. Add"):
+        make(tiny_experiment, overrides=names)
+
+
 @pytest.mark.parametrize(("compiled", "flag"), [(True, "--compile"), (False, "--no-compile")])
 def test_compiling_is_a_setting_that_the_command_line_wins(
     tiny_experiment: Path, compiled: bool, flag: str

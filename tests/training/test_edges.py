@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from retbench.architectures import blame
 from retbench.cli import app
 from retbench.cli.train import carry_out
 from retbench.data.tokenizers import ByteTokenizer
 from retbench.errors import ConfigError
+from retbench.mixers.retention.module import RetentionModule
 from retbench.training.optimization import validation_rows
 from retbench.training.plan import TrainingPlan
 
@@ -37,6 +39,17 @@ def write_corpus(folder: Path, texts: dict[str, str]) -> Path:
 
 
 TEXT = "Something to learn from, and more of it. " * 30
+
+
+def test_what_fails_in_a_user_s_mixer_is_told_in_one_line(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = RetentionModule.forward
+    monkeypatch.setattr(RetentionModule, "forward", lambda *args, **named: forward(*args, **named)[..., 1:])
+    monkeypatch.setattr(blame, "package_of", lambda kind: "mine")
+    failed = train(experiment, tmp_path / "out")
+    assert failed.exit_code == 2
+    assert failed.stderr.splitlines()[-1].startswith("retbench: package 'mine': RuntimeError: The size of")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retbench.architectures.sizes import Size, SizeId
 from retbench.mixers.mixer import Mixer
@@ -28,12 +28,18 @@ class ModelSpec(Strict):
     """Revision of a hub name. When absent: the revision that retbench pins, or else the newest."""
     backend: str
     """The form to run with; of a hybrid one for each of its mixers, joined by '+'."""
-    chunk_size: int | None = None
+    chunk_size: int | None = Field(default=None, ge=1)
     """Tokens of a chunk of the chunkwise form."""
     workloads: tuple[str, ...] | None = None
     """Workloads that measure the model; every workload of the profile when absent."""
     convolution_first: bool = False
     """Put a short gated convolution (arXiv:2402.18668) with as many parameters in place of the first layer's mixer."""
+
+    @model_validator(mode="after")
+    def _has_a_checkpoint(self) -> Self:
+        if self.revision is not None and self.checkpoint is None:
+            raise ValueError(f"revision is '{self.revision}', and there is no checkpoint. Remove it")
+        return self
 
     @property
     def concatenates(self) -> bool:

@@ -49,6 +49,12 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
                 f"{spec.architecture}: its mixer '{min(strange)}' is not known here. List its class in the field "
                 "'mixers' of the Architecture."
             )
+        forms = [(mixer, form) for mixer in config.mixers for form in mixer.forms]
+        if spec.chunk_size and not any(mixer.chunk_size(form, spec.chunk_size) for mixer, form in forms):
+            raise ConfigError(
+                f"{spec.architecture}: chunk_size is {spec.chunk_size}, and no form of its mixers has chunks. Leave it "
+                "out."
+            )
         for mixer in config.mixers:
             if package_of(type(mixer)) != OWN and mixer.whole_model is None:
                 check_costs(mixer)

@@ -99,8 +99,11 @@ def save_tensors(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors makes a file that only its owner can read
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -105,6 +105,7 @@ def generate(
     The prompt and its continuation go to stdout, until the model ends the text or --max-tokens are reached; the time
     to the first token and the tokens per second go to stderr.
     """
+    from retbench.architectures.blame import blaming_package
     from retbench.checkpoints.reading import read_checkpoint
     from retbench.config.dtypes import find_dtype
     from retbench.measure.devices import find_device
@@ -130,7 +131,7 @@ def generate(
             f"retbench: {length} tokens are more than the {info.context_len} that this model was trained on.",
             err=True,
         )
-    with _without_denormals():
+    with _without_denormals(), blaming_package(info.config):
         _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed or 0))
 
 

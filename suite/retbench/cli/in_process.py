@@ -3,25 +3,22 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import typer
 
-from retbench import mixers
 from retbench.architectures import costs
 from retbench.architectures.architecture import ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
-from retbench.errors import RetbenchError, UnsupportedError, unknown_name
+from retbench.errors import UnsupportedError, unknown_name
 from retbench.measure import environment
 from retbench.measure.devices import default_threads
 from retbench.measure.limits import is_out_of_memory
 from retbench.measure.machine import BUSY_RATIO
 from retbench.running.locks import timing_lock
 from retbench.units import format_bytes, format_percent
-from retbench.user_packages import OWN, fault, last_call, package_of
 
 LOCK_POLL_S = 1.0
 
@@ -78,36 +75,6 @@ def alone_on_machine(command: str, device: str) -> Iterator[None]:
 
     with timing_lock(command, device, wait=wait):
         yield
-
-
-@contextmanager
-def blaming_package(config: ModelConfig) -> Iterator[None]:
-    """Raise what fails in a model with mixers of a user's package as a ConfigError that says where it failed.
-
-    Other models raise their errors as they are: those would be faults of retbench.
-    """
-    packages = {package_of(type(mixer)) for mixer in config.mixers} - {OWN}
-    try:
-        yield
-    except RetbenchError:
-        raise
-    except Exception as error:
-        if not packages or is_out_of_memory(error):
-            raise
-        raise fault(error, packages, _declared(config, error)) from error
-
-
-def _declared(config: ModelConfig, error: Exception) -> str:
-    """Return what the mixers of users' packages declare, if a form or a state failed that they do not have."""
-    call = last_call(error, frozenset())
-    if call.package != OWN or Path(call.path).parent != Path(mixers.__file__).parent:
-        return ""
-    return " ".join(
-        f"The configuration of {mixer.title} has the forms {', '.join(mixer.forms)} and the state "
-        f"{', '.join(f'{one.name} {one.shape}' for one in mixer.state) or 'of another layer'}."
-        for mixer in config.mixers
-        if package_of(type(mixer)) != OWN
-    )
 
 
 @contextmanager

@@ -46,9 +46,10 @@ def verify(
 
     A run does the same check before it times anything. Exit code 1 if the modes are not equivalent.
     """
+    from retbench.architectures.blame import blaming_package
     from retbench.architectures.matching import resolve_model
     from retbench.architectures.sizes import size_id
-    from retbench.cli.in_process import backends_of, blaming_package, find_named_model, within_memory
+    from retbench.cli.in_process import backends_of, find_named_model, within_memory
     from retbench.config.dtypes import find_dtype
     from retbench.measure.devices import find_device
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from retbench.errors import ConfigError
+from retbench.mixers.module import MixerModule
 from retbench.models.decoder import Decoder
 from retbench.models.language_model import LanguageModel
 from retbench.models.mixer_comparison import MixerComparison
@@ -65,12 +66,15 @@ def check_equivalence(
         Every check with its error and limit; `passed` if no error exceeds its limit.
 
     Raises:
-        ConfigError: too few tokens, or a mixer does not note the executed backend.
+        ConfigError: too few tokens, or a mixer does not note the executed backend or returns another kind of tensor
+            than it gets.
     """
     longest = max(*lengths, SHORT_PROMPT + DECODED_TOKENS)
     total = max(depth, longest)
     if tokens.shape[1] < total:
         raise ConfigError(f"the equivalence check needs {total} tokens of text and got {tokens.shape[1]}.")
+    if isinstance(model, Decoder):
+        _check_modules(model, tokens[:, :2])
     tokens, whole = tokens[:, :total], model.init_state(1, total)
     reference: _PassComparison
     if model.dtype.itemsize == 2 and isinstance(model, Decoder):
@@ -80,9 +84,7 @@ def check_equivalence(
     checks = _check_prompts(model, tokens, lengths, reference)
     checks += _check_backends(model, tokens[:, :longest], reference)
     checks += _check_streaming(model, tokens, longest, reference, whole)
-    if isinstance(model, Decoder):
-        _check_executed(model)
-    checks += _check_mixing(model, tokens, reference.limit)
+    checks += _check_mixing(model, tokens, reference.limit) + _check_batch(model, tokens)
     return Gate(
         passed=all(check.passed for check in checks),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -186,8 +188,32 @@ def _check_streaming(
     ]
 
 
-def _check_executed(model: Decoder) -> None:
-    """Raise a ConfigError unless every mixer has noted the executed backend of decode steps: records state it."""
+def _check_modules(model: Decoder, tokens: Tensor) -> None:
+    """Read two tokens (1, 2), and raise a ConfigError for the first mixer that breaks the contract of its module.
+
+    Every mixer returns a tensor like its input, and notes the executed backend of decode steps, which records state. A
+    sum with the residual would hide a tensor of another shape or dtype.
+    """
+
+    def compare(mixer: MixerModule, args: tuple[Tensor, ...], out: object) -> None:
+        expected, found = (
+            f"{tuple(one.shape)} in {one.dtype}" if isinstance(one, Tensor) else type(one).__name__
+            for one in (args[0], out)
+        )
+        if found != expected:
+            raise ConfigError(
+                f"{mixer.config.title}: the forward of its module returns {found} for an input of {expected}. Let it "
+                "return a tensor of the input's shape and dtype."
+            )
+
+    handles = [mixer.register_forward_hook(compare) for mixer in model.mixers]
+    try:
+        state = model.init_state(1, 3)
+        model(tokens, state)
+        model(tokens[:, :1], state)
+    finally:
+        for handle in handles:
+            handle.remove()
     for mixer in model.mixers:
         if "decode" not in mixer.executed:
             raise ConfigError(
@@ -210,8 +236,25 @@ def _check_mixing(model: LanguageModel, tokens: Tensor, limit: float) -> list[Ga
     return [GateCheck(name="a changed token changes the next output", length=2, error=1.0, limit=limit)]
 
 
+def _check_batch(model: LanguageModel, tokens: Tensor) -> list[GateCheck]:
+    """Return a failed check if the logits of a sequence depend on the other one of its batch.
+
+    Both batches have one shape and so one rounding, so that logits can be compared in 16-bit dtypes too.
+    """
+    length, limit = SHORT_PROMPT + DECODED_TOKENS, LIMITS[model.dtype]
+    pair = torch.cat([tokens[:, :length], tokens[:, -length:]])
+
+    def run(rows: list[int]) -> Tensor:
+        return _decode(model, pair[rows], model.init_state(2, length), SHORT_SEGMENT)
+
+    together = run([0, 1])
+    error = max(relative_error(together[row], run([row, row])[row]) for row in (0, 1))
+    name = "a sequence does not depend on the others of its batch"
+    return [] if error <= limit else [GateCheck(name=name, length=length, error=error, limit=limit)]
+
+
 def _decode(model: LanguageModel, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:
-    """Prefill all but the last DECODED_TOKENS tokens and decode those; return logits (1, 1 + DECODED_TOKENS, N)."""
+    """Prefill all but the last DECODED_TOKENS tokens and decode those; return logits (B, 1 + DECODED_TOKENS, N)."""
     start = tokens.shape[1] - DECODED_TOKENS
     logits = [model.prefill(tokens[:, :start], state, segment_len=segment_len)]
     logits += [model(tokens[:, t : t + 1], state) for t in range(start, tokens.shape[1])]

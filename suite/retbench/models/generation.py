@@ -129,9 +129,9 @@ def generate(
     def choose(logits: Tensor) -> list[int]:
         candidates, position = logits[0, :num_tokens], next(positions)
         if not candidates.isfinite().all():
+            advice = "Try float32." if model.dtype.itemsize == 2 else "Check its weights."
             raise RetbenchError(
-                f"the logits at position {position} are not finite at {model.dtype}: the model cannot go on. "
-                "Try float32."
+                f"the logits at position {position} are not finite at {model.dtype}: the model cannot go on. {advice}"
             )
         return [choose_token(candidates, sampling, generator)]
 

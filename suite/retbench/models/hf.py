@@ -232,7 +232,9 @@ class HfModel(LanguageModel):
         if grows != self.config.grows or not any(self._slots):
             raise UnsupportedError(
                 f"a model of type '{self.config.variant}' has no cache that is known here: its layers hold "
-                f"{sorted({name for slots in self._slots for name in slots}) or 'no tensors'}."
+                f"{sorted({name for slots in self._slots for name in slots}) or 'no tensors'}. Only caches of "
+                "transformers can be measured; add another model as an architecture of your own package "
+                "(CONTRIBUTING.md)."
             )
 
     @torch.inference_mode()

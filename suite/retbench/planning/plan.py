@@ -127,6 +127,12 @@ def make_plan(
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
     settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)
+    planned = tuple(cells.expand(experiment, profile_name, settings, models=models, inputs=inputs))
+    if not planned:
+        raise ConfigError(
+            f"{where}: no model is measured by any of its workloads ({', '.join(chosen.workloads.specs)}). Add one of "
+            "them to the field 'workloads' of a model, or remove that field."
+        )
     options = {
         "--profile": profile_name,
         "--device": found.name,
@@ -138,7 +144,7 @@ def make_plan(
         experiment=experiment,
         profile_name=profile_name,
         profile=chosen,
-        cells=tuple(cells.expand(experiment, profile_name, settings, models=models, inputs=inputs)),
+        cells=planned,
         rounds=1 if all(one.one_round for one in chosen.workloads.registered) else chosen.rounds,
         command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,

@@ -14,6 +14,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from retbench.architectures.blame import blaming_package
 from retbench.data.batches import Batches, Examples
 from retbench.data.task_batches import SyntheticBatches
 from retbench.errors import DivergedError
@@ -114,16 +115,17 @@ class Trainer:
         self.plan, self.run, self.folder = plan, run, folder
         self.device = torch.device(plan.device)
         environment.use_device(self.device)
-        self.model: Decoder = build_model(
-            plan.config(run),
-            dtype=torch.float32,
-            device=self.device,
-            seed=run.seed,
-            backend=entry.backend,
-            chunk_size=entry.chunk_size,
-            compute_dtype=torch.bfloat16 if self._uses_autocast else None,
-            initialisation=plan.initialisation(run),
-        )
+        with blaming_package(plan.config(run)):
+            self.model: Decoder = build_model(
+                plan.config(run),
+                dtype=torch.float32,
+                device=self.device,
+                seed=run.seed,
+                backend=entry.backend,
+                chunk_size=entry.chunk_size,
+                compute_dtype=torch.bfloat16 if self._uses_autocast else None,
+                initialisation=plan.initialisation(run),
+            )
         make_contiguous(self.model)
         self.model.activation_checkpointing = plan.profile.activation_checkpointing
         if ranks.size > 1:
@@ -145,6 +147,7 @@ class Trainer:
 
         Raises:
             Stopped: `stop` returned True; a snapshot was written.
+            ConfigError: a mixer of a user's package failed.
             DivergedError: the loss or the gradients diverged; the weights are those of the step before.
             StorageError: a snapshot or the curve could not be written.
         """
@@ -157,7 +160,8 @@ class Trainer:
                 self._snapshot()
                 raise Stopped
             started = time.perf_counter()
-            loss, grad_norm = self._step()
+            with blaming_package(self.model.config):
+                loss, grad_norm = self._step()
             seconds = time.perf_counter() - started
             state.step += 1
             state.loss_sum += loss
@@ -241,7 +245,7 @@ class Trainer:
     def _validate(self) -> tuple[float, Tensor | None]:
         """Return the validation loss, and of a task the share of right answers of each example, (B,)."""
         self.model.eval()
-        with self._autocast():
+        with self._autocast(), blaming_package(self.model.config):
             loss = mean_loss(self.model, self._validation, self._micro_batch_size)
             asked = self._validation.answers_only
             shares = answer_shares(self.model, self._validation, self._micro_batch_size) if asked else None
