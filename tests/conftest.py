@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from retbench.measure import allocator, machine
+from retbench.measure import allocator, machine, products
 from retbench.ops import precision
 from tests.browsing import open_browser
 
@@ -30,6 +30,19 @@ LONG_FILES = (
     "tests/workloads/test_training.py",
 )
 """Files near the end of the order that take many seconds: one core would wait for the other."""
+
+KNOWN_PRODUCTS = dict.fromkeys(
+    (
+        *("slice_width", "batches", "onednn_rows"),
+        *(
+            f"attention_from, {shared}{dtype}"
+            for shared in ("", "shared, ")
+            for dtype in ("float64", "float32", "bfloat16", "float16")
+        ),
+    ),
+    0,
+)
+"""Outcomes of the trials of `measure.products` that leave all products to torch."""
 
 TINY_EXPERIMENT = """\
 title = "Tiny"
@@ -86,6 +99,23 @@ def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Runs of the tests take turns with each other, but do not wait for a run outside."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETBENCH_LOCK_DIR", str(tmp_path_factory.mktemp("lock")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _known_products() -> None:
+    """How few rows are multiplied in this process: by torch, which counts the operations of its own products only.
+
+    To time all methods takes seconds, and which one is faster is chance.
+    """
+    products.agree(KNOWN_PRODUCTS)
+
+
+@pytest.fixture(scope="module")
+def told_products() -> Iterator[None]:
+    """For runs that are not about it: their workers are told the same, as if an earlier run had found it out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retbench.running.runner.products_on_disk", lambda *_: dict(KNOWN_PRODUCTS))
         yield
 
 

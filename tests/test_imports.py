@@ -168,3 +168,13 @@ def test_the_command_line_starts_light() -> None:
         "retbench.cli",
         "retbench.errors",
     }
+
+
+def test_a_short_table_is_printed_without_the_libraries_of_long_ones() -> None:
+    """As by `retbench list` and at the end of a training."""
+    code = (
+        "import sys; from retbench.cli.layout import print_table; print_table(['a', 'b'], [['c', '1']], 'md'); "
+        "print(*{'torch', 'pandas', 'numpy', 'scipy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "| a | b |\n| :-- | --: |\n| c | 1 |\n\n"

@@ -19,10 +19,11 @@ TIME_A_STEP = """
 import time, torch
 from retbench.architectures.retnet import retnet_config
 from retbench.models.build import build_model
+from retbench.ops.linear import RowProducts
 config = retnet_config(
     d_model=32, num_heads=2, value_dim=64, ffn_dim=32, num_layers=1, vocab_size=16
 )
-model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="recurrent")
+model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="recurrent", products=RowProducts())
 inner = model.features
 clock_s = 0.0
 

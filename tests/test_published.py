@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def rows_of(text: str) -> list[list[str]]:
         for line in text.splitlines()
         if re.match(r"\| (?!:-)", line)
     ]
+
+
+@cache
+def table_rows(experiment: str) -> list[dict[str, Any]]:
+    """Return the rows of the table of an experiment; reading all records and their documents takes a second."""
+    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED), "--format", "json"])
+    assert told.exit_code == 0, told.output
+    rows: list[dict[str, Any]] = json.loads(told.stdout)
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -314,11 +324,8 @@ def test_the_summary_of_lengths_has_the_learning_rates_of_the_figure() -> None:
 
 
 def test_seeds_are_ahead_in_induction_as_the_page_on_recall_says() -> None:
-    told = CliRunner().invoke(
-        app, ["table", "length_recall", "--results", str(PUBLISHED), "--format", "json"]
-    )
     seeds: dict[str, list[float]] = {}
-    for row in json.loads(told.stdout):
+    for row in table_rows("length_recall"):
         if (row["task"], row["context_len"]) == ("induction", 4 * 32):
             seeds.setdefault(row["model"], []).append(row["acc"])
     assert set(map(len, seeds.values())) == {3}
@@ -328,10 +335,9 @@ def test_seeds_are_ahead_in_induction_as_the_page_on_recall_says() -> None:
 
 def fewer_over_seeds(corpus: str, size: str) -> list[str]:
     """Return RetNet's difference in bits per byte at a size, with the ends of the interval over seeds: '1 % fewer'."""
-    told = CliRunner().invoke(app, ["table", "quality", "--results", str(PUBLISHED), "--format", "json"])
     ratios = [  # those of the page's table are rounded
         row["bits_per_byte_ratio"]
-        for row in json.loads(told.stdout)
+        for row in table_rows("quality")
         if (row["model"], row["task"], row["protocol"], row["size"])
         == ("retnet", corpus, "strided", size.lower())
     ]
@@ -404,8 +410,7 @@ def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str
 
 
 def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
-    told = CliRunner().invoke(app, ["table", "kin_quality", "--results", str(PUBLISHED), "--format", "json"])
-    rows = [row for row in json.loads(told.stdout) if row["workload"] == "perplexity"]
+    rows = [row for row in table_rows("kin_quality") if row["workload"] == "perplexity"]
     num_seeds = {"300k": 3, "1m": 1}
     novels, articles = "litbank/original", "wikitext-103"
 
@@ -499,8 +504,7 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
 
 
 def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
-    told = CliRunner().invoke(app, ["table", "kin", "--results", str(PUBLISHED), "--format", "json"])
-    rows = {(row["workload"], row["model"], row["context_len"]): row for row in json.loads(told.stdout)}
+    rows = {(row["workload"], row["model"], row["context_len"]): row for row in table_rows("kin")}
     models = {model for _, model, _ in rows}
     shown = " ".join(KIN.split())
 

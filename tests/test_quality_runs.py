@@ -104,7 +104,7 @@ def jobs() -> list[Job]:
 
 
 @pytest.fixture(scope="module")
-def measured(folder: Path, jobs: list[Job]) -> list[Record]:
+def measured(told_products: None, folder: Path, jobs: list[Job]) -> list[Record]:
     """Records of a run over everything that was trained."""
 
     def start(job: Job, *rest: Any) -> Worker:

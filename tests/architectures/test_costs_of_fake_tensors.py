@@ -23,7 +23,7 @@ FORMS = {"retnet": "chunkwise", "transformer": "sdpa"}
 
 # Context lengths, each with the batch whose caches hold 131,072 tokens together.
 CACHES = [(1024, 128), (2048, 64), (4096, 32), (8192, 16), (16384, 8)]
-POINTS = [*(("transformer", *point) for point in CACHES), ("retnet", 8192, 128)]
+POINTS = [*(("transformer", *CACHES[end]) for end in (0, -1)), ("retnet", 8192, 128)]
 
 
 class FakeStorageTracker(StorageTracker):

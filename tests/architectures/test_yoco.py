@@ -79,7 +79,7 @@ def test_a_reader_that_misses_a_key_is_found_by_the_equivalence_check(
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_an_early_exit_from_any_segments_is_the_whole_pass(

@@ -1,9 +1,8 @@
 """Our own checkpoints: what is read is what was saved, and a checkpoint is whole or not there."""
 
 import json
-import os
-import subprocess
-import sys
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,35 +102,30 @@ def test_nothing_else_is_ever_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "thesis.tex"]
 
 
-DISK_FULL = """
-import resource, sys
-from pathlib import Path
-from retbench.errors import StorageError
-from tests.checkpoints.stored import save_model, weighty
-from tests.models.cases import config_of
-model = weighty(config_of("fla"), seed=2)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk does, writing fails part of the way
-try:
-    save_model(Path(sys.argv[1]), model)
-except StorageError as error:
-    print(error)
-"""
+@pytest.fixture
+def full_disk():
+    """As on a full disk, writing fails part of the way."""
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextmanager
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_full_disk_leaves_what_was_there(tmp_path):
+def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk):
     folder = tmp_path / "saved"
-    older = save_model(folder, weighty(config_of("fla"), seed=1))
-    done = subprocess.run(
-        [sys.executable, "-c", DISK_FULL, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.stdout.startswith(f"{folder}: cannot be written: "), done.stdout + done.stderr
-    assert read_checkpoint(str(folder)).weights_fingerprint == older
+    older, newer = (weighty(config_of("fla"), seed=seed) for seed in (1, 2))
+    fingerprint = save_model(folder, older)
+    with pytest.raises(StorageError, match="^" + re.escape(f"{folder}: cannot be written: ")), full_disk():
+        save_model(folder, newer)
+    assert read_checkpoint(str(folder)).weights_fingerprint == fingerprint
     load(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from jsonschema import Draft202012Validator
 
 import retbench
 from retbench.cli import COMMANDS, load_command
-from retbench.records.store import read_records
+from retbench.records.record import Record
+from retbench.records.store import append_record, read_records
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 from tests.cli.conftest import invoke
 
@@ -190,17 +192,40 @@ def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_expe
     assert not (tmp_path / "results").exists()
 
 
-def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(tmp_path: Path, one_model: Path) -> None:
-    memory = ("--set", "workloads={memory={context_len=[64]}}")  # which needs no ceilings
+@pytest.fixture
+def checked(measured: Path, tmp_path: Path, one_model: Path) -> Path:
+    """A folder of results in which the RetNet of `one_model` was checked: a run of its memory has one worker."""
+    for record in read_records(measured / "results")[0]:
+        quiet = record.environment | {
+            "load_average": [0.0, 0.0, 0.0]
+        }  # else what it found would not hold here
+        path = tmp_path / "results" / record.environment["machine"] / "another" / "records.jsonl"
+        append_record(path, record.model_copy(update={"environment": quiet}))
+    return tmp_path / "results"
+
+
+def memory_records(results: Path) -> list[Record]:
+    records, problems = read_records(results)
+    assert not problems
+    return [record for record in records if record.workload == "memory"]
+
+
+MEMORY = ("--set", "workloads={memory={context_len=[64, 128]}}")
+"""A workload that needs no ceilings and no states."""
+
+
+def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(
+    tmp_path: Path, one_model: Path, checked: Path
+) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "retbench", "run", str(one_model), *TINY, *memory, "--set", "rounds=50"],
+        [sys.executable, "-m", "retbench", "run", str(one_model), *TINY, *MEMORY, "--set", "rounds=50"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in tmp_path.rglob("*.jsonl")):
+    before, deadline = set(checked.rglob("*.jsonl")), time.monotonic() + 120
+    while not any(path.stat().st_size for path in set(checked.rglob("*.jsonl")) - before):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
@@ -210,9 +235,35 @@ def test_an_interrupted_run_keeps_what_it_measured_and_ends_with_130(tmp_path: P
     assert "Traceback" not in stderr
     assert "the same command continues from here" in stderr
     assert stdout == ""
-    records, problems = read_records(tmp_path / "results")
-    assert records
-    assert not problems
+    assert memory_records(checked)
+
+
+def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash in which $RETBENCH is the program; the exit code is that of its first part."""
+    script = f"{command}; exit ${{PIPESTATUS[0]}}"
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        env={**os.environ, "RETBENCH": f"{sys.executable} -m retbench"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_a_run_whose_output_is_cut_measures_everything(
+    tmp_path: Path, one_model: Path, checked: Path
+) -> None:
+    words = shlex.join(["run", str(one_model), *TINY, *MEMORY])
+    done = shell(f"$RETBENCH {words} 2>&1 | head -n 1", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+    assert [record.status for record in memory_records(checked)] == ["ok", "ok"]
+    for stderr in ("2>/dev/full", "2>&-"):
+        again = shell(f"$RETBENCH {words} {stderr}", tmp_path)
+        assert again.returncode == 0
+        assert again.stdout.startswith("### memory")
 
 
 @pytest.mark.parametrize(

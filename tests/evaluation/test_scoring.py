@@ -87,7 +87,7 @@ def test_states_hold_no_more_than_they_may(model, monkeypatch):
 
     monkeypatch.setattr(Decoder, "init_state", watched(Decoder.init_state))
     monkeypatch.setattr(DecoderState, "gather", watched(DecoderState.gather))
-    requests = questions(12, 4, prefix=range(20))
+    requests = questions(8, 4, prefix=range(20))
     budget = 10 * model.init_state(1, 70).num_bytes
     check(model, requests, batch_tokens=512, min_saved=8)
     assert max(peaks) > budget

@@ -1,6 +1,7 @@
 """Scores of real tasks: lm-eval's metrics, the same however requests are batched, traceable to their documents."""
 
 import math
+from functools import cache
 
 import pytest
 from lm_eval.api.metrics import mean_stderr
@@ -11,6 +12,9 @@ from retbench.evaluation.zeroshot import evaluate
 
 REQUESTS = {"hellaswag": 4, "piqa": 2, "winogrande": 2, "lambada_openai": 1, "boolq": 2}
 
+load = cache(load_task)
+"""Reads the rows of a task once: those of HellaSwag take seconds."""
+
 
 @pytest.fixture(scope="module")
 def stories_lm(stories, stories_tokenizer):
@@ -19,7 +23,7 @@ def stories_lm(stories, stories_tokenizer):
 
 @pytest.mark.parametrize("task", REQUESTS)
 def test_batched_and_shared_equals_one_at_a_time(task, byte_lm, data_dir):
-    loaded = load_task(task, data_dir=data_dir, num_fewshot=1)
+    loaded = load(task, data_dir=data_dir, num_fewshot=1)
     alone = DecoderLM(byte_lm.model, byte_lm.tokenizer, max_length=512, batch_tokens=1, min_saved=None)
     found, expected = (evaluate(lm, loaded, limit=4) for lm in (byte_lm, alone))
     assert found.prompts_fingerprint == expected.prompts_fingerprint
@@ -36,7 +40,7 @@ def test_batched_and_shared_equals_one_at_a_time(task, byte_lm, data_dir):
 
 
 def test_a_trained_model_on_hellaswag(stories_lm, data_dir):
-    found = evaluate(stories_lm, load_task("hellaswag", data_dir=data_dir), limit=20)
+    found = evaluate(stories_lm, load("hellaswag", data_dir=data_dir), limit=20)
     assert found.loaded.entry.metric == "acc_norm"
     assert [document.doc_id for document in found.documents] == list(range(20))
     for document in found.documents:
@@ -52,7 +56,7 @@ def test_a_trained_model_on_hellaswag(stories_lm, data_dir):
 
 
 def test_lambada_has_perplexity_and_the_greedy_word(stories_lm, data_dir):
-    found = evaluate(stories_lm, load_task("lambada_openai", data_dir=data_dir), limit=30)
+    found = evaluate(stories_lm, load("lambada_openai", data_dir=data_dir), limit=30)
     totals = [document.loglikelihoods[0] for document in found.documents]
     perplexity = found.metrics["perplexity"]
     assert perplexity.value == pytest.approx(math.exp(-sum(totals) / 30))
@@ -66,7 +70,7 @@ def test_lambada_has_perplexity_and_the_greedy_word(stories_lm, data_dir):
 
 
 def test_wikitext_by_word_and_byte(stories_lm, data_dir):
-    found = evaluate(stories_lm, load_task("wikitext", data_dir=data_dir), limit=3)
+    found = evaluate(stories_lm, load("wikitext", data_dir=data_dir), limit=3)
     totals = [document.loglikelihoods[0] for document in found.documents]
     num_bytes = [document.metrics["bits_per_byte"][1] for document in found.documents]
     bits = found.metrics["bits_per_byte"]
@@ -80,27 +84,27 @@ def test_wikitext_by_word_and_byte(stories_lm, data_dir):
 
 
 def test_one_document_has_no_standard_error(byte_lm, data_dir):
-    assert evaluate(byte_lm, load_task("copa", data_dir=data_dir), limit=1).metrics["acc"].stderr is None
+    assert evaluate(byte_lm, load("copa", data_dir=data_dir), limit=1).metrics["acc"].stderr is None
 
 
 def test_what_was_asked_is_in_the_fingerprint(byte_lm, data_dir):
     def fingerprint(**changes):
-        return evaluate(byte_lm, load_task("copa", data_dir=data_dir, **changes), limit=5).prompts_fingerprint
+        return evaluate(byte_lm, load("copa", data_dir=data_dir, **changes), limit=5).prompts_fingerprint
 
     assert fingerprint(num_fewshot=2) == fingerprint(num_fewshot=2) != fingerprint(num_fewshot=2, seed=1)
     assert len({fingerprint(), fingerprint(num_fewshot=1), fingerprint(num_fewshot=2)}) == 3
 
 
 def test_a_task_scored_twice_asks_the_same_questions(byte_lm, data_dir):
-    loaded = load_task("copa", data_dir=data_dir, num_fewshot=2)
+    loaded = load("copa", data_dir=data_dir, num_fewshot=2)
     assert evaluate(byte_lm, loaded, limit=5) == evaluate(byte_lm, loaded, limit=5)
 
 
 def test_truncated_requests_are_counted(byte_lm, data_dir):
-    found = evaluate(byte_lm, load_task("boolq", data_dir=data_dir), limit=5)
+    found = evaluate(byte_lm, load("boolq", data_dir=data_dir), limit=5)
     assert 0 < found.num_truncated < found.num_requests
-    assert evaluate(byte_lm, load_task("copa", data_dir=data_dir), limit=5).num_truncated == 0
+    assert evaluate(byte_lm, load("copa", data_dir=data_dir), limit=5).num_truncated == 0
 
 
 def test_data_that_makes_other_prompts_than_the_hubs_is_said(byte_lm, data_dir):
-    assert "title" in evaluate(byte_lm, load_task("boolq", data_dir=data_dir), limit=1).loaded.data_note
+    assert "title" in evaluate(byte_lm, load("boolq", data_dir=data_dir), limit=1).loaded.data_note

@@ -43,7 +43,7 @@ def build(case, operators, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("case", "batch"), [*((case, 4) for case in CONFIGS), *((case, 1) for case in ALONE)]
+    ("case", "batch"), [*((case, 2) for case in CONFIGS), *((case, 1) for case in ALONE)]
 )
 @torch.no_grad()
 def test_a_fused_step_is_an_eager_step(case, batch):

@@ -7,7 +7,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.sizes import SIZES
 from retbench.config.experiment_files import load_experiment
-from retbench.models.build import build_model
+from retbench.models.build import build_model, usable_backends
 from retbench.models.decoder import Decoder
 from tests.models.cases import CASES, backends_of, config_of
 
@@ -37,6 +37,22 @@ def test_parameters_of_every_size_equal_the_closed_form(case):
         state = model.init_state(2, 100)
         state.start_at(100)
         assert state.num_bytes == costs.state_bytes(config, "float32", 2, 100), size
+
+
+def refuse(*_):
+    raise AssertionError("products are timed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_can_run_is_told_without_weights_and_without_timing_products(dtype, monkeypatch):
+    configs = [config_of(name) for name in ("fla", "llama-grouped-query", "mla")]
+    expected = [
+        build_model(config, dtype=dtype, device="cpu", seed=0, backend=config.forms[0]).backends()
+        for config in configs
+    ]
+    monkeypatch.setattr("retbench.models.build.row_products", refuse)
+    assert [usable_backends(config, dtype=dtype, device="cpu") for config in configs] == expected
+    assert any(reason for reason in expected[1].values())
 
 
 def small(dtype=torch.float32, seed=0):

@@ -58,10 +58,10 @@ def test_a_model_is_what_the_papers_say(case, backend):
 @torch.no_grad()
 def test_prefill_in_segments_then_decoding_equals_one_pass(case, backend):
     model = build_weighty(case, backend)
-    expected = model(TEXT)
-    state = model.init_state(2, 90)
+    expected = model(TEXT[:, :75])
+    state = model.init_state(2, 75)
     logits = [model.prefill(TEXT[:, :61], state, segment_len=17)]
-    logits += [model(TEXT[:, t : t + 1], state) for t in range(61, 90)]
+    logits += [model(TEXT[:, t : t + 1], state) for t in range(61, 75)]
     assert relative_error(torch.cat(logits, dim=1), expected[:, 60:]) < 1e-10
 
 
@@ -91,9 +91,9 @@ def test_every_weight_gets_a_gradient(case, last_only):
         assert weight.grad.abs().sum() > 0, path
 
 
-@pytest.mark.parametrize(("case", "backend"), WITH_BACKENDS)
-def test_gradients_are_the_same_with_activation_checkpointing(case, backend):
-    found, model = [], build(case, backend)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_same_with_activation_checkpointing(case):
+    found, model = [], build(case, backends_of(case)[1])
     for checkpointing in (False, True):
         model.zero_grad()
         model.activation_checkpointing = checkpointing

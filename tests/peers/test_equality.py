@@ -115,8 +115,10 @@ def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
 def test_llama_generate_with_a_static_cache_is_compiled_and_equal() -> None:
     from benchmarks.peers import hf_llama
 
-    peer = hf_llama.build_peer(LLAMA, seed=1, max_len=64)
-    prompt = pairs.random_tokens(LLAMA, 20)
+    block = LLAMA.blocks[0].model_copy(update={"count": 1})  # each layer is compiled
+    config = LLAMA.model_copy(update={"blocks": (block,)})
+    peer = hf_llama.build_peer(config, seed=1, max_len=64)
+    prompt = pairs.random_tokens(config, 20)
     torch.compiler.set_stance("default")
     usual = hf_llama.generate(peer, prompt, 7, with_logits=True)
     assert not hasattr(peer, "_compiled_call")

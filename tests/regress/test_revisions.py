@@ -341,7 +341,8 @@ def test_a_signal_before_anything_is_measured_leaves_nothing_behind(
     shown = tmp_path / "shown"
     hook = root / ".git" / "hooks" / "post-checkout"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\nsleep 1\n', encoding="utf-8")
+    wait = "sleep 1" if mark == "checked out" else "exit 0"
+    hook.write_text(f'#!/bin/sh\necho "checked out" >> "{shown}"\n{wait}\n', encoding="utf-8")
     hook.chmod(0o755)
     environment = {**os.environ, "TMPDIR": str(scratch), "RETBENCH_CACHE": str(tmp_path / "cache")}
     with timing_lock("another run", "cpu", wait=pytest.fail), open(shown, "a", encoding="utf-8") as log:

@@ -190,11 +190,13 @@ def test_each_point_of_a_figure_has_its_value_and_its_model(whole: Written) -> N
 
 
 def test_the_same_records_give_the_same_bytes(report: Report, tmp_path: Path) -> None:
-    again = write_report(report.results, tmp_path).paths
-    assert [path.relative_to(report.out) for path in report.paths] == [
-        path.relative_to(tmp_path) for path in again
-    ]
-    assert [path.read_bytes() for path in report.paths] == [path.read_bytes() for path in again]
+    """Of pages, with the figures in them, and of data; `test_figures` compares the files of figures."""
+    write_pages(report.results, tmp_path)
+    again = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    written = [path.relative_to(report.out) for path in report.paths]
+    assert again == sorted(path for path in written if path.suffix not in {".svg", ".png"})
+    for path in again:
+        assert (report.out / path).read_bytes() == (tmp_path / path).read_bytes(), path
 
 
 def test_what_made_it_can_be_made_again(whole: Written) -> None:
@@ -367,9 +369,15 @@ def run_blocked(blocked: str, code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
+def test_a_report_needs_no_torch(tmp_path: Path, cpu_records: list[Record]) -> None:
+    memory = [record for record in cpu_records if record.workload == "memory"]
+    results = write_results(tmp_path / "results", memory)
     code = "from retbench.report.report import write_report\nprint(len(write_report(*map(Path, sys.argv[2:4])).paths))"
-    assert run_blocked("torch", code, str(results), str(tmp_path / "out")).strip() == "18"
+    written = run_blocked("torch", code, str(results), str(tmp_path / "out"))
+    files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert int(written) == len(files)
+    assert files > {"index.html", "evidence.html", "report.md"}
+    assert {Path(name).suffix for name in files} == {".html", ".md", ".svg", ".png", ".csv"}
 
 
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:

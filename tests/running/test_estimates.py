@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from retbench.architectures import costs
 from retbench.cli import app
@@ -12,10 +13,11 @@ from retbench.errors import UnsupportedError
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
 from retbench.running import estimates
-from retbench.running.estimates import estimate, estimate_with
+from retbench.running.estimates import CellEstimate, estimate, estimate_with
 from retbench.running.locks import LOCK_DIR_VARIABLE
 from retbench.running.protocol import Failed
 from retbench.workloads.metrics import EFFICIENCY
+from tests.conftest import TINY_EXPERIMENT
 
 CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
@@ -91,46 +93,60 @@ def test_an_estimate_of_training_tells_square_from_linear() -> None:
     assert few < many
 
 
-def test_an_estimate_measures_the_machine_and_says_which_models_cannot_run_on_it(
-    tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LOCK_DIR_VARIABLE, str(tmp_path / "lock"))
-    found = estimate(make(tiny_experiment, overrides=["models.transformer.backend=flash"]))
-    assert all(one.seconds > 0 and one.memory_bytes > 0 for one in found)
-    assert len(found) == 4
-    errors = {one.cell.model_name: one.error for one in found}
+@dataclass(frozen=True)
+class DryRun:
+    """A dry run of the small experiment: what the command showed, and the estimate that it shows."""
+
+    shown: Result
+    found: list[CellEstimate]
+
+    def rows(self, model: str) -> list[str]:
+        return [line for line in self.shown.stdout.splitlines() if line.startswith(f"| {model}")]
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+    """With a Transformer that cannot run here, and less memory than the RetNet needs; it measures the machine."""
+    folder = tmp_path_factory.mktemp("dry")
+    (folder / "tiny.toml").write_text(TINY_EXPERIMENT, encoding="utf-8")
+    found: list[CellEstimate] = []
+
+    def keep(plan: Plan) -> list[CellEstimate]:
+        found.extend(estimate(plan))
+        return found
+
+    words = ["run", str(folder / "tiny.toml"), "--profile", "smoke", "--device", "cpu", "--dry-run"]
+    for override in ("models.transformer.backend=flash", "memory_limit_bytes=1024"):
+        words += ["--set", override]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
+        patch.setattr(estimates, "estimate", keep)
+        return DryRun(CliRunner().invoke(app, words), found)
+
+
+def test_an_estimate_measures_the_machine_and_says_which_models_cannot_run_on_it(dry_run: DryRun) -> None:
+    assert all(one.seconds > 0 and one.memory_bytes > 0 for one in dry_run.found)
+    assert len(dry_run.found) == 4
+    errors = {one.cell.model_name: one.error for one in dry_run.found}
     assert errors.keys() == {"retnet", "transformer"}
     assert errors["retnet"] is None
     assert "flash-attn runs on CUDA devices only" in str(errors["transformer"])
 
 
-def test_a_dry_run_says_which_models_cannot_run_here(tiny_experiment: Path) -> None:
-    command = [
-        "run",
-        str(tiny_experiment),
-        "--profile",
-        "smoke",
-        "--device",
-        "cpu",
-        "--dry-run",
-        "--set",
-        "models.transformer.backend=flash",
-    ]
-    shown = CliRunner().invoke(app, command)
-    assert shown.exit_code == UnsupportedError.exit_code
-    rows = [line for line in shown.stdout.splitlines() if line.startswith("| transformer")]
+def test_a_dry_run_says_which_models_cannot_run_here(dry_run: DryRun) -> None:
+    assert dry_run.shown.exit_code == UnsupportedError.exit_code
+    rows = dry_run.rows("transformer")
     assert rows
     assert all("cannot run" in row for row in rows)
-    assert "flash-attn runs on CUDA devices only; use backend 'sdpa'" in " ".join(shown.stdout.split())
+    shown = " ".join(dry_run.shown.stdout.split())
+    assert "flash-attn runs on CUDA devices only; use backend 'sdpa'" in shown
 
 
-def test_a_dry_run_marks_memory_over_the_limit(tiny_experiment: Path) -> None:
-    command = ["run", str(tiny_experiment), "--profile", "smoke", "--device", "cpu", "--dry-run"]
-    shown = CliRunner().invoke(app, [*command, "--set", "memory_limit_bytes=1024"])
-    assert shown.exit_code == 0, shown.output
-    rows = [line for line in shown.stdout.splitlines() if line.startswith(("| retnet", "| transformer"))]
+def test_a_dry_run_marks_memory_over_the_limit(dry_run: DryRun) -> None:
+    rows = dry_run.rows("retnet")
     assert rows
     assert all(", over 1.00 KiB |" in row for row in rows)
+    assert not any("cannot run" in row for row in rows)
 
 
 def test_an_estimate_does_not_disturb_a_run(

@@ -1,11 +1,19 @@
 """A model of transformers through a whole run: checked, measured, and recorded with what is not defined for it."""
 
+import os
+from pathlib import Path
+
 import pytest
+import torch
 
 from retbench.config.own_models import OwnModels
-from retbench.planning.plan import make_plan
-from retbench.records.record import Record
+from retbench.measure.environment import code_revision, describe_environment
+from retbench.planning.plan import Plan, make_plan
+from retbench.records.record import ReadRate, Record, utc_now
 from retbench.report.frames import load_results
+from retbench.running import tasks
+from retbench.running.protocol import Checked, Job, MeasureCell, Message, RunInfo, Streamed
+from retbench.running.recording import Surroundings
 from retbench.running.runner import run_plan
 from tests.models.hf_models import save_hf_model
 from tests.running.observer import Observer
@@ -25,35 +33,60 @@ rounds = 1
 warmup_s = 0.0
 min_steps = 2
 threads = 1
-memory_limit_bytes = 50_000_000
 [profiles.smoke.workloads]
 """
 TIMED = """decode = {context_len = [64], batch_size = [2]}
 prefill = {context_len = [64]}
 memory = {context_len = [64]}
 """
+READ_CURVE = (ReadRate(footprint_bytes=2**28, bytes_per_s=1e10, kernel="dot", measured_at=utc_now()),)
 LARGEST_BATCH = "largest_batch = {context_len = [64]}\n"
 
 
+def plan_of(folder: Path, model: Path, name: str, workloads: str, *overrides: str) -> Plan:
+    experiment = folder / f"{name}.toml"
+    experiment.write_text(EXPERIMENT + workloads, encoding="utf-8")
+    own = OwnModels((str(model),))
+    return make_plan(str(experiment), profile="smoke", device="cpu", overrides=overrides, own_models=own)
+
+
+def work_on(plan: Plan, folder: Path) -> None:
+    """Do the work of both workers of a plan of one model in this process, which has loaded transformers."""
+    device = torch.device("cpu")
+    run = RunInfo(run_id="r", experiment="own", profile="smoke", command="", code_revision=code_revision())
+    job = Job(
+        task="prepare",
+        run=run,
+        cells=plan.cells,
+        records_path=folder / "out" / "records.jsonl",
+        states_dir=folder / "states",
+        read_curve=READ_CURVE,
+        parent_pid=os.getpid(),
+    )
+    (folder / "out").mkdir(exist_ok=True)
+    sent: list[Message] = []
+    tasks._prepare(job, device, tasks._store(job), sent.append)
+    gate = next(message.gate for message in sent if isinstance(message, Checked))
+    assert any(isinstance(message, Streamed) for message in sent)
+    measuring = job.model_copy(update={"task": "measure", "gate": gate})
+    requests = (MeasureCell(index=index, round=0) for index in range(len(plan.cells)))
+    surroundings = Surroundings(describe_environment(device, 1))
+    tasks._measure(measuring, device, surroundings, sent.append, requests)
+
+
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+def records(told_products: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
     """Records of a model with a cache of windows and of one with a fixed state, by model and workload.
 
-    The largest batch has a worker for each model, so only one model is asked for it; `tests/models/test_hf_model.py`
-    takes the step of a trial with every model.
+    The first one is run, the largest batch by a worker of its own; `tests/models/test_hf_model.py` takes the step of a
+    trial with every model. Each process takes seconds to load transformers, so this one measures the other.
     """
     folder = tmp_path_factory.mktemp("own")
-    models = {name: str(save_hf_model(name, folder / name)) for name in ("mistral", "mamba")}
-    for name, workloads, asked in (("timed", TIMED, models), ("batch", LARGEST_BATCH, ("mistral",))):
-        experiment = folder / f"{name}.toml"
-        experiment.write_text(EXPERIMENT + workloads, encoding="utf-8")
-        plan = make_plan(
-            str(experiment),
-            profile="smoke",
-            device="cpu",
-            own_models=OwnModels(tuple(models[one] for one in asked)),
-        )
+    cached, fixed = (save_hf_model(name, folder / name) for name in ("mistral", "mamba"))
+    for name, workloads in (("timed", TIMED), ("batch", LARGEST_BATCH)):
+        plan = plan_of(folder, cached, name, workloads, "memory_limit_bytes=50_000_000")
         run_plan(plan, folder / "out", fresh=False, notify=Observer())
+    work_on(plan_of(folder, fixed, "fixed", TIMED), folder)
     return {(one.model.name, one.workload): one for one in load_results(folder / "out").records}
 
 

@@ -165,7 +165,7 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
 def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run_found(
     tiny_experiment: Path, tmp_path: Path, loops: bool, layout: str
 ) -> None:
-    plan = plan_for(tiny_experiment, "compile=true")
+    plan = plan_for(tiny_experiment, "compile=true", "size=25k")
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
     found = dict.fromkeys(ROW_OUTCOMES, 0) | {"packed_rows, float32": 0, "by_output, float32": int(loops)}
     told = {"products": found, "cells": (cell,), "read_curve": READ_CURVE}
@@ -188,7 +188,8 @@ def test_changed_source_is_not_measured(refused: tuple[Path, Answer]) -> None:
 
 def test_a_full_disk_is_reported_as_such(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "states").write_text("in the way", encoding="utf-8")
-    failed = ask(make_job(plan, tmp_path, task="prepare")).received[-1]
+    known = {"products": dict.fromkeys(ROW_OUTCOMES, 0)}  # which the worker would find out first
+    failed = ask(make_job(plan, tmp_path, task="prepare").model_copy(update=known)).received[-1]
     assert isinstance(failed, Failed)
     assert failed.kind == "StorageError"
 

@@ -26,11 +26,11 @@ chunk_size = 32
 architecture = "transformer"
 
 [profiles.cpu]
-size = "1m"
+size = "300k"
 threads = 1
 [profiles.cpu.training]
 corpus = "{corpus}"
-sizes = ["1m"]
+sizes = ["300k"]
 seq_len = 48
 batch_size = 2
 num_tokens = 1152

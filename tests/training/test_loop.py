@@ -19,6 +19,7 @@ from retbench.errors import DivergedError, UnsupportedError
 from retbench.files import checksum
 from retbench.models.build import build_model
 from retbench.ops import kernels
+from retbench.ops.linear import RowProducts
 from retbench.ops.linear_operator import linear_chunkwise
 from retbench.training.events import CurvePoint, TrainingEvent
 from retbench.training.loop import Stopped, Trainer, write_curve
@@ -175,6 +176,13 @@ def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) 
         [p.train_loss_nats for p in expected], rel=1e-4
     )
     assert points[0].tokens_per_s > 0.01 * points[-1].tokens_per_s
+
+
+def test_no_products_are_timed_for_a_run_which_takes_no_decode_steps(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retbench.models.build.row_products", lambda *_: pytest.fail("products are timed"))
+    assert trainer_of(plan, tmp_path).model.weight_product == RowProducts().description
 
 
 def test_a_compiled_run_is_another_run(plan_of: PlanOf) -> None:

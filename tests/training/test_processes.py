@@ -60,9 +60,9 @@ def finish(process: "subprocess.Popen[str]") -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Path:
-    """A folder with the small experiment at its smallest size."""
+    """A folder with the small experiment."""
     folder = tmp_path_factory.mktemp("processes")
-    text = TINY_TRAINING.format(corpus=corpus_dir).replace('"1m"', '"300k"')
+    text = TINY_TRAINING.format(corpus=corpus_dir)
     (folder / "tiny.toml").write_text(text, encoding="utf-8")
     return folder
 

@@ -34,9 +34,15 @@ def _no_second_product_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training_cell(
-    name: str, backend: str, context_len: int, batch_size: int = 1, *, checkpointing: bool = False
+    name: str,
+    backend: str,
+    context_len: int,
+    batch_size: int = 1,
+    *,
+    checkpointing: bool = False,
+    size: str = "1m",
 ) -> Cell:
-    cell = make_cell(name, "training", context_len, batch_size)
+    cell = make_cell(name, "training", context_len, batch_size, size=size)
     settings = cell.settings.model_copy(update={"activation_checkpointing": checkpointing})
     return with_backend(cell.model_copy(update={"settings": settings}), backend)
 
@@ -155,7 +161,8 @@ def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(
     growth = {}
     for name, backend in FORMS:
         short, middle, long = (
-            bytes_of(context_of, training_cell(name, backend, length))["peak_bytes"] for length in lengths
+            bytes_of(context_of, training_cell(name, backend, length, size="300k"))["peak_bytes"]
+            for length in lengths
         )
         growth[backend] = (long - middle) / (middle - short)
     assert growth["chunkwise"] == pytest.approx(2.0, rel=0.01)

@@ -78,7 +78,7 @@ def _find_backends(device: str) -> Backends:
 
     from retbench.architectures.matching import resolve_model
     from retbench.architectures.registry import named_specs
-    from retbench.models.build import build_model
+    from retbench.models.build import usable_backends
 
     if device != "cpu":
         typer.echo(
@@ -89,10 +89,8 @@ def _find_backends(device: str) -> Backends:
     for name, spec in named_specs().items():
         config = resolve_model(spec, "1m")
         for dtype in DTYPES:
-            model = build_model(
-                config, dtype=getattr(torch, dtype), device=device, seed=0, backend=spec.backend
-            )
-            for backend, reason in model.backends().items():
+            backends = usable_backends(config, dtype=getattr(torch, dtype), device=device)
+            for backend, reason in backends.items():
                 found.setdefault(name, {}).setdefault(backend, {})[dtype] = reason
     return found
 

@@ -11,6 +11,7 @@ import typer
 
 from retbench.errors import printable, unknown_name
 from retbench.report.columns import align_columns
+from retbench.report.markdown import markdown_rows
 
 WIDEST_PROSE = 100
 """Characters of a line of prose on a wide terminal."""
@@ -54,11 +55,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str,
     if form == "text":
         typer.echo("\n".join(align_columns(header, rows, terminal_width(), keys=keys)))
         return
-    import pandas as pd
-
-    from retbench.report.formats import markdown_table
-
-    typer.echo(markdown_table(pd.DataFrame([[*map(printable, row)] for row in rows], columns=[*header])))
+    typer.echo(markdown_rows(header, [[*map(printable, row)] for row in rows]))
 
 
 def same_reasons(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:

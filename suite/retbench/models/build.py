@@ -14,6 +14,7 @@ from retbench.measure.products import row_products
 from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder, check_decode_operators
 from retbench.ops import fused
+from retbench.ops.linear import RowProducts
 
 INIT_STD = 0.02
 """Standard deviation of every weight matrix; `initializer_range` of Llama and of fla's RetNet."""
@@ -29,6 +30,7 @@ def build_model(
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
     decode_operators: str | None = None,
+    products: RowProducts | None = None,
     initialisation: Initialisation = "plain",
 ) -> Decoder:
     """Build a model on its device, in evaluation mode, with weights drawn from `seed`.
@@ -42,6 +44,7 @@ def build_model(
         chunk_size: Tokens per chunk of a chunkwise form; the mixer's default when None.
         compute_dtype: Dtype that the caller's autocast gives the operators; that of the weights when None.
         decode_operators: fused or eager; None is fused if they can run here, else eager.
+        products: How few rows are multiplied; None is the fastest way here, which takes seconds to find out on a CPU.
         initialisation: As of `init_weights`.
 
     Raises:
@@ -56,6 +59,7 @@ def build_model(
         chunk_size=chunk_size,
         compute_dtype=compute_dtype,
         decode_operators=decode_operators,
+        products=products,
     )
     init_weights(model, seed, initialisation)
     return model
@@ -70,6 +74,7 @@ def allocate_model(
     chunk_size: int | None = None,
     compute_dtype: torch.dtype | None = None,
     decode_operators: str | None = None,
+    products: RowProducts | None = None,
 ) -> Decoder:
     """Build a model with uninitialised weights, to be filled from a file; arguments and errors as of `build_model`."""
     with _default_dtype(dtype), torch.device(device), _WithoutInit():
@@ -81,7 +86,7 @@ def allocate_model(
     if decode_operators is None:
         decode_operators = fused.default_operators(model.device, model.dtype)
     model.set_decode_operators(decode_operators)
-    model.set_row_products(row_products(model.device, dtype))
+    model.set_row_products(row_products(model.device, dtype) if products is None else products)
     return model.eval()
 
 
@@ -113,6 +118,21 @@ def _check_params(model: Decoder) -> None:
                 f"{mixer.config.title}: the configuration counts {counted:,} parameters, and its module has {built:,}. "
                 "Correct streamed_params, local_params or other_params, or the module."
             )
+
+
+def usable_backends(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, str | None]:
+    """Return why each backend of a model cannot run on a device, or None where it can; no product is timed for it.
+
+    Args:
+        config: The model.
+        dtype: Dtype of the weights.
+        device: torch's name or device.
+    """
+    with _default_dtype(dtype), torch.device(device), _WithoutInit():
+        model = Decoder(config, config.forms[0], None)
+    return model.to(device).backends()
 
 
 class _WithoutInit(TorchFunctionMode):

@@ -73,9 +73,13 @@ def read_text() -> Tensor:
 def build(config: ModelConfig, spec: ModelSpec, dtype: torch.dtype) -> Decoder:
     """Build a model with the fixed weights on the CPU, and torch's products, however fast others are here."""
     model = allocate_model(
-        config, dtype=dtype, device="cpu", backend=spec.backend, chunk_size=spec.chunk_size
+        config,
+        dtype=dtype,
+        device="cpu",
+        backend=spec.backend,
+        chunk_size=spec.chunk_size,
+        products=RowProducts(),
     )
-    model.set_row_products(RowProducts())
     fill_weights(model)
     return model
 

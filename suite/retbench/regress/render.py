@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pandas as pd
-
 from retbench.errors import printable
 from retbench.files import write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.columns import align_columns
-from retbench.report.formats import escape_markdown, markdown_table
+from retbench.report.markdown import escape_markdown, markdown_rows
 from retbench.stats.intervals import Interval
 
 _GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
@@ -78,7 +76,7 @@ def _to_markdown(report: CheckReport, strict: bool) -> str:
     first, second = (escape_markdown(printable(side)) for side in (report.first, report.second))
     lines = [f"### retbench: {report.headline}", "", f"First: {first}  ", f"Second: {second}", ""]
     if rows := _table(report):
-        lines += [markdown_table(pd.DataFrame(rows[1:], columns=list(rows[0]))), ""]
+        lines += [markdown_rows(rows[0], rows[1:]), ""]
     lines += [f"- {escape_markdown(line)}" for line in _prose(report)[1:]]
     return "\n".join(lines) + "\n"
 

@@ -17,8 +17,9 @@ from retbench.report.claim_words import (
 )
 from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.cost_rules import TOLERANCE
-from retbench.report.formats import markdown_table, markdown_text
+from retbench.report.formats import markdown_table
 from retbench.report.judged_claims import JudgedClaim, spell
+from retbench.report.markdown import markdown_text
 
 if TYPE_CHECKING:
     from retbench.report.drawing import Drawing  # imports matplotlib

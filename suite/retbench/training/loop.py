@@ -24,6 +24,7 @@ from retbench.measure import environment
 from retbench.measure.compiled import compile_training
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
+from retbench.ops.linear import RowProducts
 from retbench.records.record import utc_now
 from retbench.training import snapshots
 from retbench.training.events import CurvePoint, Noted, Notify, PointAdded
@@ -124,6 +125,7 @@ class Trainer:
                 backend=entry.backend,
                 chunk_size=entry.chunk_size,
                 compute_dtype=torch.bfloat16 if self._uses_autocast else None,
+                products=RowProducts(),  # it takes no decode steps
                 initialisation=plan.initialisation(run),
             )
         make_contiguous(self.model)

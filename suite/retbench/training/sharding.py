@@ -1,6 +1,10 @@
-"""Models sharded over several processes by FSDP2: their shards, and their full weights."""
+"""Models sharded over several processes by FSDP2: their shards, and their full weights.
 
-from typing import TYPE_CHECKING
+Only where there are several, torch's module of sharded tensors is imported, which takes half a second.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,19 +55,19 @@ def full_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 def own_rows(tensor: Tensor, *, leads: bool) -> Tensor:
     """Return this process's rows of a sharded tensor; of a full one all in the first process and none in the others."""
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(tensor, DTensor):
-        return tensor.to_local()
+    to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    if to_local is not None:
+        return to_local()
     return tensor if leads else tensor.new_empty(0)
 
 
 @torch.no_grad()
 def match_layout(value: Tensor, like: Tensor) -> Tensor:
     """Return a full tensor, which every process has, with the device, memory layout and shards of `like`."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    if hasattr(like, "placements"):
+        from torch.distributed.tensor import distribute_tensor
 
-    if isinstance(like, DTensor):
+        sharded: Any = like
         own = value.to(like.device)
-        return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)
+        return distribute_tensor(own, sharded.device_mesh, sharded.placements, src_data_rank=None)
     return torch.zeros_like(like, memory_format=torch.preserve_format).copy_(value)
