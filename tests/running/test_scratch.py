@@ -1,3 +1,5 @@
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,3 +22,13 @@ def test_the_end_of_fresh_runs_on_one_node_leaves_those_of_another(
     other.end()
     monkeypatch.undo()
     assert FreshRuns(tmp_path, plan).read() == {"one"}
+
+
+def test_a_command_that_noted_no_run_removes_nothing(
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))  # on a read-only disk, of any name
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    FreshRuns(tmp_path, plan_of()).end()

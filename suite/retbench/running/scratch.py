@@ -139,4 +139,5 @@ class FreshRuns:
 
     def end(self) -> None:
         """Note that everything was measured: the next command with `--fresh` begins anew."""
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():  # on a read-only disk removing nothing is an error too
+            self._path.unlink()
