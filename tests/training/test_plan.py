@@ -32,7 +32,7 @@ def test_one_rate_needs_no_grid(plan: TrainingPlan) -> None:
     ("change", "unused"),
     [
         ("training.tuning_tokens=192", "tuning_tokens"),
-        ('training.tuning_sizes=["1m"]', "tuning_sizes"),
+        ('training.tuning_sizes=["300k"]', "tuning_sizes"),
         ("training.tuning_sizes=[]", None),
         ("threads=2", None),
     ],
