@@ -57,8 +57,9 @@ def run(code: str, **variables: str) -> str:
 
 
 @GLIBC
-def test_a_step_after_the_first_needs_no_page_of_the_kernel_where_freed_memory_is_kept() -> None:
-    code = "keep_freed_memory()\nstep()\nprint(faults_of(step) <= 8, keeps_freed_memory())"
+def test_a_step_after_the_first_two_needs_no_page_of_the_kernel_where_freed_memory_is_kept() -> None:
+    # What was free before the first step, and is split by it, can cost the second one a block.
+    code = "keep_freed_memory()\nstep()\nstep()\nprint(faults_of(step) <= 8, keeps_freed_memory())"
     assert run(code) == "True True"
 
 

@@ -102,7 +102,8 @@ def test_two_processes_are_within_1e_4_of_one_after_50_steps(folder: Path, model
 
 def test_the_first_process_alone_prints_and_records(folder: Path, together: tuple[str, str]) -> None:
     printed, progress = together
-    ours = [line for line in printed.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.10 says
+    # torch 2.10 says so too, in both processes at once.
+    ours = [line for line in printed.splitlines() if "connected peer ranks" not in line]
     assert len(ours) == 4  # the two lines of a heading and two runs
     assert progress.count("retnet-300k-seed0: done") == 1
     records = training_records(folder / "two")

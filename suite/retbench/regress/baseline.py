@@ -144,6 +144,7 @@ def baseline_path(folder: Path, baseline: Baseline) -> Path:
 
 def baseline_lock(path: Path) -> FileLock:
     """Return the lock to hold while a baseline is changed: other processes may save or accept runs too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
