@@ -242,13 +242,12 @@ def _check_device(profile: Profile, device: Device) -> None:
 def _check_settings(profile: Profile, where: str) -> None:
     """Refuse settings that contradict the workloads, or that none of them uses."""
     workloads, present = profile.workloads.registered, ", ".join(profile.workloads.specs)
-    if profile.cuda_graph and not any(one.starts_from_state for one in workloads):
-        captured = " or ".join(f"'{one.name}'" for one in WORKLOADS.values() if one.starts_from_state)
+    training = [one.name for one in workloads if one.computes_gradients]
+    if profile.cuda_graph and len(training) == len(workloads):
         raise ConfigError(
-            f"{where}: cuda_graph = true, and none of its workloads ({present}) is {captured}, whose steps alone are "
-            "captured in CUDA graphs. Use --set cuda_graph=false."
+            f"{where}: cuda_graph = true, and its only workload is '{training[0]}', whose steps are not captured in a "
+            "CUDA graph. Use --set cuda_graph=false."
         )
-    training = any(one.computes_gradients for one in workloads)
     if profile.activation_checkpointing and not training and profile.training is None:
         raise ConfigError(
             f"{where}: activation_checkpointing = true, and none of its workloads ({present}) "

@@ -106,10 +106,9 @@ class Workload:
         order: Place in lists; workloads of users' packages come last.
         one_round: Another round would only repeat the first.
         finds_batch: It finds a batch size instead of being given one, in a worker of its own for each cell.
-        starts_from_state: Its cells start from a state of real text where the model's state can be streamed, and its
-            steps are captured where a profile says `cuda_graph`.
+        starts_from_state: Its cells start from a state of real text where the model's state can be streamed.
         compiles: Its steps are compiled where a profile says `compile`.
-        computes_gradients: Its steps train, and may recompute activations.
+        computes_gradients: Its steps train. They are not captured in CUDA graphs and may recompute activations.
         reads_prompts: Its steps process whole prompts, so that the activations of a prompt are in memory.
     """
 
