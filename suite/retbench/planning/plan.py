@@ -120,19 +120,13 @@ def make_plan(
     _check_device(chosen, found)
     _check_settings(chosen, where)
     experiment = experiment.model_copy(update={"profiles": {**experiment.profiles, profile_name: chosen}})
-    of_training = [item for item in overrides if field_of(item) in READ_BY_TRAINING]
-    request = [name_or_path, *(word for item in of_training for word in ("--set", item))]
-    request += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    request = _training_request(name_or_path, overrides, data_dir)
     models = find_models(experiment, profile_name, results, data_dir, request)
     _check_caches(models, chosen, where)
     _check_whole_models(models, chosen, where)
     settings, inputs = _settings(chosen, found), find_inputs(models, chosen, data_dir)
     planned = tuple(cells.expand(experiment, profile_name, settings, models=models, inputs=inputs))
-    if not planned:
-        raise ConfigError(
-            f"{where}: no model is measured by any of its workloads ({', '.join(chosen.workloads.specs)}). Add one of "
-            "them to the field 'workloads' of a model, or remove that field."
-        )
+    _check_cells(planned, chosen, where)
     options = {
         "--profile": profile_name,
         "--device": found.name,
@@ -151,6 +145,22 @@ def make_plan(
         data_dir=data_dir,
         note="; ".join(filter(None, [note, _describe_unmatched(models)])) or None,
     )
+
+
+def _training_request(name_or_path: str, overrides: Sequence[str], data_dir: Path | None) -> list[str]:
+    """Return the words after `retbench train` by which the models of a plan would be trained."""
+    of_training = [item for item in overrides if field_of(item) in READ_BY_TRAINING]
+    words = [name_or_path, *(word for item in of_training for word in ("--set", item))]
+    return words if data_dir is None else [*words, "--data-dir", str(data_dir)]
+
+
+def _check_cells(planned: Sequence[Cell], profile: Profile, where: str) -> None:
+    """Refuse a plan without a cell."""
+    if not planned:
+        raise ConfigError(
+            f"{where}: no model is measured by any of its workloads ({', '.join(profile.workloads.specs)}). Add one of "
+            "them to the field 'workloads' of a model, or remove that field."
+        )
 
 
 def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:

@@ -242,7 +242,7 @@ def _set_up(
     if gate is None:
         gate = job_model.check_gate(job, model)
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
-    gc.freeze()  # a model of transformers comes with a library of which every trial of a batch would scan all objects
+    gc.freeze()  # each trial of a batch would else scan the whole library that a model of transformers loads
     if job.gate is None or products.found() != job.products:
         send(Checked(gate=gate, products=products.found()))
     # Later runs multiply as this one does.
