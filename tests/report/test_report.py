@@ -133,6 +133,24 @@ def test_published_records_stand_apart_from_the_readers_own(
     assert {*re.findall(r'href="#([^"]+)"', contents)} == {*re.findall(r'<section id="([^"]+)"', evidence)}
 
 
+def test_files_of_figures_are_those_of_the_readers_own_records(
+    cpu_records: list[Record], tmp_path: Path
+) -> None:
+    own = [r.model_copy(update={"run_id": "mine"}) for r in cpu_records if r.experiment == "latency"]
+    root = write_results(tmp_path / "results", own)
+    write_results(root / "published", cpu_records)
+    write_report(root, tmp_path / "out")
+    names = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {name.partition("_")[0] for name in names} == {"latency"}
+    evidence, markdown = (
+        (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("evidence.html", "report.md")
+    )
+    assert '<figure id="memory_batch1"' in evidence
+    for page in (evidence, markdown):
+        assert {*re.findall(r"figures/(\w+)\.(?:svg|png|csv)", page)} <= names
+        assert "retbench report --results results/published" in re.sub(r"</?(?:code|span)>", "", page)
+
+
 def test_experiments_of_different_models_stand_side_by_side_each_with_its_pair(
     cpu_records: list[Record], training_records: list[Record], tmp_path: Path
 ) -> None:

@@ -30,6 +30,12 @@ from retbench.report.score_figures import draw_scores
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
 
+_ELSEWHERE = (
+    "The figures are in evidence.html. To write them to files as well: "
+    "`retbench report --results results/published --out FOLDER`."
+)
+"""What is said of figures of published records where the reader has records, too."""
+
 
 class ReportPage(NamedTuple):
     """Everything that the templates show.
@@ -40,7 +46,8 @@ class ReportPage(NamedTuple):
         first: Figure beside the answer; None without figures.
         sections: Sections of the first page.
         evidence: Sections of the second page.
-        drawings: All figures.
+        drawings: Figures of the first origin, which are written to files, too.
+        other_drawings: Figures of the other origins, which are on the second page alone.
         models: Label of each model that is drawn on the first page, by its name.
         others: Address and title of each further set of records, whose sections are on the second page.
     """
@@ -51,6 +58,7 @@ class ReportPage(NamedTuple):
     sections: list[Section]
     evidence: list[Section]
     drawings: list[Drawing]
+    other_drawings: list[Drawing]
     models: Mapping[str, str]
     others: list[tuple[str, str]]
 
@@ -65,6 +73,8 @@ class WrittenReport(NamedTuple):
 def write_report(results: Path, out: Path) -> WrittenReport:
     """Write `index.html`, `evidence.html`, `report.md` and `figures/` into a folder.
 
+    The files in `figures/` are those of the reader's own records, or of the published ones where there are no others.
+
     Args:
         results: A record file, or a folder of them.
         out: The folder; it is created if need be, and files of an earlier report are overwritten.
@@ -78,7 +88,8 @@ def write_report(results: Path, out: Path) -> WrittenReport:
     check_writable(out, "--out")
     page = make_page(found)
     paths = [path for drawing in page.drawings for path in save_drawing(drawing, out / "figures")]
-    svgs = {drawing.name: inline_svgs(drawing, f"f{number}-") for number, drawing in enumerate(page.drawings)}
+    drawings = [*page.drawings, *page.other_drawings]
+    svgs = {drawing.name: inline_svgs(drawing, f"f{number}-") for number, drawing in enumerate(drawings)}
     templates = _templates()
     for name in ("index.html", "evidence.html", "report.md"):
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=colour_rules())
@@ -123,7 +134,8 @@ def make_page(results: Results) -> ReportPage:
             Section("details", "Claims in detail", [Block("details", claims)]),
             *(s for e in evidence for s in e),
         ],
-        drawings=[drawing for origin in origins for drawing in origin.drawings],
+        drawings=origins[0].drawings,
+        other_drawings=[drawing for origin in origins[1:] for drawing in origin.drawings],
         models=main.labels,
         others=others,
     )
@@ -153,13 +165,14 @@ def _evidence(origin: _Origin, results: Results, *, is_first: bool) -> list[Sect
         return sections
     name, title = origin.contents.selection.anchor, origin.contents.selection.title
     sections.insert(0, _tables(origin.contents))
-    figures = [_figures(origin, None)._replace(title="Figures")] if origin.drawings else []
+    blocks = [Block("text", _ELSEWHERE), Block("figures", origin.drawings)]
+    figures = [Section(name, "Figures", blocks)] if origin.drawings else []
     named = (one._replace(name=f"{one.name}-{name}") for one in sections)
     return [one._replace(records=title) for one in (*figures, *named)]
 
 
 def _figures(origin: _Origin, first: Drawing | None) -> Section:
-    """Return the figures of one origin but for the one beside the answer."""
+    """Return the figures of an origin but for the one beside the answer."""
     others = [drawing for drawing in origin.drawings if drawing is not first]
     return Section(
         origin.contents.selection.anchor, origin.contents.selection.title, [Block("figures", others)]
