@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import architectures, named_specs
 from retbench.cli import app
 from retbench.data.text import read_tokens
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, GateError
 from retbench.mixers.mixer import StateTensor
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence
 from retbench.records.record import Gate
+from retbench.training.engine import GeneratedExamples, train_all
+from retbench.training.planning import make_training_plan
 from retbench.user_packages import ARCHITECTURES
 from tests.checkpoints.stored import save_model
 
@@ -31,9 +35,10 @@ ENTRY = metadata.EntryPoint("min_gru", "min_gru.architecture:ARCHITECTURE", ARCH
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example as an installed package, in place of any other."""
+    """The example as an installed package, in place of any other architectures."""
     monkeypatch.syspath_prepend(EXAMPLE)
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [ENTRY] if group == ARCHITECTURES else [])
+    others, mine = metadata.entry_points, {"group": ARCHITECTURES}
+    monkeypatch.setattr(metadata, "entry_points", lambda **kw: [ENTRY] if kw == mine else others(**kw))
     architectures.cache_clear()
     yield
     architectures.cache_clear()
@@ -231,3 +236,49 @@ def test_what_fails_in_a_checkpoint_is_told_in_one_line(
     result = CliRunner().invoke(app, ["generate", str(tmp_path / "mine"), "--prompt", "A", "--device", "cpu"])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("retbench: package 'min_gru': RuntimeError: The size of")
+
+
+TRAINED = """
+title = "A tiny training"
+source = "none: a test"
+expect = "It ends."
+[models.mine]
+architecture = "retnet"
+[profiles.smoke]
+size = "25k"
+threads = 1
+[profiles.smoke.training]
+sizes = ["25k"]
+seq_len = 32
+batch_size = 4
+num_tokens = 512
+recipe = "recall"
+learning_rates = [4e-3]
+validation_tokens = 128
+validate_every = 4
+checkpoint_every = 4
+[profiles.smoke.training.task]
+name = "mqar"
+vocab_size = 64
+num_pairs = [2]
+[profiles.smoke.workloads.mqar]
+num_pairs = { 32 = [2] }
+limit = 4
+"""
+
+
+def test_a_mixer_is_checked_before_it_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(TRAINED, encoding="utf-8")
+    plan = make_training_plan(str(tmp_path / "own.toml"), device="cpu")
+    config = resolve_model(named_specs()["min_gru"], "25k", vocab_size=64)
+    plan = replace(plan, models=dict.fromkeys(plan.models, config))
+    train = partial(
+        train_all, plan, GeneratedExamples(), tmp_path, notify=lambda event: None, stop=lambda: False
+    )
+    forward = module().forward
+    with monkeypatch.context() as changed:
+        changed.setattr(module(), "forward", lambda *args, **named: forward(*args, **named).flip(0))
+        with pytest.raises(GateError, match=r"of 'mine' at size 25k are not equivalent: a sequence"):
+            train()
+    assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
+    assert {result.status for result in train().runs} == {"ok"}

@@ -23,10 +23,15 @@ def blaming_package(config: ModelConfig) -> Iterator[None]:
     except (RetbenchError, OSError):
         raise
     except Exception as error:
-        packages = {package_of(type(mixer)) for mixer in config.mixers} - {OWN}
+        packages = users_packages(config)
         if not packages or is_out_of_memory(error):
             raise
         raise fault(error, packages, _declared(config, error)) from error
+
+
+def users_packages(config: ModelConfig) -> set[str]:
+    """Return the import names of the users' packages that mixers of a model are of."""
+    return {package_of(type(mixer)) for mixer in config.mixers} - {OWN}
 
 
 def _declared(config: ModelConfig, error: Exception) -> str:

@@ -25,6 +25,7 @@ from retbench.errors import DivergedError
 from retbench.files import atomic_folder, storing
 from retbench.measure.ceilings import measure_matmul_rate
 from retbench.training import trained
+from retbench.training.equivalence import check_users_models
 from retbench.training.events import (
     Notify,
     RunResult,
@@ -96,7 +97,10 @@ def train_all(
         ranks: The processes that train each run together; all of them call this, with one folder for all.
 
     Raises:
-        ConfigError: a folder holds a run with other settings; nothing was trained.
+        ConfigError: a folder holds a run with other settings, or a mixer of a user's package fails; nothing was
+            trained.
+        GateError: the execution modes of a model with mixers of a user's package are not equivalent; nothing was
+            trained.
         StorageError: a file could not be written; everything on disk is intact, and the same command continues.
     """
     engine = _Engine(plan, data, out, notify, stop, ranks)
@@ -215,6 +219,8 @@ class _Engine:
         plan = self.plan
         done = self.ranks.lead(lambda: sum(trained.is_done(self.out, plan, run) for run in plan.runs))
         self.notify(TrainingPlanned(len(plan.runs), done))
+        if done < len(plan.runs):
+            check_users_models(plan)
         interrupted = False
         try:
             for run in plan.tuning_runs:
