@@ -13,7 +13,7 @@ from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
 from retbench.measure.clock import time_call
-from retbench.measure.products import storing_by_output_is_faster
+from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.equivalence import LIMITS, step_error
@@ -30,6 +30,7 @@ class _Decoding:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
         model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
+        model.set_row_products(row_products(model.device, dtype, compiled=compiled))
         layout = storing_by_output_is_faster(model.device, dtype, compiled=compiled, rows=BATCH_SIZE)
         model.store_weights(by_output=layout)
         rows = read_rows(BATCH_SIZE, DEPTH + 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retbench.measure.clock import time_call
-from retbench.measure.products import storing_by_output_is_faster
+from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
@@ -69,6 +69,7 @@ class OurDecoding:
     """
 
     def __init__(self, model: LanguageModel, prompt: Tensor, *, compiled: bool = False) -> None:
+        model.set_row_products(row_products(model.device, model.dtype, compiled=compiled))
         model.store_weights(
             by_output=storing_by_output_is_faster(model.device, model.dtype, compiled=compiled)
         )

@@ -11,7 +11,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.measure.clock import time_steps
-from retbench.measure.products import storing_by_output_is_faster
+from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
@@ -63,6 +63,7 @@ def _measure_steps(config: ModelConfig, backend: str, *, compiled: bool) -> dict
     """Return the median seconds of a step at every depth, each after a step at the depth before."""
     torch.compiler.set_stance("default")
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
+    model.set_row_products(row_products(CPU, model.dtype, compiled=compiled))
     model.store_weights(by_output=storing_by_output_is_faster(CPU, model.dtype, compiled=compiled))
     return {depth: _seconds_at(depth, model, compiled=compiled) for depth in DEPTHS}
 

@@ -105,9 +105,27 @@ def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place
             out = attend(q, k, v)
     assert relative_error(out, expected) < 1e-5
     events = profiler.key_averages(group_by_input_shape=True)
-    assert "retbench::attend_single" in {event.key for event in events}
+    assert "retbench::average_values" in {event.key for event in events}
     copied = [shape for event in events if event.key == "aten::copy_" for shape in event.input_shapes]
     assert not [shape for shape in copied if shape[-2:] == [33, 8]]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_compiled_step_attends_by_products_of_any_number_of_keys_by_one_code(heads, kv_heads, dtype):
+    q, k, v = make_inputs(1, 5002, heads=heads, kv_heads=kv_heads, dtype=dtype)
+    attend = torch.compile(
+        lambda q, k, v: attention.attend("auto", q, k, v, FewestKeys(0, 0)), fullgraph=True, dynamic=True
+    )
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        for tensor in (q, k, v):
+            torch._dynamo.mark_static(tensor, [0, 1, 3])
+        attend(q, k[:, :, :20], v[:, :, :20])
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for keys in (2, 17, 513, 4095, 4096, 4097, 5000):
+                part = k[:, :, :keys], v[:, :, :keys]
+                error = relative_error(attend(q, *part), attend_reference(q, *part))
+                assert error < (1e-5 if dtype == torch.float32 else 1e-12)
 
 
 def test_values_of_many_keys_are_summed_in_slices_by_one_compilation_for_every_number(monkeypatch):

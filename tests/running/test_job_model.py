@@ -28,7 +28,9 @@ def test_a_worker_builds_with_the_decode_operators_of_the_settings(
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    model = SimpleNamespace(store_weights=lambda *, by_output: None, dtype=torch.float32)
+    model = SimpleNamespace(
+        dtype=torch.float32, set_row_products=lambda products: None, store_weights=lambda *, by_output: None
+    )
     monkeypatch.setattr(job_model, "build_model", lambda config, **options: asked.append(options) or model)
     (cell, *_) = plan_of("size=300k", "decode_operators=eager").cells
     job_model.build(SimpleNamespace(cells=(cell,)), torch.device("cpu"))
@@ -67,3 +69,24 @@ def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds
     cells = plan_of("size=300k", f"compile={compiled}").cells
     job_model.build(SimpleNamespace(cells=cells), torch.device("cpu"))  # type: ignore[arg-type]
     assert known == [rows | found]
+
+
+def test_decode_steps_attend_by_products_where_they_are_compiled(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = dict.fromkeys(ROW_OUTCOMES, 0) | {"packed_rows, float32": 0, "by_output, float32": 0}
+    monkeypatch.setattr(job_model.products, "_found", found)
+    cells = {
+        compiled: next(cell for cell in plan_of("size=300k", f"compile={compiled}").cells if cell.model.grows)
+        for compiled in ("true", "false")
+    }
+    device, tokens = torch.device("cpu"), torch.tensor([[1, 2, 3]])
+    model = job_model.build(SimpleNamespace(cells=[*cells.values()]), device)  # type: ignore[arg-type]
+    for compiled, kernel in (("true", "products"), ("false", "sdpa:flash"), ("true", "products")):
+        job_model.set_products(model, device, cells[compiled])
+        model.set_backend(model.backend)
+        with torch.inference_mode():
+            state = model.init_state(1, 4)
+            model(tokens, state)
+            model(tokens[:, :1], state)
+        assert model.executed_backends()["decode"] == kernel

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retbench.records.record import Record
+from retbench.records.record import Point, Record
 from retbench.records.store import read_records
 
 pytestmark = pytest.mark.slow
@@ -103,6 +103,20 @@ def finished(out: Path) -> Counter[tuple[str, int]]:
     return Counter((one.cell_id, one.round) for one in records_of(out) if one.status == "ok")
 
 
+def assert_whole_rounds(records: list[Record]) -> None:
+    """Costs are compared within the rounds of one run: some run has measured every round of a point of all models.
+
+    An interruption between two models has that round of the point measured again, and nothing else.
+    """
+    points: dict[tuple[Point, int], dict[str, set[str]]] = {}
+    for one in records:
+        if one.workload == "decode":
+            runs = points.setdefault((one.point, one.round), {})
+            runs.setdefault(one.run_id, set()).add(one.cell_id)
+    for runs in points.values():
+        assert set().union(*runs.values()) in runs.values()
+
+
 def files_in(out: Path) -> list[Path]:
     return sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
 
@@ -134,7 +148,11 @@ def test_killed_runs_go_on_and_leave_nothing(folder: Path) -> None:
             assert done <= set(finished(out))  # nothing is lost
             done = set(finished(out))
         finish(folder, "run", out)  # without this, a cell whose worker was killed has failed
-        assert finished(out) == dict.fromkeys(whole, 1)  # nothing is repeated
+        counts = finished(out)
+        assert set(counts) == whole
+        assert_whole_rounds([one for one in records_of(out) if one.status == "ok"])
+        repeated = {pair for pair, count in counts.items() if count > 1}
+        assert repeated <= {(one.cell_id, one.round) for one in records_of(out) if one.workload == "decode"}
         named = {one.documents.file for one in records_of(out) if one.documents}
         assert {path.name for path in files_in(out) if path.suffix == ".gz"} == named
         assert not list(out.rglob(".*"))

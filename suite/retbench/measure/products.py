@@ -19,6 +19,7 @@ from retbench.measure.product_trials import (
     measure_packing,
     measure_rows,
 )
+from retbench.ops.attention import compiled_products_are_faster
 from retbench.ops.linear import MOST_LOOPED_ROWS, FewestKeys, RowProducts
 from retbench.ops.precision import cpu_multiplies
 
@@ -26,15 +27,21 @@ _found: dict[str, int] = {}
 """The outcomes in this process by name, measured or told by another."""
 
 
-def row_products(device: torch.device, dtype: torch.dtype) -> RowProducts:
+def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> RowProducts:
     """Return how a step multiplies few rows: on a CPU not by torch's usual methods where others are faster.
 
     How it multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods are
     measured once per process, on torch's present threads, unless another process has: see `agree`.
+
+    Args:
+        device: A CPU or a CUDA device; nothing else may run on it.
+        dtype: Dtype of the weights.
+        compiled: Whether steps are compiled: then products of any number of keys may be the faster attention.
     """
     if device.type != "cpu":
         return RowProducts()
-    attention_from = _attention_from(dtype)
+    always = compiled and compiled_products_are_faster(device, dtype)
+    attention_from = FewestKeys(0, 0) if always else _attention_from(dtype)
     if dtype != torch.float32:
         return RowProducts(attention_from)
     if "onednn_rows" not in _found:

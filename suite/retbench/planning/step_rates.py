@@ -16,7 +16,12 @@ from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.mixers.mixer import StateTensor
 from retbench.mixers.state import allocate_state
 from retbench.ops import fused
-from retbench.ops.attention import attend, attend_products
+from retbench.ops.attention import (
+    AttentionBackend,
+    attend,
+    attend_products,
+    compiled_products_are_faster,
+)
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_operator import linear_decayed_step_
@@ -76,7 +81,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
-    attention = tuple(_curve(_attention(device, dtype, size), [size], device)[0] for size in footprints)
+    make_attention = partial(_attention, device, dtype, _single_attention(device, dtype, compiled=compiled))
+    attention = tuple(_curve(make_attention(size), [size], device)[0] for size in footprints)
     product_s: Curve = ((1, 0.0),)
     view_s = 0.0 if compiled else _view_seconds(device)
     if compiled:
@@ -206,12 +212,28 @@ def _loops(dtype: torch.dtype, width: int) -> tuple[int, Callable[[], Call]]:
     return first.numel() * dtype.itemsize, lambda: partial(multiply, row, torch.ones_like(first))
 
 
-def _attention(device: torch.device, dtype: torch.dtype, footprint: int) -> tuple[int, Callable[[], Call]]:
+def _single_attention(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> AttentionBackend:
+    """Return the attention of one token that a step executes, compiled where that is other code."""
+    products_from = row_products(device, dtype, compiled=compiled).attention_from
+    attend_once = partial(attend, "auto", products_from=products_from)
+    if not compiled or not compiled_products_are_faster(device, dtype):
+        return attend_once
+    query, keys, values = (
+        torch.randn(1, _ATTENTION_HEADS, length, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
+        for length in (1, _FEW_TOKENS, _FEW_TOKENS)
+    )
+    for tensor in (query, keys, values):
+        torch._dynamo.mark_static(tensor, [0, 1, 3])
+    return compile_step(attend_once, query, keys, values).run
+
+
+def _attention(
+    device: torch.device, dtype: torch.dtype, attend_once: AttentionBackend, footprint: int
+) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a cache, and a function that makes the attention of one token to a new one.
 
     A large footprint is that of a few deep caches, which a step may read by another method and faster than short ones.
     """
-    products_from = row_products(device, dtype).attention_from
     token_bytes = 2 * _ATTENTION_HEADS * _ATTENTION_HEAD_DIM * dtype.itemsize
     tokens = max(_CACHE_TOKENS, footprint // (_NUM_CACHES * token_bytes))
     shape = (1, _ATTENTION_HEADS, tokens, _ATTENTION_HEAD_DIM)
@@ -219,7 +241,7 @@ def _attention(device: torch.device, dtype: torch.dtype, footprint: int) -> tupl
 
     def make() -> Call:
         keys, values = torch.ones(2, *shape, device=device, dtype=dtype)
-        return lambda: attend("auto", query, keys, values, products_from)
+        return lambda: attend_once(query, keys, values)
 
     return 2 * torch.Size(shape).numel() * dtype.itemsize, make
 
@@ -348,7 +370,7 @@ def _compiled_operator_seconds(device: torch.device, dtype: torch.dtype, bytes_p
 
 def _compiled_attention_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds of an attention to a cache of hardly any tokens, in code that is compiled."""
-    products_from = row_products(device, dtype).attention_from
+    products_from = row_products(device, dtype, compiled=True).attention_from
     shape = (1, _ATTENTION_HEADS, _FEW_TOKENS, _ATTENTION_HEAD_DIM)
     caches = torch.randn(_NARROW_BLOCKS, 2, *shape, device=device, dtype=dtype)
     query = caches[0, 0, :, :, :1].clone()

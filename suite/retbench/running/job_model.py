@@ -21,10 +21,10 @@ from retbench.workloads.workload import find_workload
 
 
 def build(job: Job, device: torch.device) -> LanguageModel:
-    """Build the model that all cells of the job share, with its weights stored for the first of them."""
+    """Build the model that all cells of the job share, ready for the first of them."""
     find_products(job, device)
     model = _build_as_stored(job, device)
-    store_weights(model, device, job.cells[0])
+    set_products(model, device, job.cells[0])
     return model
 
 
@@ -46,8 +46,10 @@ def find_products(job: Job, device: torch.device) -> None:
         _reads_by_output(cell, device)
 
 
-def store_weights(model: LanguageModel, device: torch.device, cell: Cell) -> None:
-    """Store the weights in the layout that a cell reads faster."""
+def set_products(model: LanguageModel, device: torch.device, cell: Cell) -> None:
+    """Have the model multiply few rows as a cell does it fastest, with weights in the layout that it reads faster."""
+    compiled = cell.settings.compile and find_workload(cell.workload).compiles
+    model.set_row_products(products.row_products(device, model.dtype, compiled=compiled))
     model.store_weights(by_output=_reads_by_output(cell, device))
 
 

@@ -187,7 +187,7 @@ def _measure(
         cell = job.cells[request.index]
         print(f"\n{CELL_MARK.decode()}", file=sys.stderr, flush=True)
         send(Started(index=request.index))
-        job_model.store_weights(model, device, cell)
+        job_model.set_products(model, device, cell)
         context = Context(
             cell,
             model,
