@@ -155,11 +155,23 @@ def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_re
     assert "in 954 MiB is 140 for RetNet and 8 for the Transformer" in largest.text
     assert peak.lead.startswith("7.5")
     assert "batch sizes 1, 2, 4, 8, 16, 32 and 64" in peak.text
-    assert "RetNet is 1,420 tokens/s (batch 64)" in peak.text
+    assert "RetNet is 1.42 k tokens/s (batch 64)" in peak.text
     assert "Transformer 188 tokens/s (batch 8)" in peak.text
     assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
     assert "CI" not in findings(alone)[0].text
+
+
+def test_a_low_throughput_keeps_its_digits(swept_records: list[Record]) -> None:
+    rates = {"retnet": 2.374, "transformer": 0.4561}
+    slow = [
+        r.model_copy(update={"metrics": {"tokens_per_s": Metric(unit="tokens/s", value=rates[r.model.name])}})
+        for r in swept_records
+        if r.workload == "decode" and r.status == "ok"
+    ]
+    (peak,) = findings(slow)
+    assert "RetNet is 2.37 tokens/s" in peak.text
+    assert "Transformer 0.46 tokens/s" in peak.text
 
 
 @pytest.mark.parametrize("deep", [0.1, 10.0])
