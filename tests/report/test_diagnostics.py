@@ -73,7 +73,8 @@ def test_missing_rounds_and_points_are_named(cpu_records: list[Record]) -> None:
     assert "Run `retbench run latency --profile cpu` again" in rounds
 
 
-def test_a_wide_interval_is_called_noisy(cpu_records: list[Record]) -> None:
+@pytest.mark.parametrize("num_rounds", [4, 5])
+def test_a_wide_interval_is_called_noisy(cpu_records: list[Record], num_rounds: int) -> None:
     def shaken(record: Record) -> Record:
         if (record.workload, record.point.context_len, record.model.name) != ("decode", 2048, "retnet"):
             return record
@@ -81,10 +82,12 @@ def test_a_wide_interval_is_called_noisy(cpu_records: list[Record]) -> None:
         slower = metric.model_copy(update={"value": metric.value * (1 + 0.2 * (record.round % 2))})
         return record.model_copy(update={"metrics": record.metrics | {"tpot_s": slower}})
 
-    (sentence,) = noisy_sentences(make_sweeps(select([shaken(record) for record in cpu_records])))
+    records = [shaken(record) for record in cpu_records if record.round < num_rounds]
+    (sentence,) = noisy_sentences(make_sweeps(select(records)))
     assert sentence.startswith("latency: decode, batch 1: ")
     assert "10 %" in sentence
     assert "RetNet at 2K" in sentence
+    assert f"`--set rounds={2 * num_rounds}`" in sentence
 
 
 @pytest.mark.parametrize(

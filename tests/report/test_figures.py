@@ -489,6 +489,17 @@ def test_the_intervals_of_many_models_stand_side_by_side(lengths: tuple[int, ...
     check_words(drawing)
 
 
+@pytest.mark.parametrize("lengths", [(1024, 4096), (1024, 32768)])
+def test_points_side_by_side_stay_inside_of_their_axes(lengths: tuple[int, ...]) -> None:
+    records = [one for one in Maker(CPU).latency() if one.point.context_len in lengths]
+    drawings = {drawing.name: drawing for drawing in make_drawings(select(ten_models(records)))}
+    for name in {"latency_decode_batch1", "latency_figure6"} & drawings.keys():
+        (axes,) = drawings[name].figure.axes
+        for line in model_lines(axes):
+            x = line.get_transform().transform(line.get_xydata())[:, 0]
+            assert axes.bbox.x0 < x.min() < x.max() < axes.bbox.x1, name
+
+
 def test_the_values_beside_several_panels_are_those_of_the_last() -> None:
     drawings = make_drawings(select(Maker(GPU).latency(batch_sizes=(1, 8))))
     figure = next(drawing.figure for drawing in drawings if drawing.name == "latency_decode")

@@ -94,6 +94,29 @@ def test_of_rounds_that_disagree_it_says_how_many() -> None:
     assert "in 1 RetNet is ahead at every length" in crossing.text
 
 
+@pytest.mark.parametrize(
+    ("at_the_first", "at_the_second", "start"),
+    [(1.3, 0.56, "1,280"), (1.3, 0.6, "1,300"), (1.3, 0.999999, "2,048")],  # at 1,271, 1,296 and 2,047.99
+)
+def test_a_model_is_ahead_in_every_round_from_a_length_that_is_rounded_up(
+    at_the_first: float, at_the_second: float, start: str
+) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        behind = at_the_first if arguments["point"].context_len == 1024 else at_the_second
+        crosses = arguments["model"].name == "retnet" and arguments["round"] == 0
+        seconds = behind if crosses else {"retnet": 0.5, "transformer": 1.0}[arguments["model"].name]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(3)
+        for name in CPU.models
+        for length in (1024, 2048)
+    ]
+    assert findings(records)[1].lead == f"ahead in every round from {start} tokens on"
+
+
 def test_an_interval_too_wide_is_not_called_level() -> None:
     level = findings(decode(0.5, 1.0))[2]
     assert "so it is constant" in level.text
@@ -132,11 +155,23 @@ def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_re
     assert "in 954 MiB is 140 for RetNet and 8 for the Transformer" in largest.text
     assert peak.lead.startswith("7.5")
     assert "batch sizes 1, 2, 4, 8, 16, 32 and 64" in peak.text
-    assert "RetNet is 1,420 tokens/s (batch 64)" in peak.text
+    assert "RetNet is 1.42 k tokens/s (batch 64)" in peak.text
     assert "Transformer 188 tokens/s (batch 8)" in peak.text
     assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
     assert "CI" not in findings(alone)[0].text
+
+
+def test_a_low_throughput_keeps_its_digits(swept_records: list[Record]) -> None:
+    rates = {"retnet": 2.374, "transformer": 0.4561}
+    slow = [
+        r.model_copy(update={"metrics": {"tokens_per_s": Metric(unit="tokens/s", value=rates[r.model.name])}})
+        for r in swept_records
+        if r.workload == "decode" and r.status == "ok"
+    ]
+    (peak,) = findings(slow)
+    assert "RetNet is 2.37 tokens/s" in peak.text
+    assert "Transformer 0.46 tokens/s" in peak.text
 
 
 @pytest.mark.parametrize("deep", [0.1, 10.0])

@@ -147,6 +147,21 @@ def test_trainings_are_listed_the_grid_first(tables: dict[str, pd.DataFrame]) ->
     assert set(table["tokens"]) == {"20.0 M"}
 
 
+def test_losses_of_trainings_are_by_token_of_a_text_and_by_answer_of_a_task(
+    tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    def on_a_task(arguments: dict[str, Any]) -> dict[str, Any]:
+        settings = {name: value for name, value in arguments["settings"].items() if "tokenizer" not in name}
+        return arguments | {"settings": settings}
+
+    assert "validation loss, nats/token" in tables["training_run"]
+    maker = ScoreMaker(tmp_path, change=on_a_task)
+    maker.trainings()
+    table = readable_tables(quality_table(evaluations_of(maker), "quality"))["training_run"].frame
+    assert "validation loss, nats/answer" in table
+    assert "validation loss, nats/token" not in table
+
+
 def failing(arguments: dict[str, Any]) -> dict[str, Any]:
     """RetNet at 8K ran out of memory; the Transformer at 2K was not asked."""
     if (arguments["model"].name, arguments["point"].context_len) == ("retnet", 8192):

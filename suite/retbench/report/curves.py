@@ -199,6 +199,7 @@ def _height_in(labels: Sequence[Label]) -> float:
 def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
     aside_pt = _asides_pt(axes, panel)
+    _make_room(axes, panel.ticks, max(aside_pt.values()))
     for model, curves in panel.curves.items():
         look = panel.look(model)
         beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt[model], units="points")
@@ -268,6 +269,18 @@ def _asides_pt(axes: Axes, panel: Panel) -> dict[str, float]:
             reach_pt = 0.3 * width_pt / num_places
     last = max(1, len(models) - 1)
     return {model: reach_pt * (place / last - 0.5) for place, model in enumerate(models)}
+
+
+def _make_room(axes: Axes, places: Sequence[float], aside_pt: float) -> None:
+    """Widen the horizontal axis where points that stand so far aside would leave it at the first or last place."""
+    if len(places) == 1 or not aside_pt:
+        return
+    scale, width_pt = axes.xaxis.get_transform(), axes.bbox.width / axes.figure.dpi * style.POINTS_PER_IN
+    low, first, last, high = scale.transform([axes.get_xlim()[0], places[0], places[-1], axes.get_xlim()[1]])
+    least = (aside_pt + _LONE_MARKER_PT / 2) / width_pt
+    left, right = (max(least, edge / (high - low)) for edge in (first - low, high - last))
+    width = (last - first) / (1 - left - right)
+    axes.set_xlim(*scale.inverted().transform([first - left * width, last + right * width]))
 
 
 def _draw_intervals(

@@ -94,7 +94,7 @@ def noisy_sentences(sweeps: Sequence[CostSweep]) -> list[str]:
             sentences.append(
                 f"{section_title(sweep.experiment, sweep.workload)}, batch {sweep.batch_size}: the half-width of "
                 f"the interval exceeds {100 * NOISY_RATIO:.0f} % of the value for {'; '.join(places)}. Use more "
-                "rounds (`--set rounds=10`) or a quieter machine."
+                f"rounds (`--set rounds={2 * sweep.num_rounds}`) or a quieter machine."
             )
     return sentences
 

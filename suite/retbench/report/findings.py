@@ -296,7 +296,7 @@ def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[str, pd
     best = max(values, key=values.__getitem__)
     metrics = next(sweep.metrics for sweep in sweeps if sweep.batch_size == best)
     rounds = _at(metrics[metrics["metric"] == "tokens_per_s"], model, length)
-    return f"{format_length(values[best])} tokens/s (batch {best})", rounds
+    return f"{format_metric('tokens_per_s', values[best])} tokens/s (batch {best})", rounds
 
 
 def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: int) -> str:

@@ -385,6 +385,9 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[Line]:
         for metric in known.metrics
         if not metric.optional or any(not is_missing(row.get("validation_acc")) for row in rows)
     ]
+    # A task has no tokenizer, and its losses are means over the answers; see `points.loss_unit`.
+    is_task = all(is_missing(row["tokenizer"]) for row in rows)
+    headings = {m: m.heading.replace("/token", "/answer") if is_task else m.heading for m in metrics}
     for row in rows:
         found = (number_of(row.get(name)) for name in ("num_tokens", "trained_tokens"))
         tokens = next((number for number in found if number is not None), None)
@@ -395,7 +398,7 @@ def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[Line]:
             Column("learning rate", "key"): number_cell(number_of(row["learning_rate"]), "{:.3g}".format),
             Column("sequence", "key"): length_cell(row["context_len"]),
             Column("tokens"): number_cell(tokens, format_count),
-            **{Column(m.heading, metric=m.name): _training_score(row, m.name) for m in metrics},
+            **{Column(headings[m], metric=m.name): _training_score(row, m.name) for m in metrics},
         }
         speed = number_of(row.get("tokens_per_s"))
         yield line | {Column("tokens/s"): number_cell(speed, partial(format_metric, "tokens_per_s"))}

@@ -155,8 +155,14 @@ def describe_absence(crossing: Crossover, lengths: Sequence[int]) -> str:
     if crossing.high is None and crossing.low == lengths[-1]:
         return f"ahead in no round up to {format_tokens(lengths[-1])}"
     if crossing.high is not None:
-        return f"ahead in every round from {format_length(crossing.high)} tokens on"
+        return f"ahead in every round from {format_length(_rounded_up(crossing.high, lengths[-1]))} tokens on"
     return "ahead in some rounds only"
+
+
+def _rounded_up(tokens: float, longest: float) -> float:
+    """Return a computed length rounded up to three digits, so that what holds from it on holds from the result on."""
+    step = 10.0 ** max(0, math.floor(math.log10(tokens)) - 2)
+    return min(math.ceil(tokens / step) * step, longest)
 
 
 def device_name(record: Record) -> str:
