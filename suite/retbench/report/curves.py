@@ -199,7 +199,7 @@ def _height_in(labels: Sequence[Label]) -> float:
 def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
     aside_pt = _asides_pt(axes, panel)
-    _make_room(axes, panel.ticks, max(aside_pt.values()))
+    _make_room(axes, panel.ticks, max(aside_pt.values(), default=0.0))
     for model, curves in panel.curves.items():
         look = panel.look(model)
         beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt[model], units="points")
