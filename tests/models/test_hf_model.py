@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retbench.checkpoints.loading import load_model
@@ -227,6 +228,41 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="--trust-remote-code"):
         load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("rename", "named"),
+    [
+        (
+            lambda name: f"_orig_mod.{name}",
+            r"lm_head.weight and \d+ more are missing, and _orig_mod.lm_head.weight is no part",
+        ),
+        (
+            lambda name: name.replace("0.mlp.up_proj", "0.mlp.up"),
+            "model.layers.0.mlp.up_proj.weight is missing, and model.layers.0.mlp.up.weight is",
+        ),
+    ],
+)
+def test_weights_that_the_files_do_not_hold_are_never_random(
+    tmp_path: Path, rename: Callable[[str], str], named: str
+) -> None:
+    folder = save_hf_model("llama", tmp_path / "renamed")
+    stored = load_file(folder / "model.safetensors")
+    save_file(
+        {rename(name): tensor for name, tensor in stored.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match=named):
+        load(folder)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = save_hf_model("llama", tmp_path / "wider")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"intermediate_size": 64}))
+    with pytest.raises(CheckpointError, match=r"down_proj.weight' has shape \(32, 48\), expected \(32, 64\)"):
+        load(folder)
 
 
 def test_another_number_of_parameters_than_the_files_hold_is_refused(saved: Callable[[str], Path]) -> None:

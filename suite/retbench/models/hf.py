@@ -4,7 +4,7 @@ The tensors of the cache are those of a `DecoderState`, so that copying, rewindi
 as for any other model. The extra `hf` installs transformers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -276,15 +276,40 @@ def load(
     with _explained(path, runs_code=runs_code):
         from transformers import AutoModelForCausalLM
 
-        inner = AutoModelForCausalLM.from_pretrained(
+        inner, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=runs_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the report names them
+            output_loading_info=True,
             **kernel,
         )
+    _check_filled(path, report)
     return HfModel(config, inner.to(device).eval().requires_grad_(False), backend)
+
+
+def _check_filled(path: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a model with weights that transformers has drawn at random, as the files do not hold them.
+
+    Args:
+        path: Folder of the checkpoint.
+        report: What transformers tells of the tensors that it has loaded.
+    """
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{path}: tensor '{name}' has shape {tuple(found)}, expected {tuple(expected)}. Weights and configuration "
+            "do not belong together."
+        )
+    missing, strange = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        absent = f"{missing[0]} is" if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more are"
+        others = f", and {strange[0]} is no part of it" if strange else ""
+        raise CheckpointError(
+            f"{path}: of the tensors of the model, {absent} missing{others}. Save the model again with "
+            "`save_pretrained`."
+        )
 
 
 def import_code(path: Path, *, runs_code: bool = False) -> None:
