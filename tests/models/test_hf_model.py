@@ -265,6 +265,15 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_buffers_in_the_files_are_no_reason_to_refuse_a_model(saved: Callable[[str], Path]) -> None:
+    """GLM-4 MoE stores the correction of each expert's score as a buffer."""
+    model = load(saved("glm4_moe"))
+    experts, counts = 4, model.config.whole_model
+    assert counts is not None
+    assert counts.num_params == model.inner.num_parameters() + experts
+    torch.testing.assert_close(model(text()), alone(model, text()))
+
+
 def test_another_number_of_parameters_than_the_files_hold_is_refused(saved: Callable[[str], Path]) -> None:
     info = read_checkpoint(str(saved("llama")), format="hf")
     block = info.config.blocks[0]

@@ -209,10 +209,16 @@ class HfModel(LanguageModel):
             )
 
     def _check_params(self) -> None:
-        """Refuse a model with another number of parameters than its files were counted to have."""
+        """Refuse a model with another number of parameters than its files were counted to have.
+
+        Files may hold buffers too, such as the corrections by which DeepSeek-V3 balances its experts, and they look
+        like weights there.
+        """
         found, stated = sum(one.numel() for one in self.inner.parameters()), self.config.whole_model
         assert stated is not None
-        if found != stated.num_params:
+        buffers, stored = dict(self.inner.named_buffers()), self.inner.state_dict()
+        most = found + sum(one.numel() for name, one in stored.items() if name in buffers)
+        if not found <= stated.num_params <= most:
             raise CheckpointError(
                 f"transformers built a model of {found:,} parameters, and the files of the checkpoint hold "
                 f"{stated.num_params:,}. Save the model again with `save_pretrained` of this transformers."
