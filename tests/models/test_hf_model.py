@@ -195,6 +195,18 @@ def test_a_model_without_a_cache_is_refused_with_what_to_do(
         load(saved("llama"))
 
 
+def test_a_model_that_fails_with_a_static_cache_is_refused_with_the_cause(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import cache_utils
+
+    monkeypatch.delitem(cache_utils.STATIC_LAYER_TYPE_MAPPING, "sliding_attention")
+    with pytest.raises(
+        UnsupportedError, match=r"'mistral' cannot be run .* \(KeyError: 'sliding_attention'\)"
+    ):
+        load(saved("mistral"))
+
+
 def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path]) -> None:
     model = load(saved("gpt2"))
     assert model.max_positions == POSITIONS

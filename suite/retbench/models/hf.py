@@ -226,10 +226,22 @@ class HfModel(LanguageModel):
 
     @torch.inference_mode()
     def _probe_cache(self) -> list[dict[str, Slot]]:
-        """Return the tensors of each layer of the cache, as a short pass leaves them."""
-        cache = new_cache(self.inner, _PROBE)
+        """Return the tensors of each layer of the cache, as a short pass leaves them.
+
+        Raises:
+            UnsupportedError: transformers has no such cache for the model, or the model fails with it.
+        """
         tokens = torch.zeros(1, _PROBE, dtype=torch.int64, device=self.device)
-        self.inner(input_ids=tokens, cache=cache, use_cache=True)
+        try:
+            cache = new_cache(self.inner, _PROBE)
+            self.inner(input_ids=tokens, cache=cache, use_cache=True)
+        except Exception as error:  # whatever the code of a model raises
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedError(
+                f"a model of type '{self.config.variant}' cannot be run with the static cache of transformers "
+                f"({type(error).__name__}: {_first_line(error)}), and only such caches can be measured."
+            ) from error
         return [slots_of(layer) for layer in cache.layers]
 
     def _check_growth(self) -> None:
