@@ -207,8 +207,9 @@ def test_a_model_that_fails_with_a_static_cache_is_refused_with_the_cause(
         load(saved("mistral"))
 
 
-def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path]) -> None:
-    model = load(saved("gpt2"))
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path], name: str) -> None:
+    model = load(saved(name))
     assert model.max_positions == POSITIONS
     with pytest.raises(UnsupportedError, match=f"embeddings of {POSITIONS} positions"):
         model.init_state(1, POSITIONS + 1)

@@ -97,7 +97,7 @@ class HfModel(LanguageModel):
         self.config = config
         self.inner = inner
         self.backend = backend
-        self.max_positions = _learned_positions(inner)
+        self.max_positions = _most_positions(inner)
         self._executed: dict[str, str] = {}
         self._check_params()
         self._slots = self._probe_cache()
@@ -369,12 +369,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _learned_positions(inner: Any) -> int | None:
-    """Return the rows of a table of position embeddings; None if the model has none."""
+def _most_positions(inner: Any) -> int | None:
+    """Return the rows of a table of position embeddings, learned or computed once; None if the model has none."""
     stated = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if stated is None:
         return None
     words = inner.get_input_embeddings()
-    tables = [one for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
-    has_table = any(0 <= table.num_embeddings - stated <= 2 for table in tables)  # OPT has two more rows
+    tables = [one.weight for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
+    # GPT-J and CTRL keep sines as a buffer of this name; tables of rotary angles have others, and grow.
+    buffers = [one for name, one in inner.named_buffers() if "pos" in name.rpartition(".")[2]]
+    tables += [one for one in buffers if one.dim() == 2]
+    has_table = any(0 <= len(table) - stated <= 2 for table in tables)  # OPT has two more rows
     return int(stated) if has_table else None
