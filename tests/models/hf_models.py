@@ -31,6 +31,10 @@ def _make(name: str) -> Any:
             "GPTJ",
             {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": POSITIONS},
         ),
+        "falcon": (
+            "Falcon",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+        ),
         "mistral": ("Mistral", {**_SHAPE, "sliding_window": WINDOW}),
         "gemma2": ("Gemma2", {**_SHAPE, "sliding_window": WINDOW, "final_logit_softcapping": 0.5}),
         "glm4_moe": (

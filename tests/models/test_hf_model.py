@@ -195,6 +195,15 @@ def test_a_model_without_a_cache_is_refused_with_what_to_do(
         load(saved("llama"))
 
 
+def test_a_model_that_cannot_be_built_is_refused_with_the_cause_alone(tmp_path: Path) -> None:
+    """Code would not help a model that comes with none."""
+    folder = save_hf_model("llama", tmp_path / "odd")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"num_attention_heads": 5}))
+    with pytest.raises(CheckpointError, match=r"hidden size \(32\) is not a multiple .* heads \(5\)\.$"):
+        load(folder)
+
+
 def test_a_model_that_fails_with_a_static_cache_is_refused_with_the_cause(
     saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +214,12 @@ def test_a_model_that_fails_with_a_static_cache_is_refused_with_the_cause(
         UnsupportedError, match=r"'mistral' cannot be run .* \(KeyError: 'sliding_attention'\)"
     ):
         load(saved("mistral"))
+
+
+def test_a_model_that_fails_with_free_room_in_a_cache_is_refused(saved: Callable[[str], Path]) -> None:
+    """Falcon adds its ALiBi biases to the scores of a cache, which has more tokens than were read."""
+    with pytest.raises(UnsupportedError, match="'falcon' cannot be run with the static cache"):
+        load(saved("falcon"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj"])

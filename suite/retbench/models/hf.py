@@ -233,14 +233,14 @@ class HfModel(LanguageModel):
         """
         tokens = torch.zeros(1, _PROBE, dtype=torch.int64, device=self.device)
         try:
-            cache = new_cache(self.inner, _PROBE)
+            cache = new_cache(self.inner, _PROBE + 1)  # with free room, which some models cannot have
             self.inner(input_ids=tokens, cache=cache, use_cache=True)
         except Exception as error:  # whatever the code of a model raises
             if is_out_of_memory(error):
                 raise
             raise UnsupportedError(
                 f"a model of type '{self.config.variant}' cannot be run with the static cache of transformers "
-                f"({type(error).__name__}: {_first_line(error)}), and only such caches can be measured."
+                f"({_cause(error)}), and only such caches can be measured."
             ) from error
         return [slots_of(layer) for layer in cache.layers]
 
@@ -358,15 +358,22 @@ def _explained(path: Path, *, runs_code: bool) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UnsupportedError(f"{path}: a package is missing: {_first_line(error)}") from error
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a configuration of any content fails anywhere in transformers
         if is_out_of_memory(error):
             raise
-        hint = "" if runs_code else " Code that comes with a checkpoint runs only with --trust-remote-code."
-        raise CheckpointError(f"{path}: transformers cannot load it: {_first_line(error)}{hint}") from error
+        has_code = not runs_code and '"auto_map"' in (path / "config.json").read_text(encoding="utf-8")
+        hint = " Code that comes with a checkpoint runs only with --trust-remote-code." if has_code else ""
+        raise CheckpointError(f"{path}: transformers cannot load it: {_cause(error)}{hint}") from error
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of a message, and the second where it explains the first."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return " ".join(line.strip() for line in (lines[:2] if lines[0].endswith(":") else lines[:1]))
 
 
 def _most_positions(inner: Any) -> int | None:
