@@ -56,6 +56,15 @@ def test_the_names_of_other_configurations_are_read(tmp_path: Path) -> None:
     assert (config.d_model, config.num_layers) == (8, 3)
 
 
+@pytest.mark.parametrize(
+    "layers", [{"decoder_layers": 3}, {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}]
+)
+def test_layers_are_also_counted_as_those_of_a_decoder_or_by_their_kinds(
+    tmp_path: Path, layers: dict[str, Any]
+) -> None:
+    assert describe(write_hf_folder(tmp_path, num_hidden_layers=None, **layers)).config.num_layers == 3
+
+
 @pytest.mark.parametrize(("model_type", "grows"), [("llama", True), ("mamba", False)])
 def test_a_model_is_known_to_have_a_cache_or_a_fixed_state(
     tmp_path: Path, model_type: str, grows: bool
@@ -77,6 +86,7 @@ def test_two_configurations_have_two_fingerprints(tmp_path: Path) -> None:
         ({"model_type": None}, "the field model_type is None"),
         ({"hidden_size": None}, "none of hidden_size, n_embd"),
         ({"num_hidden_layers": 0}, "none of num_hidden_layers"),
+        ({"num_hidden_layers": None, "layers_block_type": []}, "none of num_hidden_layers"),
         ({"vocab_size": "many"}, "none of vocab_size"),
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is no causal language model"),
         (

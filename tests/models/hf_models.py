@@ -19,7 +19,7 @@ _SHAPE = {
 
 
 def _make(name: str) -> Any:
-    """Build a model: grouped queries, learned positions, a window, capped logits, or a fixed state."""
+    """Build a model: grouped queries, a table of positions, a window, capped logits, experts, or a fixed state."""
     import transformers
 
     marks = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -27,8 +27,20 @@ def _make(name: str) -> Any:
         "llama": ("Llama", _SHAPE),
         "tied": ("Llama", {**_SHAPE, "tie_word_embeddings": True}),
         "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS}),
+        "gptj": (
+            "GPTJ",
+            {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": POSITIONS},
+        ),
+        "falcon": (
+            "Falcon",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+        ),
         "mistral": ("Mistral", {**_SHAPE, "sliding_window": WINDOW}),
         "gemma2": ("Gemma2", {**_SHAPE, "sliding_window": WINDOW, "final_logit_softcapping": 0.5}),
+        "glm4_moe": (
+            "Glm4Moe",
+            {**_SHAPE, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        ),
         "mamba": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
     }[name]
     config = getattr(transformers, f"{kind}Config")(**marks, **fields)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retbench.checkpoints.loading import load_model
@@ -194,8 +195,36 @@ def test_a_model_without_a_cache_is_refused_with_what_to_do(
         load(saved("llama"))
 
 
-def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path]) -> None:
-    model = load(saved("gpt2"))
+def test_a_model_that_cannot_be_built_is_refused_with_the_cause_alone(tmp_path: Path) -> None:
+    """Code would not help a model that comes with none."""
+    folder = save_hf_model("llama", tmp_path / "odd")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"num_attention_heads": 5}))
+    with pytest.raises(CheckpointError, match=r"hidden size \(32\) is not a multiple .* heads \(5\)\.$"):
+        load(folder)
+
+
+def test_a_model_that_fails_with_a_static_cache_is_refused_with_the_cause(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import cache_utils
+
+    monkeypatch.delitem(cache_utils.STATIC_LAYER_TYPE_MAPPING, "sliding_attention")
+    with pytest.raises(
+        UnsupportedError, match=r"'mistral' cannot be run .* \(KeyError: 'sliding_attention'\)"
+    ):
+        load(saved("mistral"))
+
+
+def test_a_model_that_fails_with_free_room_in_a_cache_is_refused(saved: Callable[[str], Path]) -> None:
+    """Falcon adds its ALiBi biases to the scores of a cache, which has more tokens than were read."""
+    with pytest.raises(UnsupportedError, match="'falcon' cannot be run with the static cache"):
+        load(saved("falcon"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_more_tokens_than_positions_are_refused(saved: Callable[[str], Path], name: str) -> None:
+    model = load(saved(name))
     assert model.max_positions == POSITIONS
     with pytest.raises(UnsupportedError, match=f"embeddings of {POSITIONS} positions"):
         model.init_state(1, POSITIONS + 1)
@@ -227,6 +256,50 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="--trust-remote-code"):
         load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("rename", "named"),
+    [
+        (
+            lambda name: f"_orig_mod.{name}",
+            r"lm_head.weight and \d+ more are missing, and _orig_mod.lm_head.weight is no part",
+        ),
+        (
+            lambda name: name.replace("0.mlp.up_proj", "0.mlp.up"),
+            "model.layers.0.mlp.up_proj.weight is missing, and model.layers.0.mlp.up.weight is",
+        ),
+    ],
+)
+def test_weights_that_the_files_do_not_hold_are_never_random(
+    tmp_path: Path, rename: Callable[[str], str], named: str
+) -> None:
+    folder = save_hf_model("llama", tmp_path / "renamed")
+    stored = load_file(folder / "model.safetensors")
+    save_file(
+        {rename(name): tensor for name, tensor in stored.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match=named):
+        load(folder)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = save_hf_model("llama", tmp_path / "wider")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"intermediate_size": 64}))
+    with pytest.raises(CheckpointError, match=r"down_proj.weight' has shape \(32, 48\), expected \(32, 64\)"):
+        load(folder)
+
+
+def test_buffers_in_the_files_are_no_reason_to_refuse_a_model(saved: Callable[[str], Path]) -> None:
+    """GLM-4 MoE stores the correction of each expert's score as a buffer."""
+    model = load(saved("glm4_moe"))
+    experts, counts = 4, model.config.whole_model
+    assert counts is not None
+    assert counts.num_params == model.inner.num_parameters() + experts
+    torch.testing.assert_close(model(text()), alone(model, text()))
 
 
 def test_another_number_of_parameters_than_the_files_hold_is_refused(saved: Callable[[str], Path]) -> None:

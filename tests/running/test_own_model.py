@@ -1,11 +1,14 @@
 """A model of transformers through a whole run: checked, measured, and recorded with what is not defined for it."""
 
 import os
+from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+from retbench.architectures.recorded import read_config
 from retbench.config.own_models import OwnModels
 from retbench.measure.environment import code_revision, describe_environment
 from retbench.planning.plan import Plan, make_plan
@@ -15,6 +18,7 @@ from retbench.running import tasks
 from retbench.running.protocol import Checked, Job, MeasureCell, Message, RunInfo, Streamed
 from retbench.running.recording import Surroundings
 from retbench.running.runner import run_plan
+from retbench.workloads.workload import code_of_parts
 from tests.models.hf_models import save_hf_model
 from tests.running.observer import Observer
 
@@ -118,6 +122,19 @@ def test_the_record_states_what_ran(records: dict[tuple[str, str], Record]) -> N
     )
     assert decode.model.weights is not None
     assert decode.model.weights.format == "hf"
+
+
+def test_the_version_of_transformers_is_part_of_the_model_s_code(
+    records: dict[tuple[str, str], Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run continues, and rounds are pooled, with one version only."""
+    record = records["mistral", "decode"]
+    assert record.environment["model_code"].endswith(f", transformers {version('transformers')}")
+    config = read_config(record.model.config)
+    assert config is not None
+    assert code_of_parts(config, "decode")["model_code"] == record.environment["model_code"]
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
+    assert code_of_parts(config, "decode")["model_code"].endswith(", transformers 1.0")
 
 
 def test_bytes_are_measured(records: dict[tuple[str, str], Record]) -> None:

@@ -71,6 +71,7 @@ class TransformersLayers(Mixer):
     }
     default_form: ClassVar[str] = DEFAULT_KERNEL
     implementation: ClassVar[str] = "retbench.models.hf:HfModel"
+    library: ClassVar[str] = "transformers"
 
     @property
     def state(self) -> tuple[StateTensor, ...]:

@@ -18,9 +18,12 @@ from retbench.checkpoints.weights import open_weights
 from retbench.errors import CheckpointError, shown
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of the same field in configurations of different models."""
+
+_KINDS = "layers_block_type"
+"""The field with the kind of each layer, which configurations of Nemotron-H have in place of a number of layers."""
 
 _NO_TABLE = re.compile(r"(^|\.)\d+\.|wpe|pos")
 """Names of weights that are no input or output embedding, whatever their shape: of a numbered layer, or of positions.
@@ -63,7 +66,7 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
         variant=model_type,
         d_model=d_model,
         vocab_size=vocab_size,
-        blocks=(BlockConfig(count=_number(text, _LAYERS, path), mixer=layers),),
+        blocks=(BlockConfig(count=_num_layers(text, path), mixer=layers),),
     )
     known = [name for name in _POSITIONS if isinstance(text.get(name), int)]
     return Description(config=config, context_len=text[known[0]] if known else None, tied_embeddings=is_tied)
@@ -79,6 +82,14 @@ def _check_task(raw: Mapping[str, Any], path: Path) -> None:
             f"{path}: {', '.join(names)} is no causal language model, and only those are measured. Give a checkpoint "
             "of one, such as ...ForCausalLM."
         )
+
+
+def _num_layers(raw: Mapping[str, Any], path: Path) -> int:
+    """Return the number of layers, which is stated or that of their kinds; CheckpointError if neither is there."""
+    kinds = raw.get(_KINDS)
+    if isinstance(kinds, list) and kinds and not any(name in raw for name in _LAYERS):
+        return len(kinds)
+    return _number(raw, _LAYERS, path)
 
 
 def _number(raw: Mapping[str, Any], names: Iterable[str], path: Path) -> int:

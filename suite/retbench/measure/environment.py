@@ -204,13 +204,17 @@ def code_revision() -> str:
 
 def library_versions() -> dict[str, str]:
     """Return the version of Python and of each installed library that could affect a number."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # not installed: it affects no number
-    return versions
+    found = {name: package_version(name) for name in _LIBRARIES}
+    installed = {name: version for name, version in found.items() if version is not None}
+    return {"python": platform.python_version(), **installed}
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of a package; None if it is not installed, where it affects no number."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def describe_environment(device: "torch.device | str", threads: int) -> dict[str, Any]:

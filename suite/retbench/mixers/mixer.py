@@ -180,6 +180,8 @@ class Mixer(Strict):
     """True if training can start from projections as published, which differ from those of every other model."""
     implementation: ClassVar[str]
     """"module:class" of the torch module, imported when a model is built."""
+    library: ClassVar[str | None] = None
+    """Package that computes the layers with code of its own, whose version is part of the model's code."""
 
     @classmethod
     def at_size(cls, size: "SizeFields", **fields: Any) -> Self:

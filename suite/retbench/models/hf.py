@@ -4,7 +4,7 @@ The tensors of the cache are those of a `DecoderState`, so that copying, rewindi
 as for any other model. The extra `hf` installs transformers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class HfModel(LanguageModel):
         self.config = config
         self.inner = inner
         self.backend = backend
-        self.max_positions = _learned_positions(inner)
+        self.max_positions = _most_positions(inner)
         self._executed: dict[str, str] = {}
         self._check_params()
         self._slots = self._probe_cache()
@@ -209,10 +209,16 @@ class HfModel(LanguageModel):
             )
 
     def _check_params(self) -> None:
-        """Refuse a model with another number of parameters than its files were counted to have."""
+        """Refuse a model with another number of parameters than its files were counted to have.
+
+        Files may hold buffers too, such as the corrections by which DeepSeek-V3 balances its experts, and they look
+        like weights there.
+        """
         found, stated = sum(one.numel() for one in self.inner.parameters()), self.config.whole_model
         assert stated is not None
-        if found != stated.num_params:
+        buffers, stored = dict(self.inner.named_buffers()), self.inner.state_dict()
+        most = found + sum(one.numel() for name, one in stored.items() if name in buffers)
+        if not found <= stated.num_params <= most:
             raise CheckpointError(
                 f"transformers built a model of {found:,} parameters, and the files of the checkpoint hold "
                 f"{stated.num_params:,}. Save the model again with `save_pretrained` of this transformers."
@@ -220,10 +226,22 @@ class HfModel(LanguageModel):
 
     @torch.inference_mode()
     def _probe_cache(self) -> list[dict[str, Slot]]:
-        """Return the tensors of each layer of the cache, as a short pass leaves them."""
-        cache = new_cache(self.inner, _PROBE)
+        """Return the tensors of each layer of the cache, as a short pass leaves them.
+
+        Raises:
+            UnsupportedError: transformers has no such cache for the model, or the model fails with it.
+        """
         tokens = torch.zeros(1, _PROBE, dtype=torch.int64, device=self.device)
-        self.inner(input_ids=tokens, cache=cache, use_cache=True)
+        try:
+            cache = new_cache(self.inner, _PROBE + 1)  # with free room, which some models cannot have
+            self.inner(input_ids=tokens, cache=cache, use_cache=True)
+        except Exception as error:  # whatever the code of a model raises
+            if is_out_of_memory(error):
+                raise
+            raise UnsupportedError(
+                f"a model of type '{self.config.variant}' cannot be run with the static cache of transformers "
+                f"({_cause(error)}), and only such caches can be measured."
+            ) from error
         return [slots_of(layer) for layer in cache.layers]
 
     def _check_growth(self) -> None:
@@ -276,15 +294,40 @@ def load(
     with _explained(path, runs_code=runs_code):
         from transformers import AutoModelForCausalLM
 
-        inner = AutoModelForCausalLM.from_pretrained(
+        inner, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=runs_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the report names them
+            output_loading_info=True,
             **kernel,
         )
+    _check_filled(path, report)
     return HfModel(config, inner.to(device).eval().requires_grad_(False), backend)
+
+
+def _check_filled(path: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a model with weights that transformers has drawn at random, as the files do not hold them.
+
+    Args:
+        path: Folder of the checkpoint.
+        report: What transformers tells of the tensors that it has loaded.
+    """
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{path}: tensor '{name}' has shape {tuple(found)}, expected {tuple(expected)}. Weights and configuration "
+            "do not belong together."
+        )
+    missing, strange = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        absent = f"{missing[0]} is" if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more are"
+        others = f", and {strange[0]} is no part of it" if strange else ""
+        raise CheckpointError(
+            f"{path}: of the tensors of the model, {absent} missing{others}. Save the model again with "
+            "`save_pretrained`."
+        )
 
 
 def import_code(path: Path, *, runs_code: bool = False) -> None:
@@ -315,23 +358,33 @@ def _explained(path: Path, *, runs_code: bool) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UnsupportedError(f"{path}: a package is missing: {_first_line(error)}") from error
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a configuration of any content fails anywhere in transformers
         if is_out_of_memory(error):
             raise
-        hint = "" if runs_code else " Code that comes with a checkpoint runs only with --trust-remote-code."
-        raise CheckpointError(f"{path}: transformers cannot load it: {_first_line(error)}{hint}") from error
+        has_code = not runs_code and '"auto_map"' in (path / "config.json").read_text(encoding="utf-8")
+        hint = " Code that comes with a checkpoint runs only with --trust-remote-code." if has_code else ""
+        raise CheckpointError(f"{path}: transformers cannot load it: {_cause(error)}{hint}") from error
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of a message, and the second where it explains the first."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return " ".join(line.strip() for line in (lines[:2] if lines[0].endswith(":") else lines[:1]))
 
 
-def _learned_positions(inner: Any) -> int | None:
-    """Return the rows of a table of position embeddings; None if the model has none."""
+def _most_positions(inner: Any) -> int | None:
+    """Return the rows of a table of position embeddings, learned or computed once; None if the model has none."""
     stated = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if stated is None:
         return None
     words = inner.get_input_embeddings()
-    tables = [one for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
-    has_table = any(0 <= table.num_embeddings - stated <= 2 for table in tables)  # OPT has two more rows
+    tables = [one.weight for one in inner.modules() if isinstance(one, nn.Embedding) and one is not words]
+    # GPT-J and CTRL keep sines as a buffer of this name; tables of rotary angles have others, and grow.
+    buffers = [one for name, one in inner.named_buffers() if "pos" in name.rpartition(".")[2]]
+    tables += [one for one in buffers if one.dim() == 2]
+    has_table = any(0 <= len(table) - stated <= 2 for table in tables)  # OPT has two more rows
     return int(stated) if has_table else None

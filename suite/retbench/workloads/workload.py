@@ -16,6 +16,7 @@ from retbench import user_packages
 from retbench.architectures.configs import ModelConfig
 from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.errors import ConfigError, RetbenchError, shown, unknown_name
+from retbench.measure.environment import package_version
 from retbench.measure.source import part_hash
 from retbench.records.record import SHARES, Ceilings, Metric, Series
 from retbench.units import stated_unit
@@ -274,5 +275,11 @@ def is_cost(name: str) -> bool:
 
 
 def code_of_parts(model: ModelConfig, workload: str) -> dict[str, str]:
-    """Return the hashes of the source that only a model, and only a workload, runs, as records state them."""
-    return {"model_code": part_hash(model.modules), "workload_code": find_workload(workload).code}
+    """Return the hashes of the source that only a model, and only a workload, runs, as records state them.
+
+    The version of a library that computes a model stands beside the hash.
+    """
+    libraries = sorted({mixer.library for mixer in model.mixers if mixer.library is not None})
+    versions = [f"{name} {package_version(name) or 'absent'}" for name in libraries]
+    model_code = ", ".join([part_hash(model.modules), *versions])
+    return {"model_code": model_code, "workload_code": find_workload(workload).code}
