@@ -23,7 +23,7 @@ from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
 from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
-from retbench.records.record import FAULTY_CEILING, Ceilings, Status, utc_now
+from retbench.records.record import FAULTY_CEILING, Ceilings, ReadRate, Status, utc_now
 from retbench.records.store import append_record
 from retbench.running import job_model
 from retbench.running.protocol import (
@@ -180,7 +180,7 @@ def _measure(
     if ready is None:
         return
     model, surroundings = ready
-    compiler = StepCompiler(model)
+    compiler, read_rates = StepCompiler(model), dict[int, ReadRate]()
     if job.task == "serve":
         send(Ready())
     for request in requests:
@@ -197,6 +197,7 @@ def _measure(
             compiler,
             job.data_dir,
             CellProgress(send),
+            read_rates,
         )
         outcome = _measure_cell(context, job.records_path)
         append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))

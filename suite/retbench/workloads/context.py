@@ -1,7 +1,7 @@
 """The context in which a workload measures a cell, and measurements that several workloads share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Context:
         compiler: Compiles the model's decode steps; other cells of this worker share it.
         data_dir: Where local data is looked for.
         report: Called after every pass of an evaluation; workloads of cost call nothing while they are timed.
+        read_rates: The best read bandwidth that this worker has measured, by footprint; its cells share them.
     """
 
     cell: Cell
@@ -53,6 +54,7 @@ class Context:
     compiler: StepCompiler
     data_dir: Path | None = None
     report: PassProgress = ignore_progress
+    read_rates: dict[int, ReadRate] = field(default_factory=dict)
 
     def reset_backend_log(self) -> None:
         """Make `model.executed_backends()` report only what runs from here on."""
@@ -116,29 +118,32 @@ class Context:
         absent = dict.fromkeys(peaks.keys() - found.keys(), "the device is a CPU")
         return use, Measurement(found, absent=absent)
 
-    def measure_read_rate(self, footprint_bytes: int | None) -> ReadRate | None:
+    def measure_read_rate(self, footprint_bytes: int | None, *, again: bool = False) -> None:
         """Measure the read bandwidth at the footprint of a step, just before or just after it is timed.
 
-        A machine that others share changes within minutes, and a cache of any size lies between two points of a curve.
+        A machine that others share changes within seconds, and a cache of any size lies between two points of a curve.
+        The best of what the cells of a worker find is kept; nothing is where the memory does not suffice.
 
         Args:
             footprint_bytes: Bytes that the step moves; None for a model without analytical costs.
-
-        Returns:
-            None without a footprint, or where the memory does not suffice.
+            again: Measure although an earlier cell has.
         """
         if footprint_bytes is None:
-            return None
+            return
         size = min(footprint_bytes, largest_footprint(self.device))
+        known = self.read_rates.get(size)
+        if known is not None and not again:
+            return
         if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < size + CAPTURE_BYTES:
-            return None  # memory that runs out while a graph is captured leaves a process that cannot go on
+            return  # memory that runs out while a graph is captured leaves a process that cannot go on
         rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
         # A tensor of the cell that is put into the freed buffer would keep all of it from being returned.
         free_memory(self.device)
-        return rate
+        if rate is not None and (known is None or rate.bytes_per_s > known.bytes_per_s):
+            self.read_rates[size] = rate
 
-    def ceilings_with(self, *rates: ReadRate | None) -> Ceilings:
-        """Return the ceilings, with the best of several read rates of one footprint in its place on the curve.
+    def ceilings_at(self, footprint_bytes: int | None) -> Ceilings:
+        """Return the ceilings, with the read rate that was measured at a footprint in its place on the curve.
 
         Raises:
             RetbenchError: none were measured, because no metric of the workload is a share of one.
@@ -148,12 +153,9 @@ class Context:
                 f"no ceilings were measured, because no metric of workload '{self.cell.workload}' is a share of one "
                 f"({' or '.join(SHARES)}). Add the metric to its `metrics`."
             )
-        measured = [rate for rate in rates if rate is not None]
-        return (
-            self.ceilings.with_rate(max(measured, key=lambda rate: rate.bytes_per_s))
-            if measured
-            else self.ceilings
-        )
+        size = None if footprint_bytes is None else min(footprint_bytes, largest_footprint(self.device))
+        rate = None if size is None else self.read_rates.get(size)
+        return self.ceilings if rate is None else self.ceilings.with_rate(rate)
 
     @property
     def weight_bytes(self) -> int:

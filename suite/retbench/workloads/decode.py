@@ -34,7 +34,7 @@ def measure(context: "Context") -> Measurement:
 
     settings, point = context.cell.settings, context.cell.point
     footprint_bytes = metrics.decode_bytes(context.cell)
-    before = context.measure_read_rate(footprint_bytes)
+    context.measure_read_rate(footprint_bytes)
     rows = context.read_tokens(2, start=point.context_len - 1)
     tokens = rows[:, :1].clone(), rows[:, 1:].clone()
     state, mark, notes = _start(context)
@@ -49,7 +49,8 @@ def measure(context: "Context") -> Measurement:
         min_steps=settings.min_steps,
         sampled=True,
     )
-    ceilings = context.ceilings_with(before, context.measure_read_rate(footprint_bytes))
+    context.measure_read_rate(footprint_bytes, again=True)
+    ceilings = context.ceilings_at(footprint_bytes)
     timed = metrics.decode_metrics(context.cell, samples, ceilings)
 
     def decode_on() -> None:

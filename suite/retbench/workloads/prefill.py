@@ -16,7 +16,7 @@ def measure(context: "Context") -> Measurement:
     """Time several prefills of the cell's context length."""
     point = context.cell.point
     footprint_bytes = metrics.prefill_bytes(context.cell)
-    before = context.measure_read_rate(footprint_bytes)
+    context.measure_read_rate(footprint_bytes)
     tokens = context.read_tokens(point.context_len)
     state = context.model.init_state(point.batch_size, point.context_len)
     empty = state.mark()
@@ -29,7 +29,8 @@ def measure(context: "Context") -> Measurement:
 
     context.reset_backend_log()
     samples = context.time_calls(prefill, rewind)
-    ceilings = context.ceilings_with(before, context.measure_read_rate(footprint_bytes))
+    context.measure_read_rate(footprint_bytes, again=True)
+    ceilings = context.ceilings_at(footprint_bytes)
     timed = metrics.prefill_metrics(context.cell, samples, ceilings)
 
     def prefill_anew() -> None:

@@ -55,7 +55,7 @@ def measure(context: "Context") -> Measurement:
         step()  # what is allocated once and kept is allocated here: the optimiser's averages, libraries' workspaces
         memory = _measure_step_memory(context, optimizer, step)
         samples = context.time_calls(step)
-    ceilings = with_product_rate(context.ceilings_with(), context.device, model.dtype)
+    ceilings = with_product_rate(context.ceilings_at(None), context.device, model.dtype)
     timed = metrics.training_metrics(context.cell, samples, ceilings)
     return Measurement(
         metrics={**timed.metrics, **memory.metrics},
