@@ -110,10 +110,9 @@ def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place
     assert not [shape for shape in copied if shape[-2:] == [33, 8]]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1), (1, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_compiled_step_attends_by_products_of_any_number_of_keys_by_one_code(heads, kv_heads, dtype):
-    q, k, v = make_inputs(1, 5002, heads=heads, kv_heads=kv_heads, dtype=dtype)
+@pytest.mark.parametrize(("kv_heads", "dtype"), [(4, torch.float32), (2, torch.float64), (1, torch.float32)])
+def test_a_compiled_step_attends_by_products_of_any_number_of_keys_by_one_code(kv_heads, dtype):
+    q, k, v = make_inputs(1, 5002, kv_heads=kv_heads, dtype=dtype)
     attend = torch.compile(
         lambda q, k, v: attention.attend("auto", q, k, v, FewestKeys(0, 0)), fullgraph=True, dynamic=True
     )

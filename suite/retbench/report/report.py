@@ -30,11 +30,11 @@ from retbench.report.score_figures import draw_scores
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
 
-_ELSEWHERE = (
+_NO_FILES = (
     "The figures are in evidence.html. To write them to files as well: "
     "`retbench report --results results/published --out FOLDER`."
 )
-"""What is said of figures of published records where the reader has records, too."""
+"""Sentence on figures of published records, where the reader has records, too."""
 
 
 class ReportPage(NamedTuple):
@@ -46,8 +46,8 @@ class ReportPage(NamedTuple):
         first: Figure beside the answer; None without figures.
         sections: Sections of the first page.
         evidence: Sections of the second page.
-        drawings: Figures of the first origin, which are written to files, too.
-        other_drawings: Figures of the other origins, which are on the second page alone.
+        drawings: Figures that are written to files, too.
+        other_drawings: Figures of published records beside the reader's own, which are on the second page alone.
         models: Label of each model that is drawn on the first page, by its name.
         others: Address and title of each further set of records, whose sections are on the second page.
     """
@@ -104,6 +104,10 @@ class _Origin(NamedTuple):
     contents: Contents
     drawings: list[Drawing]
 
+    def has_files_beside(self, first: "_Origin") -> bool:
+        """Return whether its figures are written to files: not those of published records beside the reader's own."""
+        return self.contents.selection.is_published == first.contents.selection.is_published
+
 
 def make_page(results: Results) -> ReportPage:
     """Return the contents of the report: claims on all records, the rest on the newest comparable ones by origin."""
@@ -111,7 +115,7 @@ def make_page(results: Results) -> ReportPage:
     main = origins[0].contents
     first = next(iter(origins[0].drawings), None)
     claims = make_claim_section(judge_claims(results), origins[0].drawings)
-    evidence = [_evidence(origin, results, is_first=origin is origins[0]) for origin in origins]
+    evidence = [_evidence(origin, results, origins[0]) for origin in origins]
     summary: list[Block] = []
     others: list[tuple[str, str]] = []
     for origin, sections in zip(origins, evidence, strict=True):
@@ -134,8 +138,10 @@ def make_page(results: Results) -> ReportPage:
             Section("details", "Claims in detail", [Block("details", claims)]),
             *(s for e in evidence for s in e),
         ],
-        drawings=origins[0].drawings,
-        other_drawings=[drawing for origin in origins[1:] for drawing in origin.drawings],
+        drawings=[d for origin in origins if origin.has_files_beside(origins[0]) for d in origin.drawings],
+        other_drawings=[
+            d for origin in origins if not origin.has_files_beside(origins[0]) for d in origin.drawings
+        ],
         models=main.labels,
         others=others,
     )
@@ -154,18 +160,19 @@ def _origins(results: Results) -> list[_Origin]:
     return found
 
 
-def _evidence(origin: _Origin, results: Results, *, is_first: bool) -> list[Section]:
+def _evidence(origin: _Origin, results: Results, first: _Origin) -> list[Section]:
     """Return the sections of one origin on the second page.
 
     Those after the first origin have names and titles that say so. Their figures and tables are here too, so that the
     first page stays short.
     """
     sections = evidence_sections(origin.contents, results)
-    if is_first:
+    if origin is first:
         return sections
     name, title = origin.contents.selection.anchor, origin.contents.selection.title
     sections.insert(0, _tables(origin.contents))
-    blocks = [Block("text", _ELSEWHERE), Block("figures", origin.drawings)]
+    notes = [] if origin.has_files_beside(first) else [Block("text", _NO_FILES)]
+    blocks = [*notes, Block("figures", origin.drawings)]
     figures = [Section(name, "Figures", blocks)] if origin.drawings else []
     named = (one._replace(name=f"{one.name}-{name}") for one in sections)
     return [one._replace(records=title) for one in (*figures, *named)]
