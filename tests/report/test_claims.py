@@ -791,12 +791,13 @@ def trained_at(context_len: int) -> Change:
     [
         (
             (512,),
-            "ahead at 1 of 1 evaluation, significantly at 1, significantly behind at 0; lead 1.0 % of the loss",
+            "ahead at 1 of 1 evaluation, significantly at 1, significantly behind at 0; lead 1.0 % of the loss; "
+            "another seed may differ",
         ),
         (
             (512, 2048),
             "ahead at 1 of 1 evaluation, significantly at 1, significantly behind at 0; lead 1.0 % of the loss; "
-            "1 not counted: longer than the 512 tokens of the training",
+            "1 not counted: longer than the 512 tokens of the training; another seed may differ",
         ),
         ((2048,), "no evaluation counts: longer than the 512 tokens of the training"),
         ((8192,), None),

@@ -24,6 +24,7 @@ from retbench.report.quality_rules import (
     judge_slices,
 )
 from retbench.report.selection import newest_evaluations
+from retbench.stats.paired import MIN_SEEDS
 from retbench.units import format_count, format_size, format_tokens
 
 
@@ -87,7 +88,9 @@ def _trained_row(
     finding: ClaimFinding,
     pairs: Sequence[QualityLead | SlicesPair],
 ) -> ClaimRow:
-    """Return the row of one size and its seeds that are judged together."""
+    """Return the row of one size and its seeds that are judged together; a verdict on few says so."""
+    if finding.decides and 0 < len(trained.seeds) < MIN_SEEDS:
+        finding = finding._replace(measured=f"{finding.measured}; another seed may differ")
     records = [record for pair in pairs for record in pair.records]
     models = f"{format_size(trained.size)}, {_describe_training(records)}"
     return replace(_quality_row(claim, models, lacking, finding, records), seeds=trained.seeds)
