@@ -127,15 +127,15 @@ def test_a_compiled_step_attends_by_products_of_any_number_of_keys_by_one_code(k
                 assert error < (1e-5 if dtype == torch.float32 else 1e-12)
 
 
-def test_values_of_many_keys_are_summed_in_slices_by_one_compilation_for_every_number(monkeypatch):
+def test_values_of_many_keys_are_averaged_in_slices_by_one_compilation_for_every_number(monkeypatch):
     monkeypatch.setattr(attention, "_SLICE_KEYS", 16)
-    weights, values = torch.randn(2, 3, 100, dtype=torch.float64), torch.randn(2, 100, 5, dtype=torch.float64)
-    compiled = torch.compile(attention.sum_values, fullgraph=True, dynamic=True)
+    scores, values = torch.randn(2, 3, 100, dtype=torch.float64), torch.randn(2, 100, 5, dtype=torch.float64)
+    compiled = torch.compile(attention.average, fullgraph=True, dynamic=True)
 
     def check(products, keys):
-        some, held = weights[:products, :, :keys], values[:products, :keys]
-        for summed in (attention.sum_values, compiled):
-            torch.testing.assert_close(summed(some, held), some @ held)
+        some, held = scores[:products, :, :keys], values[:products, :keys]
+        for average in (attention.average, compiled):
+            torch.testing.assert_close(average(some, held), some.softmax(-1) @ held)
 
     with torch.inference_mode(), torch.compiler.set_stance("default"):
         for products in (1, 2):

@@ -229,25 +229,35 @@ def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     queries = _join_groups(q, k).flatten(0, 1)  # (B Hkv, H / Hkv, K)
     scores = score_keys(queries, k.flatten(0, 1))  # (B Hkv, H / Hkv, S)
     scores = cast(scores, wide_dtype(q.dtype)) * k.shape[3] ** -0.5
-    out = sum_values(cast(scores.softmax(dim=-1), q.dtype), v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
+    out = average(scores, v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
     return out.view(*q.shape[:3], v.shape[3])
 
 
 def _multiply_compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query in compiled code: loops over the keys, then one operator.
-
-    The sum of a softmax would be compiled anew for more than 4,096 keys, and loops over the values were slower.
-    """
+    """Attend from one query in compiled code, where loops over keys beat a product, and those over values do not."""
     queries = realise(_join_groups(q, k).flatten(0, 1) * k.shape[3] ** -0.5)  # (B Hkv, H / Hkv, K)
-    scores = realise(_score_by_loops(queries, k.flatten(0, 1)))  # (B Hkv, H / Hkv, S)
-    out: Tensor = average_values(scores, v.flatten(0, 1))
+    out = average(_score_by_loops(queries, k.flatten(0, 1)), v.flatten(0, 1))
     return out.view(*q.shape[:3], v.shape[3])
+
+
+def average(scores: Tensor, values: Tensor) -> Tensor:
+    """Average the values of many keys, (N, S, V), by the softmax of few rows of scores, (N, G, S); (N, G, V)."""
+    compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    if not compiled or values.device.type != "cpu" or _loops(values):
+        return _average(realise(scores), values, sum_values)
+    # As one operator: sums of loops over more than 4,096 keys are other code than those over fewer.
+    out: Tensor = average_values(realise(scores), values)
+    return out
+
+
+def _average(scores: Tensor, values: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return multiply(cast(scores.softmax(dim=-1, dtype=wide_dtype(values.dtype)), values.dtype), values)
 
 
 @operator()
 def average_values(scores: Tensor, values: Tensor) -> Tensor:
-    """Average the values of many keys, (N, S, V), by few rows of scores, (N, G, S), as one operator."""
-    return _sum_slices(scores.softmax(dim=-1), values)
+    """Average values as one operator; see `average`."""
+    return _average(scores, values, _sum_slices)
 
 
 @shapes_of("average_values")
@@ -292,8 +302,7 @@ def sum_values(weights: Tensor, values: Tensor) -> Tensor:
     if _loops(values):
         rows = realise(weights.float()).unsqueeze(-1).unbind(1)  # (N, S, 1) each
         return torch.stack([(row * values).sum(1) for row in rows], dim=1).to(values.dtype)
-    out: Tensor = (sum_slices if torch.compiler.is_compiling() else _sum_slices)(weights, values)
-    return out
+    return _sum_slices(weights, values)
 
 
 def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
@@ -309,17 +318,6 @@ def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
     if split == values.shape[1]:
         return sums
     return torch.baddbmm(sums, weights[..., split:], values[:, split:])
-
-
-@operator()
-def sum_slices(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum values as one operator, so that compiled code serves every number of keys."""
-    return _sum_slices(weights, values)
-
-
-@shapes_of("sum_slices")
-def _(weights: Tensor, values: Tensor) -> Tensor:
-    return values.new_empty(*weights.shape[:2], values.shape[2])
 
 
 BACKENDS: dict[str, AttentionBackend] = {

@@ -12,7 +12,6 @@ from retbench.ops.layers import RMSNorm
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions, Rotary, rotate
 from retbench.ops.precision import cast, matmul, wide_dtype
-from retbench.ops.registration import realise
 
 
 class LatentAttentionModule(MixerModule):
@@ -137,14 +136,12 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
     """
     length, keys = q.shape[1], entries.shape[1]
     scores = attention.score_keys(q.flatten(1, 2), entries)  # (B, T H, S)
-    if length == 1:  # a softmax over columns took a compiler four to ten times as long as one over rows
-        scores = realise(scores)
-    else:
-        later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
-        scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
+    if length == 1:
+        return attention.average(scores, entries).view(q.shape)
+    later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
+    scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
     weights = cast(scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)), q.dtype)
-    out = matmul(weights, entries) if length > 1 else attention.sum_values(weights, entries)
-    return out.view(q.shape)
+    return matmul(weights, entries).view(q.shape)
 
 
 def _multiply_heads(x: Tensor, weights: Tensor) -> Tensor:
