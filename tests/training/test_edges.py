@@ -7,8 +7,10 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from retbench.architectures import blame
@@ -44,8 +46,13 @@ TEXT = "Something to learn from, and more of it. " * 30
 def test_what_fails_in_a_user_s_mixer_is_told_in_one_line(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Here it fails in training alone: the check before it has nothing against it."""
     forward = RetentionModule.forward
-    monkeypatch.setattr(RetentionModule, "forward", lambda *args, **named: forward(*args, **named)[..., 1:])
+
+    def cut(self: RetentionModule, *args: Any, **named: Any) -> Tensor:
+        return forward(self, *args, **named)[..., int(self.training) :]
+
+    monkeypatch.setattr(RetentionModule, "forward", cut)
     monkeypatch.setattr(blame, "package_of", lambda kind: "mine")
     failed = train(experiment, tmp_path / "out")
     assert failed.exit_code == 2
