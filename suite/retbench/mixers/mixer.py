@@ -181,7 +181,7 @@ class Mixer(Strict):
     implementation: ClassVar[str]
     """"module:class" of the torch module, imported when a model is built."""
     library: ClassVar[str | None] = None
-    """Package that computes the layers with code of its own, whose version is part of the model's code."""
+    """The package that computes the layers, if it is another than retbench. Records state its version."""
 
     @classmethod
     def at_size(cls, size: "SizeFields", **fields: Any) -> Self:

@@ -4,7 +4,7 @@ All templates render one model of the report, `ReportPage`. The same records giv
 on when or where it was written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,13 +138,17 @@ def make_page(results: Results) -> ReportPage:
             Section("details", "Claims in detail", [Block("details", claims)]),
             *(s for e in evidence for s in e),
         ],
-        drawings=[d for origin in origins if origin.has_files_beside(origins[0]) for d in origin.drawings],
-        other_drawings=[
-            d for origin in origins if not origin.has_files_beside(origins[0]) for d in origin.drawings
-        ],
+        drawings=_drawings(origins, has_files=True),
+        other_drawings=_drawings(origins, has_files=False),
         models=main.labels,
         others=others,
     )
+
+
+def _drawings(origins: Sequence[_Origin], *, has_files: bool) -> list[Drawing]:
+    """Return the figures that are written to files, or those that are not."""
+    found = (one for one in origins if one.has_files_beside(origins[0]) == has_files)
+    return [drawing for origin in found for drawing in origin.drawings]
 
 
 def _origins(results: Results) -> list[_Origin]:

@@ -119,7 +119,7 @@ class Context:
         return use, Measurement(found, absent=absent)
 
     def measure_read_rate(self, footprint_bytes: int | None, *, again: bool = False) -> None:
-        """Measure the read bandwidth at the footprint of a step, just before or just after it is timed.
+        """Measure the read bandwidth at the footprint of a step, just after it is timed and, if unknown, before.
 
         A machine that others share changes within seconds, and a cache of any size lies between two points of a curve.
         The best of what the cells of a worker find is kept; nothing is where the memory does not suffice.

@@ -176,7 +176,7 @@ def fill_caches(model: LanguageModel, state: DecoderState, position: int, seed: 
             stored = layer[name]
             written, rest = stored.tensor_split([position], dim=TOKEN_AXIS)
             pieces = written.split(_DRAWN_TOKENS, dim=TOKEN_AXIS)
-            # In memory of its own: drawing into a slice takes torch many times as long.
+            # Drawn into a new tensor: torch takes many times as long to draw into a slice.
             drawn = torch.empty_like(pieces[0][:1]).normal_(0.0, std, generator=generator)
             for piece in pieces:
                 piece.copy_(drawn[:, :, : piece.shape[TOKEN_AXIS]])
