@@ -9,6 +9,7 @@ from retbench.architectures.registry import named_specs
 from retbench.config.experiment_files import load_experiment
 from retbench.errors import CapacityError
 from retbench.models.build import build_model
+from retbench.ops.linear import FewestKeys, RowProducts
 from retbench.planning.cells import resolve_models
 from tests.models.cases import config_of
 
@@ -174,13 +175,49 @@ def test_a_state_lies_by_value_where_compiled_steps_gain_and_by_key_for_fused_on
     with torch.no_grad():
         states = [model.init_state(2, 32)]
         for block in model.blocks:
-            block.fused = True
+            block.mixer.fused = True
         states.append(model.init_state(2, 32))
         assert [one.layers[0]["values"].mT.is_contiguous() for one in states] == [by_value, False]
         assert states[1].layers[0]["values"].is_contiguous()
         for block in model.blocks:
-            block.fused = False
+            block.mixer.fused = False
         model(tokens(2, 12), states[0])
         states[1].restore(states[0])
         first, second = (decode(model, one, 8) for one in states)
     torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "fewest", "by_value"),
+    [
+        ("transformer", "auto", 0, True),
+        ("transformer", "products", 0, True),
+        ("transformer", "sdpa", 0, False),
+        ("transformer", "auto", 4096, False),
+        ("transformer", "auto", None, False),
+        ("gqa", "auto", 0, False),
+        ("concat", "auto", 0, False),
+    ],
+)
+def test_cached_values_lie_by_value_where_all_single_queries_attend_by_products(
+    name, backend, fewest, by_value
+):
+    spec = named_specs()["transformer"]
+    spec = spec.model_copy(update={"gqa": {"num_kv_heads": 1}, "concat": {"cache": "concat"}}.get(name, {}))
+    config = resolve_model(spec, "1m")
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
+    usual = model.init_state(2, 32)
+    model.set_row_products(RowProducts(FewestKeys(fewest, fewest)))
+    state = model.init_state(2, 32)
+    assert state.num_bytes == usual.num_bytes
+    with torch.no_grad():
+        for part in tokens(2, 20).split([1, 12, 7], dim=1):  # of several tokens behind others, too
+            found, expected = (model(part, one) for one in (state, usual))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    branch = state.gather(torch.tensor([1, 0, 1]), 40)
+    for one in (state, branch):
+        values = one.layers[0]["values"]
+        assert (values.stride(2) == 1, values.stride(3) == 1) == (by_value, not by_value)
+    usual.restore(state)  # into the other layout
+    expected = decode(model, usual, 8)
+    torch.testing.assert_close(decode(model, state, 8), expected, atol=1e-5, rtol=1e-4)

@@ -110,41 +110,6 @@ def test_a_compiled_step_calls_the_products_and_reads_a_part_of_a_cache_in_place
     assert not [shape for shape in copied if shape[-2:] == [33, 8]]
 
 
-@pytest.mark.parametrize(("kv_heads", "dtype"), [(4, torch.float32), (2, torch.float64), (1, torch.float32)])
-def test_a_compiled_step_attends_by_products_of_any_number_of_keys_by_one_code(kv_heads, dtype):
-    q, k, v = make_inputs(1, 5002, kv_heads=kv_heads, dtype=dtype)
-    attend = torch.compile(
-        lambda q, k, v: attention.attend("auto", q, k, v, FewestKeys(0, 0)), fullgraph=True, dynamic=True
-    )
-    with torch.inference_mode(), torch.compiler.set_stance("default"):
-        for tensor in (q, k, v):
-            torch._dynamo.mark_static(tensor, [0, 1, 3])
-        attend(q, k[:, :, :20], v[:, :, :20])
-        with torch.compiler.set_stance("fail_on_recompile"):
-            for keys in (2, 17, 513, 4095, 4096, 4097, 5000):
-                part = k[:, :, :keys], v[:, :, :keys]
-                error = relative_error(attend(q, *part), attend_reference(q, *part))
-                assert error < (1e-5 if dtype == torch.float32 else 1e-12)
-
-
-def test_values_of_many_keys_are_averaged_in_slices_by_one_compilation_for_every_number(monkeypatch):
-    monkeypatch.setattr(attention, "_SLICE_KEYS", 16)
-    scores, values = torch.randn(2, 3, 100, dtype=torch.float64), torch.randn(2, 100, 5, dtype=torch.float64)
-    compiled = torch.compile(attention.average, fullgraph=True, dynamic=True)
-
-    def check(products, keys):
-        some, held = scores[:products, :, :keys], values[:products, :keys]
-        for average in (attention.average, compiled):
-            torch.testing.assert_close(average(some, held), some.softmax(-1) @ held)
-
-    with torch.inference_mode(), torch.compiler.set_stance("default"):
-        for products in (1, 2):
-            check(products, 20)
-            with torch.compiler.set_stance("fail_on_recompile"):
-                for keys in (31, 32, 33, 99):
-                    check(products, keys)
-
-
 def test_products_have_gradients():
     q, k, v = (one.requires_grad_() for one in make_inputs(1, 9))
     ours, definition = (attend(q, k, v).sum() for attend in (attend_products, attend_reference))

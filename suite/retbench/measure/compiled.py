@@ -66,7 +66,9 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     with (
         inductor.patch(freezing=packs_weights),
         # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice.
-        torch._dynamo.config.patch(recompile_limit=_MOST_STEPS, specialize_float=True),
+        torch._dynamo.config.patch(
+            recompile_limit=_MOST_STEPS, specialize_float=True, capture_scalar_outputs=True
+        ),
         _explained("--no-compile", is_on_cpu=is_on_cpu),
     ):
         first = run(*inputs)

@@ -19,7 +19,7 @@ from retbench.measure.product_trials import (
     measure_packing,
     measure_rows,
 )
-from retbench.ops.attention import compiled_products_are_faster
+from retbench.ops.attention_products import compiled_products_are_faster
 from retbench.ops.linear import MOST_LOOPED_ROWS, FewestKeys, RowProducts
 from retbench.ops.precision import cpu_multiplies
 

@@ -55,8 +55,9 @@ class StateTensor:
         wide: It is held in the wider of float32 and the model's dtype.
         concatenated: A per_token tensor that holds exactly the tokens so far, without a capacity: new tokens are
             concatenated to a copy.
-        by_value: Of matrices (K, V): on a CPU the keys of a value are adjacent in memory, in place of the values of a
-            key, unless steps are fused. Compiled code then updates a state and reads it in one pass.
+        by_value: Of matrices (K, V), or of the values of all tokens: on a CPU the entries of one value are adjacent in
+            memory, in place of those of one key or token, where the module `reads_by_value`. Compiled code then updates
+            a state and reads it in one pass, and sums the values of tokens as fast as it reads them.
     """
 
     name: str

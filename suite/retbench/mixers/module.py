@@ -118,6 +118,11 @@ class MixerModule(StatefulModule):
         """Heads of the mixer."""
         return self.config.num_heads
 
+    @property
+    def reads_by_value(self) -> bool:
+        """True if decode steps read what may lie by value in that order; see `StateTensor`."""
+        return not self.fused  # the kernels read each key's values
+
     def encoding(self) -> nn.Module:
         """Build what the mixer needs of a position; blocks of one mixer share it."""
         return NoEncoding()

@@ -135,7 +135,8 @@ class LayerState:
             chosen = tensor.index_select(0, indices)
             if self.layout[name].kind == "per_token" and not self.layout[name].concatenated:
                 batch, heads, held, width = chosen.shape
-                room = chosen.new_empty(batch, heads, self.layout[name].num_tokens(capacity), width)
+                shape = (batch, heads, self.layout[name].num_tokens(capacity), width)
+                room = _zeros(shape, chosen, by_value=self.layout[name].by_value)
                 room[:, :, :held] = chosen
                 chosen = room
             gathered[name] = chosen
@@ -161,10 +162,13 @@ def allocate_state(
         if one.kind != "fixed":
             num_tokens = 0 if one.concatenated else one.num_tokens(capacity)
             shape = (batch_size, one.shape[0], num_tokens, *one.shape[1:])
-        dtype = wide if one.wide else like.dtype
-        if one.by_value and like.device.type == "cpu":
-            *lead, keys, values = shape
-            tensors[one.name] = torch.zeros(*lead, values, keys, dtype=dtype, device=like.device).mT
-        else:
-            tensors[one.name] = torch.zeros(shape, dtype=dtype, device=like.device)
+        tensors[one.name] = _zeros(shape, like, dtype=wide if one.wide else like.dtype, by_value=one.by_value)
     return LayerState(tensors, {one.name: one for one in layout})
+
+
+def _zeros(shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None, by_value: bool) -> Tensor:
+    """Return zeros of a shape on the device of a tensor, on a CPU by value where that is asked for."""
+    if not by_value or like.device.type != "cpu":
+        return like.new_zeros(shape, dtype=dtype)
+    *lead, keys, values = shape
+    return like.new_zeros(*lead, values, keys, dtype=dtype).mT

@@ -42,7 +42,7 @@ class Block(FusedSteps):
         """Return the zero state; `capacity` tokens where a tensor has an entry for each token, up to its window."""
         weight = next(self.parameters())
         layout = self._layout
-        if self.fused:  # the kernels read each key's values
+        if not self.mixer.reads_by_value:
             layout = tuple(replace(one, by_value=False) for one in layout)
         return allocate_state(layout, batch_size, capacity, weight, wide_dtype(weight.dtype))
 

@@ -20,9 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
+from retbench.ops.attention_products import (
+    compiled_products_are_faster,
+    join_groups,
+    multiply_cache,
+    multiply_compiled,
+)
 from retbench.ops.linear import FewestKeys
-from retbench.ops.precision import cast, in_float32, matmul, wide_dtype, widens
-from retbench.ops.registration import operator, realise, shapes_of
+from retbench.ops.precision import in_float32, matmul, wide_dtype, widens
+from retbench.ops.registration import operator, shapes_of
 
 AttentionBackend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -104,7 +110,7 @@ def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if length == 1:
         if not grouped:  # two views take as long as the fused kernel takes with few keys
             return attend_fused(q, k, v)
-        return attend_fused(_join_groups(q, k), k, v).reshape(*q.shape[:3], v.shape[-1])
+        return attend_fused(join_groups(q, k), k, v).reshape(*q.shape[:3], v.shape[-1])
     if length == keys:
         return attend_fused(q, k, v, is_causal=True, enable_gqa=grouped)
     if q.device.type == "cpu":  # what the next mask turns into there
@@ -121,15 +127,6 @@ def attend_fused(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
     if not widens(q):
         return F.scaled_dot_product_attention(q, k, v, **arguments)
     return in_float32(partial(F.scaled_dot_product_attention, **arguments), q, k, v)
-
-
-def _join_groups(q: Tensor, k: Tensor) -> Tensor:
-    """Return queries of one position, (B, H, 1, K), with those that share keys in a row: (B, Hkv, H / Hkv, K).
-
-    All of them attend to all keys. A kernel that is given them so reads shared keys once; given one query per head,
-    torch's kernel on a CPU reads them once for each head.
-    """
-    return q.view(q.shape[0], k.shape[1], q.shape[1] // k.shape[1], q.shape[3])
 
 
 def attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,23 +188,14 @@ def _attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tenso
     if not torch.compiler.is_compiling() or torch.is_grad_enabled() or widens(q):
         return _choose_and_attend(q, k, v, products_from)
     if products_from == 0 and compiled_products_are_faster(q.device, q.dtype):
-        return _multiply_compiled(q, k, v)
+        return multiply_compiled(q, k, v)
     # As one operator compiled code serves every number of keys.
     out: Tensor = attend_single(q, k, v, products_from)
     return out
 
 
-def compiled_products_are_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether compiled code attends from one query faster by products, with any number of keys.
-
-    On two cores of an AMD EPYC (AVX2) compiled steps at 25M took as long as with torch's kernel or torch's products at
-    64 keys, 0.97 of that at 1,024, and 0.88 from 4,096 to 16,384; where four queries share keys 0.93, 0.83 and 0.83.
-    """
-    return device.type == "cpu" and dtype.itemsize >= torch.float32.itemsize
-
-
 def _choose_and_attend(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
-    return (_multiply_cache if k.shape[2] >= products_from else attend_sdpa)(q, k, v)
+    return (multiply_cache if k.shape[2] >= products_from else attend_sdpa)(q, k, v)
 
 
 @operator()
@@ -219,107 +207,6 @@ def attend_single(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor
 @shapes_of("attend_single")
 def _(q: Tensor, k: Tensor, v: Tensor, products_from: int) -> Tensor:
     return q.new_empty(*q.shape[:3], v.shape[3])
-
-
-def _multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query: the keys times the queries that share them as columns, and their weights times the values.
-
-    The columns keep the strides of rows, which is what MKL multiplies fast; see `linear.multiply_in_batches`.
-    """
-    queries = _join_groups(q, k).flatten(0, 1)  # (B Hkv, H / Hkv, K)
-    scores = score_keys(queries, k.flatten(0, 1))  # (B Hkv, H / Hkv, S)
-    scores = cast(scores, wide_dtype(q.dtype)) * k.shape[3] ** -0.5
-    out = average(scores, v.flatten(0, 1))  # (B Hkv, H / Hkv, K)
-    return out.view(*q.shape[:3], v.shape[3])
-
-
-def _multiply_compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query in compiled code, where loops over keys beat a product, and those over values do not."""
-    queries = realise(_join_groups(q, k).flatten(0, 1) * k.shape[3] ** -0.5)  # (B Hkv, H / Hkv, K)
-    out = average(_score_by_loops(queries, k.flatten(0, 1)), v.flatten(0, 1))
-    return out.view(*q.shape[:3], v.shape[3])
-
-
-def average(scores: Tensor, values: Tensor) -> Tensor:
-    """Average the values of many keys, (N, S, V), by the softmax of few rows of scores, (N, G, S); (N, G, V)."""
-    # A softmax over columns took a compiler four to ten times as long as one over rows.
-    scores = realise(scores)
-    compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    if not compiled or values.device.type != "cpu" or _loops(values):
-        return _average(scores, values, sum_values)
-    # As one operator: sums of loops over more than 4,096 keys are other code than those over fewer.
-    out: Tensor = average_values(scores, values)
-    return out
-
-
-def _average(scores: Tensor, values: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return multiply(cast(scores.softmax(dim=-1, dtype=wide_dtype(values.dtype)), values.dtype), values)
-
-
-@operator()
-def average_values(scores: Tensor, values: Tensor) -> Tensor:
-    """Average values as one operator; see `average`."""
-    return _average(scores, values, _sum_slices)
-
-
-@shapes_of("average_values")
-def _(scores: Tensor, values: Tensor) -> Tensor:
-    return values.new_empty(*scores.shape[:2], values.shape[2])
-
-
-def _loops(x: Tensor) -> bool:
-    """Return whether compiled code multiplies x and a cache by loops, which widen as they read; see `precision`.
-
-    Else a cache would be written once more, twice as wide. On an AMD EPYC without AVX-512, attention to eight caches of
-    8,192 tokens in bfloat16 took 11 ms by loops and 31 ms by widened caches.
-    """
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and widens(x)
-
-
-def score_keys(queries: Tensor, keys: Tensor) -> Tensor:
-    """Multiply few queries (N, G, K) by many keys (N, S, K); returns (N, G, S)."""
-    if not _loops(queries):
-        return matmul(keys, queries.mT).mT
-    return _score_by_loops(realise(queries.float()), keys)
-
-
-def _score_by_loops(queries: Tensor, keys: Tensor) -> Tensor:
-    """Multiply few queries (N, G, K) by many keys (N, S, K) in compiled code, which reads the keys once."""
-    return torch.stack([(row.unsqueeze(1) * keys).sum(-1) for row in queries.unbind(1)], dim=1)
-
-
-_SLICE_KEYS = 512
-"""Keys of a slice of `sum_values`. In a trial slices of 256 to 4,096 keys took the same time, and two of 512 keys 0.8
-of that of 1,024 keys at once."""
-
-
-def sum_values(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum the values of many keys, (N, S, V), by few rows of weights, (N, G, S); returns (N, G, V).
-
-    A step on a CPU sums slices of the keys if N = 1, since torch divides one such product badly among threads: the sum
-    of 32,768 keys, 288 wide, took 2.3 ms in slices and 4.1 ms whole on two cores of an AMD EPYC.
-    """
-    if values.device.type != "cpu" or torch.is_grad_enabled():
-        return matmul(weights, values)
-    if _loops(values):
-        rows = realise(weights.float()).unsqueeze(-1).unbind(1)  # (N, S, 1) each
-        return torch.stack([(row * values).sum(1) for row in rows], dim=1).to(values.dtype)
-    return _sum_slices(weights, values)
-
-
-def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
-    if widens(values):
-        return in_float32(_sum_slices, weights, values)
-    num_slices = values.shape[1] // _SLICE_KEYS
-    if num_slices < 2 or values.shape[0] > 1:
-        return torch.bmm(weights, values)
-    split = num_slices * _SLICE_KEYS
-    rows = weights[0, :, :split].unflatten(1, (num_slices, -1)).transpose(0, 1)  # (slices, G, keys)
-    slices = values[0, :split].unflatten(0, (num_slices, -1))  # (slices, keys, V)
-    sums = torch.bmm(rows, slices).sum(dim=0, keepdim=True)
-    if split == values.shape[1]:
-        return sums
-    return torch.baddbmm(sums, weights[..., split:], values[:, split:])
 
 
 BACKENDS: dict[str, AttentionBackend] = {
@@ -346,7 +233,7 @@ def sdpa_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
     """
     length, keys = q.shape[2], k.shape[2]
     if length == 1:
-        q = _join_groups(q, k)
+        q = join_groups(q, k)
     mask = None
     if length > 1 and length != keys:
         if q.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -16,12 +17,8 @@ from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.mixers.mixer import StateTensor
 from retbench.mixers.state import allocate_state
 from retbench.ops import fused
-from retbench.ops.attention import (
-    AttentionBackend,
-    attend,
-    attend_products,
-    compiled_products_are_faster,
-)
+from retbench.ops.attention import AttentionBackend, attend, attend_products
+from retbench.ops.attention_products import compiled_products_are_faster
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_operator import linear_decayed_step_
@@ -81,7 +78,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     check_device(device, "rates can be measured")
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
-    make_attention = partial(_attention, device, dtype, _single_attention(device, dtype, compiled=compiled))
+    attend_once = _single_attention(device, dtype, compiled=compiled)
+    make_attention = partial(_attention, device, dtype, attend_once, compiled=compiled)
     attention = tuple(_curve(make_attention(size), [size], device)[0] for size in footprints)
     product_s: Curve = ((1, 0.0),)
     view_s = 0.0 if compiled else _view_seconds(device)
@@ -218,17 +216,28 @@ def _single_attention(device: torch.device, dtype: torch.dtype, *, compiled: boo
     attend_once = partial(attend, "auto", products_from=products_from)
     if not compiled or not compiled_products_are_faster(device, dtype):
         return attend_once
-    query, keys, values = (
-        torch.randn(1, _ATTENTION_HEADS, length, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
-        for length in (1, _FEW_TOKENS, _FEW_TOKENS)
-    )
-    for tensor in (query, keys, values):
+    query, cache = _query(device, dtype), _cache(device, dtype, _FEW_TOKENS, compiled=compiled)
+    for tensor in (query, *cache):
         torch._dynamo.mark_static(tensor, [0, 1, 3])
-    return compile_step(attend_once, query, keys, values).run
+    return compile_step(attend_once, query, *cache).run
+
+
+def _query(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
+
+
+def _cache(device: torch.device, dtype: torch.dtype, tokens: int, *, compiled: bool) -> tuple[Tensor, Tensor]:
+    """Return keys and values, (1, H, S, K), that lie as those of a step's cache do."""
+    keys = StateTensor("keys", (_ATTENTION_HEADS, _ATTENTION_HEAD_DIM), "per_token")
+    by_value = compiled and compiled_products_are_faster(device, dtype)
+    layout = [keys, replace(keys, name="values", by_value=by_value)]
+    state = allocate_state(layout, 1, tokens, torch.empty((), device=device, dtype=dtype), wide_dtype(dtype))
+    # Written, for a system may give memory of zeros only once it is.
+    return state["keys"].fill_(1.0), state["values"].fill_(1.0)
 
 
 def _attention(
-    device: torch.device, dtype: torch.dtype, attend_once: AttentionBackend, footprint: int
+    device: torch.device, dtype: torch.dtype, attend_once: AttentionBackend, footprint: int, *, compiled: bool
 ) -> tuple[int, Callable[[], Call]]:
     """Return the bytes of a cache, and a function that makes the attention of one token to a new one.
 
@@ -236,14 +245,12 @@ def _attention(
     """
     token_bytes = 2 * _ATTENTION_HEADS * _ATTENTION_HEAD_DIM * dtype.itemsize
     tokens = max(_CACHE_TOKENS, footprint // (_NUM_CACHES * token_bytes))
-    shape = (1, _ATTENTION_HEADS, tokens, _ATTENTION_HEAD_DIM)
-    query = torch.randn(1, _ATTENTION_HEADS, 1, _ATTENTION_HEAD_DIM, device=device, dtype=dtype)
+    query = _query(device, dtype)
 
     def make() -> Call:
-        keys, values = torch.ones(2, *shape, device=device, dtype=dtype)
-        return lambda: attend_once(query, keys, values)
+        return partial(attend_once, query, *_cache(device, dtype, tokens, compiled=compiled))
 
-    return 2 * torch.Size(shape).numel() * dtype.itemsize, make
+    return tokens * token_bytes, make
 
 
 def _shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve) -> float:
@@ -371,15 +378,14 @@ def _compiled_operator_seconds(device: torch.device, dtype: torch.dtype, bytes_p
 def _compiled_attention_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds of an attention to a cache of hardly any tokens, in code that is compiled."""
     products_from = row_products(device, dtype, compiled=True).attention_from
-    shape = (1, _ATTENTION_HEADS, _FEW_TOKENS, _ATTENTION_HEAD_DIM)
-    caches = torch.randn(_NARROW_BLOCKS, 2, *shape, device=device, dtype=dtype)
-    query = caches[0, 0, :, :, :1].clone()
+    caches = [_cache(device, dtype, _FEW_TOKENS, compiled=True) for _ in range(_NARROW_BLOCKS)]
 
-    def step(query: Tensor, caches: Tensor) -> Tensor:
-        for keys, values in caches.unbind():
+    def step(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        for keys, values in caches:
             query = attend("auto", query, keys, values, products_from)
         return query
 
+    query = _query(device, dtype)
     run = compile_step(step, query, caches).run
     return _median_seconds(lambda: run(query, caches), device) / _NARROW_BLOCKS
 

@@ -1,5 +1,6 @@
 """Attention: sizes, backends, cache and costs."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from retbench.mixers.mixer import Form, StateTensor, causal_pairs
@@ -33,11 +34,12 @@ class Attention(SoftmaxAttention):
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The key-value cache."""
-        shape, concatenated = (self.num_kv_heads, self.head_dim), self.cache == "concat"
-        return (
-            StateTensor("keys", shape, "per_token", concatenated=concatenated),
-            StateTensor("values", shape, "per_token", concatenated=concatenated),
+        keys = StateTensor(
+            "keys", (self.num_kv_heads, self.head_dim), "per_token", concatenated=self.cache == "concat"
         )
+        # Values that several queries share are summed faster by a product, which reads them once for all.
+        by_value = self.num_kv_heads == self.num_heads and not keys.concatenated
+        return keys, replace(keys, name="values", by_value=by_value)
 
     def decode_flops(self, context_len: int) -> int:
         """Return the scores of all keys and the sum of their values."""

@@ -21,6 +21,12 @@ class AttentionModule(SoftmaxAttentionModule):
 
     config: Attention
 
+    @property
+    def reads_by_value(self) -> bool:
+        """True if decode steps attend by products whatever the number of keys, as compiled ones do on a CPU."""
+        multiplies = self.backend in ("auto", "products") and self.products_from.alone == 0
+        return multiplies and super().reads_by_value
+
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one backend cannot run here; None where it can."""
         return attention.missing_reason(name, device, dtype)
@@ -58,6 +64,8 @@ def attend(mixer: MixerModule, q: Tensor, k: Tensor, v: Tensor, phase: str, *, f
     Returns:
         (B, T, H K).
     """
+    if q.shape[2] > 1 and v.stride(-1) != 1:
+        v = v.contiguous()  # torch's fused kernels read no values that lie by value
     out = attention.attend(mixer.backend, q, k, v, mixer.products_from)  # (B, H, T, K)
     if phase not in mixer.executed:  # asked once for each phase, so that a decode step does nothing for it
         backend = attention.chosen_backend(mixer.backend, q, k, mixer.products_from)

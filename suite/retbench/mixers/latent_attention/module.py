@@ -8,6 +8,7 @@ from retbench.mixers.latent_attention.config import LatentAttention
 from retbench.mixers.module import MixerModule
 from retbench.mixers.state import LayerState
 from retbench.ops import attention
+from retbench.ops.attention_products import average, score_keys
 from retbench.ops.layers import RMSNorm
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions, Rotary, rotate
@@ -135,9 +136,9 @@ def attend_entries(q: Tensor, entries: Tensor) -> Tensor:
         Weighted sums of entries, (B, T, H, W).
     """
     length, keys = q.shape[1], entries.shape[1]
-    scores = attention.score_keys(q.flatten(1, 2), entries)  # (B, T H, S)
+    scores = score_keys(q.flatten(1, 2), entries)  # (B, T H, S)
     if length == 1:
-        return attention.average(scores, entries).view(q.shape)
+        return average(scores, entries).view(q.shape)
     later = torch.ones(length, keys, dtype=torch.bool, device=q.device).triu(keys - length + 1)
     scores = scores.unflatten(1, (length, -1)).masked_fill(later[:, None], -torch.inf).flatten(1, 2)
     weights = cast(scores.softmax(dim=-1, dtype=wide_dtype(q.dtype)), q.dtype)
