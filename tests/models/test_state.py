@@ -197,13 +197,20 @@ def test_a_state_lies_by_value_where_compiled_steps_gain_and_by_key_for_fused_on
         ("transformer", "auto", None, False),
         ("gqa", "auto", 0, False),
         ("concat", "auto", 0, False),
+        ("sliding_window", "auto", 0, True),
+        ("sliding_window", "blocks", 0, False),
     ],
 )
 def test_cached_values_lie_by_value_where_all_single_queries_attend_by_products(
     name, backend, fewest, by_value
 ):
-    spec = named_specs()["transformer"]
-    spec = spec.model_copy(update={"gqa": {"num_kv_heads": 1}, "concat": {"cache": "concat"}}.get(name, {}))
+    changes = {
+        "gqa": {"num_kv_heads": 1},
+        "concat": {"cache": "concat"},
+        "sliding_window": {"window": 11, "sinks": 2},
+    }
+    spec = named_specs()[name if name in named_specs() else "transformer"]
+    spec = spec.model_copy(update=changes.get(name, {}))
     config = resolve_model(spec, "1m")
     model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=backend)
     usual = model.init_state(2, 32)

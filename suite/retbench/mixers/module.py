@@ -253,6 +253,12 @@ class SoftmaxAttentionModule(MixerModule):
         """The output projection, which gets (B, T, H K)."""
         return self.out_proj
 
+    @property
+    def reads_by_value(self) -> bool:
+        """True if decode steps attend by products whatever the number of keys, as compiled ones do on a CPU."""
+        multiplies = self.backend in ("auto", "products") and self.products_from.alone == 0
+        return multiplies and super().reads_by_value
+
     def encoding(self) -> Rotary:
         """Build the rotary positions."""
         head_dim, base, scaling = self.config.head_dim, self.config.rotary_base, self.config.rotary_scaling

@@ -1,10 +1,19 @@
 """Sizes that all mixers of softmax attention share: heads of keys and values, rotary positions, projections."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, KeptValues, Mixer, Projection, SizeFields
+from retbench.mixers.mixer import (
+    DTYPE_BYTES,
+    WIDE_BYTES,
+    KeptValues,
+    Mixer,
+    Projection,
+    SizeFields,
+    StateTensor,
+)
 from retbench.ops import ROTARY_BASE
 from retbench.strict import Strict
 
@@ -68,6 +77,14 @@ class SoftmaxAttention(Mixer):
     def kv_width(self) -> int:
         """Width of the key heads together; the value heads have the same width."""
         return self.num_kv_heads * self.head_dim
+
+    def cached(self, *, window: int = 0, concatenated: bool = False) -> tuple[StateTensor, StateTensor]:
+        """Return the keys and values of a cache; its arguments are fields of `StateTensor`."""
+        shape = (self.num_kv_heads, self.head_dim)
+        keys = StateTensor("keys", shape, "per_token", window=window, concatenated=concatenated)
+        # Values that several queries share are summed faster by a product, which reads them once for all.
+        by_value = self.num_kv_heads == self.num_heads and not concatenated
+        return keys, replace(keys, name="values", by_value=by_value)
 
     @property
     def streamed_params(self) -> int:

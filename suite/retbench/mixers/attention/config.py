@@ -1,6 +1,5 @@
 """Attention: sizes, backends, cache and costs."""
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from retbench.mixers.mixer import Form, StateTensor, causal_pairs
@@ -34,12 +33,7 @@ class Attention(SoftmaxAttention):
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The key-value cache."""
-        keys = StateTensor(
-            "keys", (self.num_kv_heads, self.head_dim), "per_token", concatenated=self.cache == "concat"
-        )
-        # Values that several queries share are summed faster by a product, which reads them once for all.
-        by_value = self.num_kv_heads == self.num_heads and not keys.concatenated
-        return keys, replace(keys, name="values", by_value=by_value)
+        return self.cached(concatenated=self.cache == "concat")
 
     def decode_flops(self, context_len: int) -> int:
         """Return the scores of all keys and the sum of their values."""

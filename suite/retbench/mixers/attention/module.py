@@ -21,12 +21,6 @@ class AttentionModule(SoftmaxAttentionModule):
 
     config: Attention
 
-    @property
-    def reads_by_value(self) -> bool:
-        """True if decode steps attend by products whatever the number of keys, as compiled ones do on a CPU."""
-        multiplies = self.backend in ("auto", "products") and self.products_from.alone == 0
-        return multiplies and super().reads_by_value
-
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one backend cannot run here; None where it can."""
         return attention.missing_reason(name, device, dtype)

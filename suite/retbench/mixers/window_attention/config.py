@@ -38,11 +38,7 @@ class WindowAttention(SoftmaxAttention):
     @property
     def state(self) -> tuple[StateTensor, ...]:
         """The sinks, then the ring buffer."""
-        shape = (self.num_kv_heads, self.head_dim)
-        return (
-            StateTensor("keys", shape, "per_token", window=self.slots),
-            StateTensor("values", shape, "per_token", window=self.slots),
-        )
+        return self.cached(window=self.slots)
 
     def num_visible(self, position: int) -> int:
         """Return the keys that the query at a position attends to."""
