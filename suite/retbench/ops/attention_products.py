@@ -1,7 +1,5 @@
 """Attention from one position by products: of its queries with the keys, and of their weights with the values."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -41,20 +39,35 @@ def multiply_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def multiply_compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from one query in compiled code: by loops over its keys, and over values that lie by value.
-
-    Loops over other values would read a few of each token at a time, which a product does faster. Where queries share
-    values, it reads them once for all.
-    """
+    """Attend from one query in compiled code, where loops over keys beat a product."""
     queries = realise(join_groups(q, k).flatten(0, 1) * k.shape[3] ** -0.5)  # (B Hkv, H / Hkv, K)
-    keys, values = k.flatten(0, 1), v.flatten(0, 1)
-    if queries.shape[1] == 1 and values.stride(1) == 1:
-        length = _any_length(keys.shape[1])
-        scores = realise(_score_by_loops(queries, keys[:, :length]))  # (B H, 1, S)
-        out = (scores.softmax(dim=-1) * values[:, :length].mT).sum(-1)
-    else:
-        out = average(_score_by_loops(queries, keys), values)
+    out = average(_score_by_loops(queries, k.flatten(0, 1)), v.flatten(0, 1))
     return out.view(*q.shape[:3], v.shape[3])
+
+
+def average(scores: Tensor, values: Tensor) -> Tensor:
+    """Average the values of many keys, (N, S, V), by the softmax of few rows of scores, (N, G, S); (N, G, V).
+
+    Compiled code on a CPU does it by loops for one row over values that lie by value. Over other values loops would
+    read a few of each key at a time, and of several rows each for itself, so that there a product is faster.
+    """
+    if values.device.type != "cpu" or not torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return _average(scores, values)
+    if widens(values) or (scores.shape[1] == 1 and values.stride(1) == 1):
+        return _average_by_loops(scores, values)
+    # As one operator: the sum of its softmax is else other code for more than 4,096 keys. It took four to ten times as
+    # long over columns as over rows.
+    out: Tensor = average_values(scores.contiguous(), values)
+    return out
+
+
+def _average_by_loops(scores: Tensor, values: Tensor) -> Tensor:
+    length = _any_length(values.shape[1])
+    scores, values = realise(scores[..., :length]), values[:, :length]
+    weights = realise((scores - scores.amax(dim=-1, keepdim=True)).exp())
+    rows = weights.unsqueeze(-1).unbind(1)  # (N, S, 1) each
+    sums = torch.stack([(row * values).sum(1) for row in rows], dim=1)  # (N, G, V)
+    return cast(sums / weights.sum(-1, keepdim=True), values.dtype)
 
 
 def _any_length(length: int) -> int:
@@ -69,26 +82,14 @@ def _any_length(length: int) -> int:
     return found
 
 
-def average(scores: Tensor, values: Tensor) -> Tensor:
-    """Average the values of many keys, (N, S, V), by the softmax of few rows of scores, (N, G, S); (N, G, V)."""
-    # A softmax over columns took a compiler four to ten times as long as one over rows.
-    scores = realise(scores)
-    compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    if not compiled or values.device.type != "cpu" or _loops(values):
-        return _average(scores, values, sum_values)
-    # As one operator: sums of loops over more than 4,096 keys are other code than those over fewer.
-    out: Tensor = average_values(scores, values)
-    return out
-
-
-def _average(scores: Tensor, values: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return multiply(cast(scores.softmax(dim=-1, dtype=wide_dtype(values.dtype)), values.dtype), values)
+def _average(scores: Tensor, values: Tensor) -> Tensor:
+    return sum_values(cast(scores.softmax(dim=-1, dtype=wide_dtype(values.dtype)), values.dtype), values)
 
 
 @operator()
 def average_values(scores: Tensor, values: Tensor) -> Tensor:
     """Average values as one operator; see `average`."""
-    return _average(scores, values, _sum_slices)
+    return _average(scores, values)
 
 
 @shapes_of("average_values")
@@ -96,18 +97,14 @@ def _(scores: Tensor, values: Tensor) -> Tensor:
     return values.new_empty(*scores.shape[:2], values.shape[2])
 
 
-def _loops(x: Tensor) -> bool:
-    """Return whether compiled code multiplies x and a cache by loops, which widen as they read; see `precision`.
-
-    Else a cache would be written once more, twice as wide. On an AMD EPYC without AVX-512, attention to eight caches of
-    8,192 tokens in bfloat16 took 11 ms by loops and 31 ms by widened caches.
-    """
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and widens(x)
-
-
 def score_keys(queries: Tensor, keys: Tensor) -> Tensor:
-    """Multiply few queries (N, G, K) by many keys (N, S, K); returns (N, G, S)."""
-    if not _loops(queries):
+    """Multiply few queries (N, G, K) by many keys (N, S, K); returns (N, G, S).
+
+    Compiled code widens keys as it reads them; see `precision`. Else a cache would be written once more, twice as wide.
+    On an AMD EPYC without AVX-512, attention to eight caches of 8,192 tokens in bfloat16 took 11 ms by loops and 31 ms
+    by widened caches.
+    """
+    if not torch.compiler.is_compiling() or torch.is_grad_enabled() or not widens(queries):
         return matmul(keys, queries.mT).mT
     return _score_by_loops(realise(queries.float()), keys)
 
@@ -130,15 +127,8 @@ def sum_values(weights: Tensor, values: Tensor) -> Tensor:
     """
     if values.device.type != "cpu" or torch.is_grad_enabled():
         return matmul(weights, values)
-    if _loops(values):
-        rows = realise(weights.float()).unsqueeze(-1).unbind(1)  # (N, S, 1) each
-        return torch.stack([(row * values).sum(1) for row in rows], dim=1).to(values.dtype)
-    return _sum_slices(weights, values)
-
-
-def _sum_slices(weights: Tensor, values: Tensor) -> Tensor:
     if widens(values):
-        return in_float32(_sum_slices, weights, values)
+        return in_float32(sum_values, weights, values)
     num_slices = values.shape[1] // _SLICE_KEYS
     if num_slices < 2 or values.shape[0] > 1:
         return torch.bmm(weights, values)
