@@ -195,7 +195,7 @@ def test_processors_of_one_name_are_told_apart_by_their_generation(cpu_records: 
     records = [
         record.model_copy(update={"environment": record.environment | hidden}) for record in cpu_records
     ]
-    assert answer(records).setting.startswith("AMD EPYC family 25 model 17, float32")
+    assert answer(records).setting.startswith("AMD EPYC family 25 model 17 stepping 1, float32")
 
 
 def test_quality_of_another_machine_than_the_answers_names_it(scored: Results) -> None:

@@ -65,7 +65,8 @@ def compile_step(step: Callable[..., T], *inputs: Any, packs_weights: bool = Fal
     is_on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
     with (
         inductor.patch(freezing=packs_weights),
-        # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice.
+        # Numbers such as the epsilon of a norm do not change: as symbols they make torch trace the step twice. A length
+        # may be a value of a tensor; see `ops.attention_products`.
         torch._dynamo.config.patch(
             recompile_limit=_MOST_STEPS, specialize_float=True, capture_scalar_outputs=True
         ),

@@ -166,10 +166,9 @@ def _rounded_up(tokens: float, longest: float) -> float:
 
 
 def device_name(record: Record) -> str:
-    """Return the vendor's name of the device of a record as `processor_name` does, without the design's stepping."""
+    """Return the vendor's name of the device of a record; see `processor_name`."""
     gpu = record.environment.get("gpu")
     if isinstance(gpu, dict) and "name" in gpu:
         return str(gpu["name"])
     name = str(record.environment.get("cpu_model") or record.environment.get("machine"))
-    generation = record.environment.get("cpu_generation")
-    return processor_name(name, generation and str(generation).partition(", stepping")[0])
+    return processor_name(name, record.environment.get("cpu_generation"))
