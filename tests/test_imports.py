@@ -70,7 +70,9 @@ def needs_no_torch(module: str) -> bool:
 
 
 MEASURING = {
+    "retbench.planning.attention_rates",
     "retbench.planning.operator_counts",
+    "retbench.planning.rate_curves",
     "retbench.planning.step_rates",
     "retbench.regress.quantities",
 }

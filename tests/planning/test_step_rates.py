@@ -6,7 +6,7 @@ import torch
 from retbench.errors import UnsupportedError
 from retbench.measure import products
 from retbench.ops import fused
-from retbench.planning import step_rates
+from retbench.planning import rate_curves, step_rates
 from retbench.planning.step_rates import measure_step_rates
 from retbench.units import MIB
 
@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_rates, "_WARMUP_S", 0.0)
-    monkeypatch.setattr(step_rates, "_NUM_SAMPLES", 3)
+    monkeypatch.setattr(rate_curves, "_WARMUP_S", 0.0)
+    monkeypatch.setattr(rate_curves, "_NUM_SAMPLES", 3)
     monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB, 16 * MIB])
 
 

@@ -6,7 +6,7 @@ from benchmarks.predict import __main__ as command
 from benchmarks.predict import decode
 from benchmarks.predict.bars import BARS
 from retbench.architectures.registry import named_specs
-from retbench.planning import step_rates
+from retbench.planning import rate_curves, step_rates
 from retbench.units import MIB
 
 
@@ -23,8 +23,8 @@ def test_an_unknown_bar_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_per_model_and_depth_holds_predicted_and_measured_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_rates, "_WARMUP_S", 0.0)
-    monkeypatch.setattr(step_rates, "_NUM_SAMPLES", 1)
+    monkeypatch.setattr(rate_curves, "_WARMUP_S", 0.0)
+    monkeypatch.setattr(rate_curves, "_NUM_SAMPLES", 1)
     monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB])
     monkeypatch.setattr(decode, "WARMUP_S", 0.0)
     monkeypatch.setattr(decode, "NUM_STEPS", 1)

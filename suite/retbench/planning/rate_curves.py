@@ -1,0 +1,78 @@
+"""Rates of operators by footprint: calls are timed one after another until all of its memory was read."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+from retbench.errors import UnsupportedError
+from retbench.measure.clock import capture_graph, time_steps
+from retbench.planning.prediction import Curve
+from retbench.units import MIB
+
+_WARMUP_S = 0.1
+_NUM_WARMUPS, _NUM_SAMPLES = 3, 9
+_SAMPLE_BYTES = {"cpu": 32 * MIB, "cuda": 256 * MIB}
+"""Bytes that a timed sample reads at least."""
+
+Call = Callable[[], object]
+
+Operator = tuple[int, Callable[[], Call]]
+"""Bytes that a call of an operator moves, and a function that allocates new ones and returns the call."""
+
+
+def rate_curve(
+    operator: Operator, footprints: Sequence[int], device: torch.device, *, call_s: float = 0.0
+) -> Curve:
+    """Return the rate of an operator, in bytes per second, by footprint.
+
+    Args:
+        operator: What is called.
+        footprints: Bytes, the smallest first.
+        device: Where the calls run.
+        call_s: Seconds of a call beside those of its bytes, which do not count.
+
+    Raises:
+        UnsupportedError: a call took no longer than `call_s`.
+    """
+    num_bytes, make = operator
+    calls: list[Call] = []
+    rates = []
+    for footprint in footprints:
+        calls += [make() for _ in range(max(1, footprint // num_bytes) - len(calls))]
+        repeats = max(1, _SAMPLE_BYTES[device.type] // (num_bytes * len(calls)))
+        seconds = median_seconds(repeated(calls, repeats), device)
+        rates.append((footprint, num_bytes / positive(seconds / (repeats * len(calls)) - call_s)))
+    return tuple(rates)
+
+
+def positive(seconds: float) -> float:
+    """Return the difference of two measured times; UnsupportedError where the part took longer than the whole."""
+    if seconds <= 0:
+        raise UnsupportedError(
+            "rates of operators cannot be measured: other processes disturb them so much that a part took longer than "
+            "the whole. Try again while nothing else runs."
+        )
+    return seconds
+
+
+def repeated(calls: Sequence[Call], repeats: int) -> Call:
+    """Return a call of all calls in turn, several times."""
+
+    def run() -> None:
+        for _ in range(repeats):
+            for call in calls:
+                call()
+
+    return run
+
+
+def median_seconds(call: Call, device: torch.device) -> float:
+    """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
+    run = capture_graph(call, device=device) if device.type == "cuda" else call
+    return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
+
+
+def median_of(measure: Callable[[], float]) -> float:
+    """Return the median of a measurement that times parts of itself, after some that do not count."""
+    return median([measure() for _ in range(_NUM_WARMUPS + _NUM_SAMPLES)][_NUM_WARMUPS:])
