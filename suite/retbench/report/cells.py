@@ -8,7 +8,16 @@ from typing import Literal, Self
 import pandas as pd
 
 from retbench.report.columns import NONE
-from retbench.units import format_tokens
+from retbench.units import (
+    format_bytes,
+    format_energy,
+    format_percent,
+    format_power,
+    format_rate,
+    format_seconds,
+    format_tokens,
+    stated_unit,
+)
 
 Kind = Literal["key", "value", "comparison"]
 
@@ -82,3 +91,25 @@ def length_cell(num_tokens: float) -> str:
 def key_cells(**cells: str) -> Line:
     """Return the cells that say what a row is about, by their headings."""
     return {Column(heading, "key"): cell for heading, cell in cells.items()}
+
+
+_FORMATS: dict[str | None, Callable[[float], str]] = {
+    "bytes": format_bytes,
+    "ratio": format_percent,
+    "J": format_energy,
+    "W": format_power,
+    "s": format_seconds,
+}
+"""Formats of numbers by base unit."""
+
+
+def format_metric(name: str, number: float, unit: str | None = None) -> str:
+    """Return a number of a metric with its unit, given the base unit; by default the one that the name states."""
+    if name == "context_len":
+        return format_tokens(int(number))
+    unit = unit or stated_unit(name)
+    if number >= 1000 and (unit == "count" or name == "batch_size"):
+        return f"{number:,.0f}"
+    if unit and unit.endswith("/s"):
+        return format_rate(number, "").strip()
+    return _FORMATS.get(unit, "{:.4g}".format)(number)

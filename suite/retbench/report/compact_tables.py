@@ -11,18 +11,13 @@ from itertools import product
 import pandas as pd
 
 from retbench.report.advantages import advantage
-from retbench.report.cells import Cell, Column, ReadableTable, length_cell, number_of
+from retbench.report.cells import Cell, Column, ReadableTable, format_metric, length_cell, number_of
 from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import Lineup
-from retbench.report.readable_tables import (
-    MOST_MODELS,
-    Row,
-    format_metric,
-    models_by_point,
-    readable_tables,
-)
+from retbench.report.readable_scores import MOST_MODELS, Row, models_by_point
+from retbench.report.readable_tables import readable_tables
 from retbench.report.sweeps import CostSweep, by_workload
 from retbench.report.tables import metrics_of, quality_table
 from retbench.report.wording import describe_interval, describe_status, section_title

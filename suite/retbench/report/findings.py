@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from retbench.report.advantages import Advantage, advantage, lead_of_ends
+from retbench.report.cells import format_metric
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
     Line,
@@ -21,7 +22,6 @@ from retbench.report.comparisons import (
     pair_ratios,
 )
 from retbench.report.points import Lineup
-from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
 from retbench.report.wording import (
     crossing_ends,

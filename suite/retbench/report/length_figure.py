@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.report import style
+from retbench.report.cells import format_metric
 from retbench.report.comparisons import find_primary_crossover
 from retbench.report.curves import draw_scales, with_length
 from retbench.report.drawing import Drawing, View
 from retbench.report.labels import CORNERS, add_note, beside, shorten
 from retbench.report.panels import Panel, batch_panels
-from retbench.report.readable_tables import format_metric
 from retbench.report.sweeps import POINT_WORDS, CostSweep, describe_batches, name_of, stack_data, subtitle_of
 from retbench.report.wording import crossing_ends, describe_absence, format_length, with_interval
 from retbench.stats.intervals import Crossover

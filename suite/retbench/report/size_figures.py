@@ -18,7 +18,7 @@ from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations, describe_rates
 from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final, state_bytes_of
-from retbench.report.readable_tables import MOST_MODELS
+from retbench.report.readable_scores import MOST_MODELS
 from retbench.report.wording import file_stem, join_words, range_of
 from retbench.units import format_count, format_tokens
 
