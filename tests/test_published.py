@@ -504,6 +504,28 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
         )
 
 
+def test_the_page_on_kin_says_what_the_hybrid_is(records: list[Record]) -> None:
+    layers: dict[str, set[tuple[int, int]]] = {}
+    decays: dict[str, set[str]] = {}
+    for record in records:
+        if record.model.name in ("hybrid", "retnet") and record.experiment in ("kin", "kin_quality"):
+            blocks = record.model.config["blocks"]
+            attention = sum(block["count"] for block in blocks if block["mixer"]["mixer"] == "attention")
+            layers.setdefault(f"{record.experiment}/{record.model.name}", set()).add(
+                (attention, sum(block["count"] for block in blocks))
+            )
+            decays.setdefault(f"{record.experiment}/{record.model.name}", set()).update(
+                block["mixer"]["decay"] for block in blocks if block["mixer"]["mixer"] == "retention"
+            )
+    shown = " ".join(KIN.split())
+    assert layers["kin/hybrid"] == {(1, 6)}
+    assert "one in six where costs are measured" in shown
+    assert layers["kin_quality/hybrid"] == {(1, 3), (1, 4)}
+    assert "the hybrid has one attention in three or four layers" in shown
+    assert (decays["kin_quality/hybrid"], decays["kin_quality/retnet"]) == ({"eq8"}, {"paper"})
+    assert "RetNet has the decays of its paper's code" in shown
+
+
 def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
     rows = {(row["workload"], row["model"], row["context_len"]): row for row in table_rows("kin")}
     models = {model for _, model, _ in rows}
@@ -517,17 +539,18 @@ def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
         return float(rows["decode", model, context_len]["tpot_s"])
 
     fixed = [model for model in models if model in FIXED_STATES]
-    drifts = [time(model, 16384) / time(model, 1024) for model in fixed]
-    assert len(drifts) == 6
-    assert f"it is {min(drifts):.2f} to {max(drifts):.2f} of that at 1K" in shown
+    drifts = [time(model, deep) / time(model, 1024) for model in fixed for deep in (4096, 16384)]
+    assert len(drifts) == 12
+    assert f"at 4K and 16K it is {min(drifts):.2f} to {max(drifts):.2f} of that at 1K" in shown
     assert "slowest model from 4K on" in shown
     for context_len in (4096, 16384):
         assert max(models, key=lambda model: time(model, context_len)) == "transformer"
     grouped = time("transformer_gqa", 16384) / time("transformer", 16384)
     assert f"takes {grouped:.2f} of the time at 16K" in shown
-    shares = [rows["decode", name, 16384]["bandwidth_ratio"] for name in ("transformer_gqa", "transformer")]
-    words = "reaches {:.0%} of the read bandwidth there, the usual one {:.0%}".format(*shares)
-    assert words.replace("%", " %") in shown
+    moved, usual = (
+        rows["decode", name, 16384]["bytes_per_step"] for name in ("transformer_gqa", "transformer")
+    )
+    assert f"and moves {moved / usual:.2f} of the bytes" in shown
     batch = {model: rows["throughput", model, 4096]["tokens_per_s"] for model in models}
     assert set(sorted(models, key=lambda model: -batch[model])[:2]) == {"linear", "gla"}
     leads = [ratio("throughput", model, 4096) for model in ("linear", "gla")]

@@ -27,7 +27,7 @@ from retbench.papers.claims import (
     SlicesRule,
     load_claims,
 )
-from retbench.papers.explanations import YOCO_KV_HEADS
+from retbench.papers.explanations import YOCO_FFN, YOCO_KV_HEADS
 from retbench.papers.papers import find_datasheet
 from retbench.planning import plan
 from retbench.planning.plan import Plan, make_plan
@@ -143,9 +143,11 @@ def test_yoco_at_1m_tokens_has_the_papers_heads_and_says_the_memory_of_the_trans
     for model in ("yoco", "transformer_gqa"):
         config, dtype = cells[model].model, cells[model].settings.dtype
         heads = {mixer.num_kv_heads for mixer in config.mixers if isinstance(mixer, SoftmaxAttention)}
-        assert heads == {YOCO_KV_HEADS} == {claim.scale.num_kv_heads}
+        assert heads == {YOCO_KV_HEADS} == {claim.scale.config["num_kv_heads"]}
+        assert config.ffn is not None
+        assert config.ffn.ffn_dim == YOCO_FFN == claim.scale.config["ffn_dim"]
         needed[model] = costs.weight_bytes(config, dtype) + costs.state_bytes(config, dtype, 1, wanted[2] + 1)
-    assert needed["transformer_gqa"] / needed["yoco"] == pytest.approx(10.39, abs=0.01)
+    assert needed["transformer_gqa"] / needed["yoco"] == pytest.approx(10.54, abs=0.01)
     assert claim.needs is not None
     assert f"the Transformer takes {needed['transformer_gqa'] / 1e9:.1f} GB" in claim.needs
     assert find_datasheet("h100-80gb").usable_bytes < needed["transformer_gqa"]

@@ -217,8 +217,8 @@ class Scale(Strict):
     """Accepted dtypes; any when empty."""
     chunk_size: int | None = None
     """Chunk size of the chunkwise form; any when absent."""
-    num_kv_heads: int | None = None
-    """Key-value heads of all attention on both sides; any when absent."""
+    config: dict[Literal["num_kv_heads", "ffn_dim"], int] = Field(default_factory=dict)
+    """Key-value heads of all attention, and width of the feed-forward networks, on both sides; any when absent."""
     num_tokens: int | None = None
     """Fewest tokens that the models were trained on."""
     context_len: int | None = None
@@ -239,11 +239,13 @@ class Scale(Strict):
             and self.chunk_size in (None, record.settings.get("chunk_size"))
         )
 
-    def has_kv_heads(self, record: Record) -> bool:
-        """Return whether all attention of a record's model has the number of key-value heads."""
-        facts = config_facts(record.model.config) if self.num_kv_heads is not None else {}
-        heads = {value for name, value in facts.items() if name.rpartition(".")[2] == "num_kv_heads"}
-        return self.num_kv_heads is None or heads == {self.num_kv_heads}
+    def has_config(self, record: Record) -> bool:
+        """Return whether all parts of a record's model that have these fields have these values."""
+        facts = config_facts(record.model.config) if self.config else {}
+        return all(
+            {value for name, value in facts.items() if name.rpartition(".")[2] == field} == {wanted}
+            for field, wanted in self.config.items()
+        )
 
 
 class Awaited(Strict):

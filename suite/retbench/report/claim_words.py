@@ -21,6 +21,7 @@ FEATURE_WORDS = {
     "concatenated": ("concat cache", ""),
 }
 """Words for a baseline with a feature, and for one without; empty where the latter is usual."""
+_CONFIG_WORDS = {"num_kv_heads": "{} key-value heads", "ffn_dim": "feed-forward networks of {}"}
 
 
 def describe_paper(claim: Claim) -> str:
@@ -111,8 +112,7 @@ def describe_conditions(claim: Claim, *, is_strong: bool = False) -> str:
     ]
     if scale.chunk_size:
         parts.append(f"chunks of {scale.chunk_size}")
-    if scale.num_kv_heads:
-        parts.append(f"{scale.num_kv_heads} key-value heads")
+    parts += [_CONFIG_WORDS[field].format(value) for field, value in scale.config.items()]
     if scale.num_tokens:
         parts.append(f"trained on {format_count(scale.num_tokens)} tokens")
     if scale.context_len:

@@ -55,8 +55,8 @@ def _scope(claim: Claim, setup: Setup, features: frozenset[str]) -> Scope | None
     is_strong = bool(claim.strong) and features >= set(claim.strong) and "concatenated" not in features
     if not features >= set(claim.scale.having) and not is_strong:
         return None
-    has_heads = all(claim.scale.has_kv_heads(side[0]) for side in setup if side)
-    if not claim.scale.holds(setup.challenger[0]) or not has_heads:
+    has_config = all(claim.scale.has_config(side[0]) for side in setup if side)
+    if not claim.scale.holds(setup.challenger[0]) or not has_config:
         return "elsewhere"
     if not features & set(claim.scale.without):
         return "paper"
