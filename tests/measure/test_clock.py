@@ -153,6 +153,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     pretend = PretendCuda()
     clock._capture_stream.cache_clear()
     monkeypatch.setattr(torch, "cuda", pretend)
+    monkeypatch.setattr(clock, "_a_capture_failed", False)
     yield pretend
     clock._capture_stream.cache_clear()
 
@@ -200,6 +201,24 @@ def test_a_graph_is_warmed_and_captured_on_one_side_stream(pretend: PretendCuda)
     ]
 
 
+def test_garbage_is_collected_before_a_capture_and_not_in_it(pretend: PretendCuda) -> None:
+    class Cycle:
+        """Garbage that only the collector frees, such as a tensor that an exception's traceback holds."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            pretend.log.append("freed")
+
+    collects: list[bool] = []
+    Cycle()
+    clock.capture_graph(lambda: collects.append(gc.isenabled()), device=torch.device("cuda"))
+    assert pretend.log.index("freed") < pretend.log.index("capture begins")
+    assert collects == [True, True, True, False]
+    assert gc.isenabled()
+
+
 def test_all_captures_share_one_stream_and_what_libraries_keep_for_it(pretend: PretendCuda) -> None:
     for _ in range(3):
         clock.capture_graph(nothing, device=torch.device("cuda"))
@@ -241,6 +260,7 @@ def test_a_step_that_no_graph_holds_is_refused_with_the_first_cause(
             RuntimeError("operation not permitted when stream is capturing"), pretend, afterwards
         )
     assert "retry" in pretend.log
+    assert clock.has_failed_capture()
 
 
 def test_an_error_of_the_warm_up_is_no_lack_of_support(pretend: PretendCuda) -> None:
@@ -258,6 +278,7 @@ def test_a_capture_without_memory_is_out_of_memory(pretend: PretendCuda, error: 
     assert caught.value is error
     assert classify(caught.value)[0] == "oom"
     assert "retry" not in pretend.log
+    assert clock.has_failed_capture()
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
@@ -269,6 +290,7 @@ def test_a_warm_up_without_memory_is_out_of_memory(pretend: PretendCuda, error: 
         clock.capture_graph(step, device=torch.device("cuda"))
     assert classify(caught.value)[0] == "oom"
     assert "capture begins" not in pretend.log
+    assert not clock.has_failed_capture()
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)

@@ -2,13 +2,14 @@
 
 import resource
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import limits
-from retbench.measure.limits import is_out_of_memory, limit_memory
+from retbench.measure.limits import headroom_bytes, is_out_of_memory, limit_memory
 from tests.measure.forked import run_forked
 
 CPU = torch.device("cpu")
@@ -151,6 +152,27 @@ def test_a_system_that_keeps_no_limit_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.gpu
+def test_what_the_allocator_held_on_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, workspaces, limit_bytes = 80 * 10**9, 64 * 2**20, 200_000_000
+    reserved, fractions = [workspaces], []
+    pretended = {
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=total),
+        "mem_get_info": lambda device: (total - reserved[0], total),
+        "memory_reserved": lambda device: reserved[0],
+        "empty_cache": lambda: None,
+        "set_per_process_memory_fraction": lambda fraction, device: fractions.append(fraction),
+    }
+    for name, function in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(limits, "_reserved_before", {})
+    cuda = torch.device("cuda:0")
+    limit_memory(limit_bytes, cuda)
+    assert fractions == [pytest.approx((workspaces + limit_bytes) / total)]
+    assert headroom_bytes(cuda, limit_bytes) == limit_bytes
+    reserved[0] += 150_000_000
+    assert headroom_bytes(cuda, limit_bytes) == 50_000_000
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_limit_on_cuda() -> None:
     code = """

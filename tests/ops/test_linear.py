@@ -153,6 +153,20 @@ def test_a_compiled_product_does_not_copy_its_row(dtype: torch.dtype) -> None:
     assert not operators & {"aten::clone", "aten::copy_"}
 
 
+@pytest.mark.parametrize(("device", "count"), [("cpu", 2), ("meta", 0)])
+def test_only_on_a_cpu_is_the_row_of_a_compiled_product_kept_from_a_copy(device: str, count: int) -> None:
+    negated: list[str] = []
+
+    def note(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        negated.extend(node.name for node in module.graph.nodes if node.target == "neg")
+        return module.forward
+
+    linear, x = Linear(64, 48).to(device), torch.zeros(1, 1, 64, device=device)
+    with torch.inference_mode(), torch.compiler.set_stance("default"):
+        assert torch.compile(linear, backend=note, fullgraph=True)(x).shape == (1, 1, 48)
+    assert len(negated) == count
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_compiled_loop_has_gradients(rows: int) -> None:
     layer, x = Linear(6, 4), torch.randn(rows, 6, requires_grad=True)

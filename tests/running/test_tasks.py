@@ -149,33 +149,35 @@ def measured(job: Job) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("status", "cuda_graph", "count", "device"),
+    ("status", "device", "capture_failed", "count"),
     [
-        ("ok", True, 2, "cpu"),
-        ("unsupported", False, 2, "cpu"),
-        ("unsupported", True, 1, "cpu"),
-        ("failed", False, 1, "cpu"),
-        ("oom", False, 1, "cpu"),
-        ("oom", False, 2, "cuda:0"),
-        ("oom", True, 1, "cuda:0"),
+        ("ok", "cpu", False, 2),
+        ("unsupported", "cpu", False, 2),
+        ("failed", "cpu", False, 1),
+        ("oom", "cpu", False, 1),
+        ("oom", "cuda:0", False, 2),
+        ("oom", "cuda:0", True, 1),
+        ("unsupported", "cuda:0", True, 1),
+        ("ok", "cuda:0", True, 1),
     ],
 )
 def test_a_worker_ends_after_an_outcome_that_spoils_its_memory(
     measure_job: MeasureJob,
     monkeypatch: pytest.MonkeyPatch,
     status: Status,
-    cuda_graph: bool,
-    count: int,
     device: str,
+    capture_failed: bool,
+    count: int,
 ) -> None:
     job = measure_job("workloads.decode.context_len=[8,16]", gate=PASSED)
-    settings = job.cells[0].settings.model_copy(update={"cuda_graph": cuda_graph, "device": device})
+    settings = job.cells[0].settings.model_copy(update={"device": device})
     cells = tuple(cell.model_copy(update={"settings": settings}) for cell in job.cells)
     assert len(cells) == 2
     monkeypatch.setattr(
         tasks, "measure_ceilings", lambda *_: Ceilings(read_bandwidth_bytes_per_s=1, matmul_flops_per_s=1)
     )
     monkeypatch.setattr(tasks, "_measure_cell", lambda *_: Outcome(status, utc_now(), "why"))
+    monkeypatch.setattr(tasks, "has_failed_capture", lambda: capture_failed)
     sent = measured(job.model_copy(update={"cells": cells}))
     assert [message.status for message in sent if isinstance(message, Done)] == [status] * count
 

@@ -11,7 +11,7 @@ from retbench.planning.cells import Cell
 from retbench.records.record import ReadRate
 from retbench.workloads import context as context_module
 from retbench.workloads import prefill
-from retbench.workloads.context import Context
+from retbench.workloads.context import CAPTURE_BYTES, Context
 
 from .conftest import make_cell
 
@@ -66,6 +66,27 @@ def test_the_best_read_rate_of_a_worker_is_the_ceiling_at_its_footprint(
     assert second.ceilings_at(200).read_curve[-1].bytes_per_s == 5e9
     second.measure_read_rate(None)
     assert second.ceilings_at(None) == second.ceilings
+
+
+@pytest.mark.parametrize(("free", "is_measured"), [(CAPTURE_BYTES + 99, False), (CAPTURE_BYTES + 100, True)])
+def test_a_read_rate_on_cuda_needs_room_below_the_limit(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch, free: int, is_measured: bool
+) -> None:
+    """Memory that runs out in a capture leaves a process that cannot measure another cell."""
+    cell = make_cell("retnet", "prefill", 8)
+    settings = cell.settings.model_copy(update={"memory_limit_bytes": 10**9})
+    on_cuda = replace(
+        context_of(cell.model_copy(update={"settings": settings})), device=torch.device("cuda:0")
+    )
+    asked = []
+    monkeypatch.setattr(context_module, "headroom_bytes", lambda device, limit: asked.append(limit) or free)
+    monkeypatch.setattr(context_module, "largest_footprint", lambda device: 10**9)
+    monkeypatch.setattr(context_module, "free_memory", lambda device: None)
+    rate = ReadRate(footprint_bytes=100, bytes_per_s=1e9, kernel="dot")
+    monkeypatch.setattr(context_module, "measure_read_rate", lambda device, size: rate)
+    on_cuda.measure_read_rate(100)
+    assert asked == [10**9]
+    assert on_cuda.read_rates == ({100: rate} if is_measured else {})
 
 
 def test_a_share_without_ceilings_is_an_error_that_says_what_to_declare(context_of: Make) -> None:

@@ -17,6 +17,7 @@ from retbench.measure.nvml import sample_device
 
 _CAPTURE_WARMUP_STEPS = 3
 """Warm-up steps before a capture: num_warmup_iters of PyTorch's make_graphed_callables."""
+_a_capture_failed = False
 
 
 def check_device(device: torch.device, what: str) -> None:
@@ -188,6 +189,14 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def has_failed_capture() -> bool:
+    """Return whether a capture failed in this process, which cannot go on with CUDA then.
+
+    A failed capture leaves the allocator in capture mode (pytorch#180395), and keeps its memory (pytorch#190308).
+    """
+    return _a_capture_failed
+
+
 def _record_graph(
     graph: torch.cuda.CUDAGraph,
     step: Callable[[], object],
@@ -196,10 +205,13 @@ def _record_graph(
     device: torch.device,
 ) -> None:
     """Capture one run of `step`; raise an UnsupportedError if that fails for another reason than memory."""
+    global _a_capture_failed
+    gc.collect()  # now and not in the capture, which tensors and events would spoil that are freed there
     try:
-        with torch.cuda.graph(graph, stream=stream):
+        with _collector_off(), torch.cuda.graph(graph, stream=stream):
             step()
     except RuntimeError as error:
+        _a_capture_failed = True
         # Ending a failed capture raises a second error over the first.
         causes = [one for one in (error.__context__, error) if isinstance(one, Exception)]
         shortage = next(filter(is_out_of_memory, causes), None) or _retry_eagerly(step, before, device)

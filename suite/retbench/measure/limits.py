@@ -39,6 +39,9 @@ _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
 """The same of threading, oneDNN and the dynamic loader, where the memory of this process is limited. Elsewhere another
 limit may be at fault, on the number of processes or on what may be executed, or the inputs of a primitive."""
 
+_reserved_before: dict["torch.device", int] = {}
+"""Bytes that torch's allocator held on a CUDA device when it was limited, such as the workspaces of cuBLAS."""
+
 _lifted: list[int] = []
 """The limit that the process had before each of this package's."""
 
@@ -91,7 +94,8 @@ def limit_memory(limit_bytes: int, device: "torch.device") -> None:
 
     On a CPU the kernel enforces the limit on the growth of writable private memory (RLIMIT_DATA of setrlimit(2)). Call
     this once torch's threads have run, so that their stacks and buffers are not counted, and before the model is built.
-    On CUDA torch's allocator enforces it and counts whole blocks, without memory of CUDA itself and of libraries.
+    On CUDA torch's allocator enforces it and counts whole blocks, without what it holds already, such as workspaces of
+    cuBLAS, and without memory of CUDA itself.
 
     Raises:
         UnsupportedError: the limit exceeds the available memory, or the system cannot enforce it.
@@ -133,7 +137,9 @@ def _limit_cuda(limit_bytes: int, device: "torch.device") -> None:
 
     total = torch.cuda.get_device_properties(device).total_memory
     _require(limit_bytes, total, f"are on {device}")
-    torch.cuda.set_per_process_memory_fraction(limit_bytes / total, device)
+    torch.cuda.empty_cache()
+    held = _reserved_before[device] = torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + limit_bytes) / total), device)
 
 
 def headroom_bytes(device: "torch.device", limit_bytes: int | None) -> int | None:
@@ -147,7 +153,8 @@ def headroom_bytes(device: "torch.device", limit_bytes: int | None) -> int | Non
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
-        return free if limit_bytes is None else min(free, limit_bytes - torch.cuda.memory_reserved(device))
+        taken = torch.cuda.memory_reserved(device) - _reserved_before.get(device, 0)
+        return free if limit_bytes is None else min(free, limit_bytes - taken)
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return None if limit == resource.RLIM_INFINITY else limit - _written_bytes()
 

@@ -92,9 +92,9 @@ class Linear(nn.Linear):
                 return streamed.view(*x.shape[:-1], self.out_features)
             elif 1 < rows <= products.onednn_rows:
                 return multiply_onednn(x, weight)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and x.device.type == "cpu":
             rows = x.numel() // self.in_features
-            if x.device.type == "cpu" and weight.is_contiguous() and 1 <= rows <= MOST_LOOPED_ROWS:
+            if weight.is_contiguous() and 1 <= rows <= MOST_LOOPED_ROWS:
                 return loop(x, weight)
             if rows == 1:
                 return _multiply_row(x, weight).view(*x.shape[:-1], self.out_features)
@@ -147,8 +147,9 @@ def loop(x: Tensor, weight: Tensor) -> Tensor:
 def _multiply_row(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply one row (..., in) by a weight (out, in) by torch's product, which does not copy the row.
 
-    A view of one row has a stride of 0 between rows in compiled code, and torch's product copies such a row before it
-    multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own strides.
+    A view of one row has a stride of 0 between rows in compiled code, and torch's product on a CPU copies such a row
+    before it multiplies. Negating twice changes no value, and its result is a tensor of shape (1, in) with its own
+    strides. On a GPU it would be a kernel more.
     """
     return multiply(x.reshape(1, -1).neg().neg(), weight)
 

@@ -16,12 +16,12 @@ from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import allocator, environment, products, source
 from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
+from retbench.measure.clock import has_failed_capture
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory
 from retbench.measure.nvml import watch_device
 from retbench.models.build import check_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
-from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Ceilings, ReadRate, Status, utc_now
 from retbench.records.store import append_record
@@ -203,7 +203,7 @@ def _measure(
         append_record(job.records_path, make_record(job.run, cell, request.round, outcome, surroundings))
         faulty = FAULTY_CEILING if FAULTY_CEILING in outcome.found.absent.values() else None
         send(Done(index=request.index, status=outcome.status, error=outcome.error or faulty))
-        if _spoils(outcome.status, cell.settings):
+        if _is_spoilt(outcome.status, cell.settings):
             return
         del context, outcome
         free_memory(device)
@@ -262,19 +262,13 @@ def _measure_ceilings(job: Job, device: torch.device, send: Send) -> Ceilings | 
     return ceilings
 
 
-def _spoils(status: Status, settings: Settings) -> bool:
-    """Return whether a process cannot measure another cell after this outcome.
+def _is_spoilt(status: Status, settings: Settings) -> bool:
+    """Return whether this process cannot measure another cell after this outcome.
 
-    It cannot after a cell that failed, that found the host's memory full, or whose step no CUDA graph could hold: a
-    failed capture leaves the allocator in capture mode (pytorch#180395), and keeps its memory (pytorch#190308). So it
-    cannot either after a cell with a graph that ran out of memory. A full GPU without a graph is emptied.
+    It cannot after a cell that failed, that found the host's memory full, or whose capture as a CUDA graph failed. A
+    full GPU is emptied.
     """
-    spoils = {
-        "failed": True,
-        "oom": settings.device == "cpu" or settings.cuda_graph,
-        "unsupported": settings.cuda_graph,
-    }
-    return spoils.get(status, False)
+    return status == "failed" or (status == "oom" and settings.device == "cpu") or has_failed_capture()
 
 
 def _measure_cell(context: Context, records_path: Path) -> Outcome:

@@ -12,7 +12,7 @@ from retbench.errors import RetbenchError
 from retbench.evaluation import PassProgress, ignore_progress
 from retbench.measure.ceilings import largest_footprint, measure_read_rate
 from retbench.measure.clock import time_steps
-from retbench.measure.limits import free_memory, try_in_memory
+from retbench.measure.limits import free_memory, headroom_bytes, try_in_memory
 from retbench.measure.memory import MemoryUse, measure_memory
 from retbench.measure.nvml import DriverUnavailableError
 from retbench.measure.power import measure_energy
@@ -134,8 +134,10 @@ class Context:
         known = self.read_rates.get(size)
         if known is not None and not again:
             return
-        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < size + CAPTURE_BYTES:
-            return  # memory that runs out while a graph is captured leaves a process that cannot go on
+        if self.device.type == "cuda":
+            free = headroom_bytes(self.device, self.cell.settings.memory_limit_bytes)
+            if free is not None and free < size + CAPTURE_BYTES:
+                return  # memory that runs out while a graph is captured leaves a process that cannot go on
         rate = try_in_memory(partial(measure_read_rate, self.device, size), self.device)
         # A tensor of the cell that is put into the freed buffer would keep all of it from being returned.
         free_memory(self.device)
