@@ -22,6 +22,7 @@ from retbench.measure.nvml import watch_device
 from retbench.models.build import check_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
+from retbench.planning.cells import Settings
 from retbench.records.documents import write_documents
 from retbench.records.record import FAULTY_CEILING, Ceilings, ReadRate, Status, utc_now
 from retbench.records.store import append_record
