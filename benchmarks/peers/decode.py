@@ -14,7 +14,6 @@ from benchmarks.peers.outcomes import CONFIDENCE, FP32_LIMIT, Limit, Outcome, er
 from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, OurDecoding, interleave, time_greedy
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.measure.ceilings import measure_read_rate
 
@@ -45,7 +44,7 @@ def decode_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config()
     peer = torchscale_retnet.build_peer(config, seed=1)
-    weights = map_weights("torchscale", config, peer.state_dict())
+    weights = pairs.map_weights("torchscale", config, peer.state_dict())
     tokens = read_tokens(SHALLOW + PROVEN_TOKENS)[None]
     theirs = torchscale_retnet.RecurrentDecoding(peer, SHALLOW + STEPS)
     for t in range(SHALLOW):
@@ -88,7 +87,7 @@ def decode_llama(rounds: int, depth: int) -> Iterator[Outcome]:
     bar = f"decode-llama-{depth // 1024}k"
     config = pairs.llama_config()
     peer = hf_llama.build_peer(config, seed=1, max_len=depth + STEPS + 1)
-    model = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("llama", config, peer.state_dict()))
     prompt = read_tokens(depth)[None]
     # The compiled step of an earlier bar forbids all compilation.
     torch.compiler.set_stance("default")
@@ -117,7 +116,7 @@ def decode_mamba2(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.mamba2_config(published=True)
     peer = hf_mamba2.build_peer(config, seed=1)
-    model = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("mamba2", config, peer.state_dict()))
     tokens = read_tokens(SHALLOW + PROVEN_TOKENS)[None]
     prompt = tokens[:, :SHALLOW]
     theirs = hf_mamba2.CachedDecoding(peer, prompt)

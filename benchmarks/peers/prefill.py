@@ -8,7 +8,6 @@ from torch import Tensor
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
 from benchmarks.peers.rounds import interleave, time_median
-from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 
 PROMPT_LEN = 8192
@@ -27,7 +26,7 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config(norm_eps=pairs.TINY_EPS)
     peer = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
-    model = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("torchscale", config, peer.state_dict()))
     tokens = read_tokens(PROMPT_LEN)[None]
     part = tokens[:, :PROVEN_LEN]
     whole = model.prefill(tokens, model.init_state(1, PROMPT_LEN))
@@ -62,7 +61,7 @@ def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.mamba2_config(published=True)
     peer = hf_mamba2.build_peer(config, seed=1)
-    model = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("mamba2", config, peer.state_dict()))
     tokens = read_tokens(MAMBA2_PROMPT_LEN)[None]
 
     def prefill() -> Tensor:

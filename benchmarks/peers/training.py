@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome, worst
 from benchmarks.peers.rounds import interleave
-from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 from retbench.measure.clock import time_call
 from retbench.models.decoder import Decoder
@@ -47,7 +46,7 @@ def training(rounds: int) -> Iterator[Outcome]:
     parallel = torchscale_retnet.build_peer(config, seed=1)
     chunkwise = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
     yar = yar_retnet.build_matched_peer(config, seed=1)
-    model = pairs.carry(config, map_weights("torchscale", config, parallel.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("torchscale", config, parallel.state_dict()))
     tokens = read_tokens(LENGTH + 1)[None]
     yield from (proofs := [*_equality(model, parallel, tokens), _yar_equality()])
     if not all(proof.holds for proof in proofs):
@@ -75,7 +74,7 @@ def _equality(model: Decoder, peer: nn.Module, tokens: Tensor) -> Iterator[Outco
     logits = training_step(model, model, tokens)
     expected = training_step(peer, lambda x: peer(x)[0], tokens)
     yield error_outcome("training: equality, logits", logits, expected, FP32_LIMIT)
-    mapped = map_weights("torchscale", model.config, gradients(peer))
+    mapped = pairs.map_weights("torchscale", model.config, gradients(peer))
     errors = [
         error_outcome(
             f"training: equality, worst gradient, of {name}", gradient, mapped[name], GRADIENT_LIMIT
