@@ -1,6 +1,6 @@
 """Bar on a batch: the compiled bfloat16 step over the eager float32 step of every model of `kin`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
 
@@ -9,15 +9,12 @@ from torch import Tensor
 
 from benchmarks.peers import pairs
 from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
-from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave
+from benchmarks.peers.rounds import TIMED_STEPS, WARM_STEPS, interleave, ready_step
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.data.text import read_rows
 from retbench.measure.clock import time_call
-from retbench.measure.products import row_products, storing_by_output_is_faster
-from retbench.models.build import build_model
-from retbench.models.compiled import StepCompiler
+from retbench.models.build import build_model, set_up_steps
 from retbench.models.equivalence import LIMITS, step_error
-from retbench.models.state import DecoderState
 
 BATCH_SIZE = 8
 DEPTH = 1024
@@ -30,20 +27,13 @@ class _Decoding:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, backend: str, *, compiled: bool) -> None:
         model = build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
-        model.set_row_products(row_products(model.device, dtype, compiled=compiled))
-        layout = storing_by_output_is_faster(model.device, dtype, compiled=compiled, rows=BATCH_SIZE)
-        model.store_weights(by_output=layout)
+        set_up_steps(model, compiled=compiled, rows=BATCH_SIZE)
         rows = read_rows(BATCH_SIZE, DEPTH + 1)
         token = rows[:, -1:].clone()
         self.state = model.init_state(BATCH_SIZE, DEPTH + 2)
         model.prefill(rows[:, :-1], self.state)
         self.depth = self.state.mark()
-        step: Callable[[Tensor, DecoderState], Tensor] = model
-        if compiled:
-            model(token, self.state)
-            self.state.rewind(self.depth)
-            step = StepCompiler(model).prepare(token, self.state).run
-        self.run = partial(step, token, self.state)
+        self.run = partial(ready_step(model, token, self.state, compiled=compiled), token, self.state)
 
     def logits(self) -> Tensor:
         """Return the logits of the step, (8, 1, N)."""
