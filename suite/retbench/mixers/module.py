@@ -256,7 +256,7 @@ class SoftmaxAttentionModule(MixerModule):
     @property
     def reads_by_value(self) -> bool:
         """True if decode steps attend by products whatever the number of keys, as compiled ones do on a CPU."""
-        multiplies = self.backend in ("auto", "products") and self.products_from.alone == 0
+        multiplies = self.backend in ("auto", "products") and self.products_from.is_always
         return multiplies and super().reads_by_value
 
     def encoding(self) -> Rotary:
