@@ -20,14 +20,13 @@ from retbench.planning.step_rates import measure_step_rates
 from retbench.units import format_tokens
 
 DEPTHS = (1024, 8192, 32768)
-WITHIN = Limit(low=0.8, high=1.25)
 DTYPE = "float32"
 CPU = torch.device("cpu")
 WARMUP_S = 0.2
 NUM_STEPS = 20
 
 
-def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcome]:
+def decode(rounds: int, size: str, low: float, high: float, *, compiled: bool = False) -> Iterator[Outcome]:
     """Compare predicted and measured seconds of a step of every architecture at every depth.
 
     The rates behind the predictions are measured again in each round; they are the same for all models.
@@ -54,7 +53,9 @@ def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcom
         print(f"  round {number}/{rounds}", file=sys.stderr, flush=True)
     for name, depth in predicted:
         bar = f"decode-{size}{'-compiled' if compiled else ''}: {name} at {format_tokens(depth)}"
-        yield speed_outcome(bar, predicted[name, depth], measured[name, depth], WITHIN, "predicted, measured")
+        yield speed_outcome(
+            bar, predicted[name, depth], measured[name, depth], Limit(low, high), "predicted, measured"
+        )
 
 
 @torch.inference_mode()
