@@ -135,10 +135,6 @@ class MixerModule(StatefulModule):
         """Return the form that reads prompts where `name` is asked for: another where both compute the same."""
         return self.config.forms[name].reads_as or name
 
-    def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-        """Return each form with the reason why it cannot run here, or None."""
-        return {name: self.missing_reason(name, device, dtype) for name in self.config.forms}
-
     def set_backend(self, name: str) -> None:
         """Choose the form for more than one token, and empty `executed`; ConfigError for an unknown name."""
         if name not in self.config.forms:
