@@ -28,7 +28,7 @@ _CHANNEL_OPS = "fla.ops.gla"
 _DISTRIBUTIONS = ("fla-core", "flash-linear-attention")
 """Packages that install the operators; older versions of the second brought their own."""
 _OLDEST = "0.6"
-"""As in pyproject.toml: the kernels of older versions were tuned once for all widths."""
+"""The oldest version of the extra `kernels` in pyproject.toml: older kernels were tuned once for all widths."""
 TRITON_CURE = (
     "Triton needs a C compiler (gcc, or the one that CC names), Python's headers (package python3-dev) and a supported "
     "GPU"
