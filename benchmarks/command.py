@@ -32,7 +32,7 @@ def run_command(
     options = _parse(arguments, prog, description, epilog)
     if options.list:
         for name, bar in bars.items():
-            print(f"{name:24} {bar.title}" + (f"  [{', '.join(bar.peers)}]" if bar.peers else ""))
+            print(f"{name:24} {bar.heading}" + (f"  [{', '.join(bar.peers)}]" if bar.peers else ""))
         return 0
     try:
         names = _chosen(bars, options.only)
@@ -112,7 +112,7 @@ def _run(bars: Mapping[str, Bar], rounds: int, threads: int) -> int:
     become_worker(threads, "cpu")
     failed = []
     for name, bar in bars.items():
-        print(f"{name}: {bar.title}", file=sys.stderr, flush=True)
+        print(f"{name}: {bar.heading}", file=sys.stderr, flush=True)
         for outcome in bar.measure(rounds):
             print(outcome.to_json(), flush=True)
             if not outcome.holds:

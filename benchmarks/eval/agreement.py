@@ -10,7 +10,7 @@ import torch
 from benchmarks.eval.hf_lm import build_hf_lm
 from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome
 from retbench.checkpoints.loading import load_checkpoint
-from retbench.data.places import data_folder
+from retbench.data.data_folder import data_folder
 from retbench.data.tokenizers import Tokenizer, load_tokenizer
 from retbench.errors import UnsupportedError
 from retbench.evaluation.lm import DecoderLM

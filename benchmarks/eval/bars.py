@@ -17,8 +17,11 @@ def _agree(task: str, limit: int | None = None, max_length: int = 512) -> Bar:
     )
 
 
-def _speed(title: str, documents: int, shots: int, limit: float) -> Bar:
-    return _Bar(title, "speed", "hellaswag", {"documents": documents, "shots": shots, "limit": limit})
+def _speed(documents: int, shots: int, faster: float) -> Bar:
+    examples = f" with {shots} examples" if shots else ""
+    title = f"HellaSwag{examples}, first {documents} documents: our time over HFLM's, at most 1 / {faster}"
+    arguments = {"documents": documents, "shots": shots, "limit": 1 / faster}
+    return _Bar(title, "speed", "hellaswag", arguments)
 
 
 BARS: dict[str, Bar] = {
@@ -36,10 +39,6 @@ BARS: dict[str, Bar] = {
         timed=False,
         peers=(),
     ),
-    "speed-hellaswag": _speed(
-        "HellaSwag, first 200 documents: our time over HFLM's, at most 1 / 1.5", 200, 0, 1 / 1.5
-    ),
-    "speed-hellaswag-4-shot": _speed(
-        "HellaSwag with 4 examples, first 50 documents: our time over HFLM's, at most 1 / 2.5", 50, 4, 1 / 2.5
-    ),
+    "speed-hellaswag": _speed(200, 0, 1.5),
+    "speed-hellaswag-4-shot": _speed(50, 4, 2.5),
 }

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from benchmarks.eval.agreement import trained_model
 from benchmarks.eval.hf_lm import build_hf_lm
 from benchmarks.peers import pairs
-from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, prove, speed_outcome
 from benchmarks.peers.rounds import interleave
 from retbench.data.tokenizers import load_tokenizer
 from retbench.errors import UnsupportedError
@@ -59,8 +59,7 @@ def hellaswag(rounds: int, documents: int, shots: int, limit: float) -> Iterator
     found, expected = (_answer(lm, requests) for lm in (ours(), theirs))
     totals = [torch.tensor([answer[0] for answer in side], dtype=torch.float64) for side in (found, expected)]
     proof = error_outcome(f"{name}: equality, log-likelihoods", totals[0], totals[1], FP32_LIMIT)
-    yield proof
-    if not proof.holds:
+    if not (yield from prove([proof])):
         return
     print(f"  HFLM's batch size: {batch_size}", file=sys.stderr)
     times = interleave(

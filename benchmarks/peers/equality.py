@@ -8,7 +8,6 @@ from torch import Tensor
 from benchmarks.peers import fla_retnet, pairs
 from benchmarks.peers.outcomes import FP32_LIMIT, Outcome, error_outcome, worst
 from retbench.architectures.configs import ModelConfig
-from retbench.checkpoints.loading import map_weights
 from retbench.models.decoder import Decoder
 from retbench.models.language_model import LanguageModel
 from retbench.ops.linear_operator import linear_chunkwise, linear_parallel, linear_recurrent
@@ -37,7 +36,7 @@ def torchscale_equality(config: ModelConfig | None = None, length: int = 385) ->
 
     config = config or pairs.torchscale_config()
     peer = torchscale_retnet.build_peer(config, seed=1)
-    ours = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
+    ours = pairs.carry(config, pairs.map_weights("torchscale", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens)[0]
     yield from _backends_against("equal-torchscale", ours, tokens, expected)
@@ -61,7 +60,7 @@ def llama_pair_equality(config: ModelConfig, length: int, new_tokens: int) -> It
     mixer = pairs.attention_of(config)
     kind = "" if mixer.num_kv_heads == mixer.num_heads else f" ({mixer.num_kv_heads} key heads)"
     peer = hf_llama.build_peer(config, seed=1, max_len=length + new_tokens)
-    ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
+    ours = pairs.carry(config, pairs.map_weights("llama", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
     expected = peer(tokens).logits
     yield from _backends_against(f"equal-llama{kind}", ours, tokens, expected)
@@ -78,7 +77,7 @@ def mistral_equality(config: ModelConfig | None = None, length: int = 385) -> It
 
     config = config or pairs.window_config()
     peer = hf_mistral.build_peer(config, seed=1, max_len=length)
-    ours = pairs.carry(config, map_weights("llama", config, peer.state_dict()))
+    ours = pairs.carry(config, pairs.map_weights("llama", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length)
     yield from _against_forward("equal-mistral", ours, tokens, peer(tokens).logits)
 
@@ -117,7 +116,7 @@ def mamba2_equality(
 
     config = config or pairs.mamba2_config(published=True)
     peer = hf_mamba2.build_peer(config, seed=1)
-    ours = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    ours = pairs.carry(config, pairs.map_weights("mamba2", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, length + new_tokens)
     yield from _backends_against("equal-mamba2", ours, tokens, peer(tokens, use_cache=False).logits)
     ours.set_backend("chunkwise")
@@ -164,7 +163,7 @@ def fla_equality(config: ModelConfig | None = None, length: int = 45) -> Iterato
     weights = {
         name: weight.float().double() for name, weight in fla_retnet.draw_weights(config, seed=1).items()
     }
-    ours = pairs.carry(config, map_weights("fla", config, weights), chunk_size=16)
+    ours = pairs.carry(config, pairs.map_weights("fla", config, weights), chunk_size=16)
     tokens = pairs.random_tokens(config, length)
     expected = fla_retnet.logits(weights, config, tokens[0])[None]
     yield from _against_forward("equal-fla", ours, tokens, expected)

@@ -13,13 +13,10 @@ from retbench.architectures import costs
 from retbench.data.text import read_tokens
 
 DEEP = 32768
-DEPTH_LIMIT = Limit(0.95, 1.05)
-BANDWIDTH_LIMIT = Limit(low=0.5, high=1.0)
-"""Share of the read bandwidth at the footprint of an eager step that each model reaches at least."""
 
 
 @torch.inference_mode()
-def depth(rounds: int) -> Iterator[Outcome]:
+def depth(rounds: int, low: float, high: float) -> Iterator[Outcome]:
     """Compare the time per token and the state of each model whose state is fixed at 32K (ours) and at 1K (theirs)."""
     prompt = read_tokens(DEEP)[None]
     for name, config in pairs.kin_configs().items():
@@ -32,11 +29,11 @@ def depth(rounds: int) -> Iterator[Outcome]:
         yield Outcome(f"depth: {name}, state bytes", *sizes, ratio, ratio, ratio, Limit(1.0, 1.0))
         # The sides do equal work: only many rounds separate noise from a difference, and a round is short.
         times = interleave({"32K": deep, "1K": shallow}, 5 * rounds)
-        yield speed_outcome(f"depth: {name}", times["32K"], times["1K"], DEPTH_LIMIT)
+        yield speed_outcome(f"depth: {name}", times["32K"], times["1K"], Limit(low, high))
 
 
 @torch.inference_mode()
-def bandwidth(rounds: int, size: str) -> Iterator[Outcome]:
+def bandwidth(rounds: int, size: str, limit: float) -> Iterator[Outcome]:
     """Measure bytes per second of an eager step (ours) over the read bandwidth at its footprint (theirs)."""
     prompt = read_tokens(SHALLOW)[None]
     for name, config in pairs.kin_configs(size).items():
@@ -47,4 +44,5 @@ def bandwidth(rounds: int, size: str) -> Iterator[Outcome]:
         }
         values = interleave(sides, rounds)
         rates = [step_bytes / seconds for seconds in values["step"]]
-        yield speed_outcome(f"bandwidth-eager-{size}: {name}", rates, values["read"], BANDWIDTH_LIMIT)
+        bar = f"bandwidth-eager-{size}: {name}"
+        yield speed_outcome(bar, rates, values["read"], Limit(low=limit, high=1.0))

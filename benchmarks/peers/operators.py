@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, prove, speed_outcome
 from benchmarks.peers.rounds import interleave, time_median
 from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.mixers.linear_attention.config import LinearAttention
@@ -22,7 +22,6 @@ PROMPT_LEN = 8192
 PROVEN_LEN = 300
 NUM_HEADS, KEY_DIM, VALUE_DIM = 4, 128, 256
 """State of every operator: 131,072 values, that of RetNet at a width of 512."""
-LIMITS = {"scalar": Limit(high=1.1), "vector": Limit(high=2.5)}
 
 
 class Inputs(NamedTuple):
@@ -47,31 +46,32 @@ class Inputs(NamedTuple):
         """Return the outputs of the chunkwise form for the first tokens."""
         return self.run(linear_chunkwise, length, chunk_size=self.chunk_size)
 
+    def equality(self, bar: str) -> Outcome:
+        """Compare the chunkwise form with the recurrent one over the first tokens."""
+        expected = self.run(linear_recurrent, PROVEN_LEN)
+        return error_outcome(bar, self.chunkwise(PROVEN_LEN), expected, FP32_LIMIT)
+
 
 @torch.inference_mode()
-def prefill_operators(rounds: int, decay: str) -> Iterator[Outcome]:
+def prefill_operators(rounds: int, decay: str, limit: float) -> Iterator[Outcome]:
     """Time the chunkwise operators over 8,192 tokens (ours) and retention's (theirs), at equal state.
 
     Args:
         rounds: Rounds of the timing.
         decay: `scalar` for those with one decay per head or none, `vector` for those with one per channel.
+        limit: Largest ratio of the times.
     """
     retention, others = _inputs(decay)
-    for name, inputs in others.items():
-        expected = inputs.run(linear_recurrent, PROVEN_LEN)
-        proof = error_outcome(
-            f"prefill-{decay}-decay: {name}, equality", inputs.chunkwise(PROVEN_LEN), expected, FP32_LIMIT
-        )
-        yield proof
-        if not proof.holds:
-            return
+    bar = f"prefill-{decay}-decay"
+    if not (yield from prove(one.equality(f"{bar}: {name}, equality") for name, one in others.items())):
+        return
     sides = {"retention": retention, **others}
     times = interleave(
         {name: partial(time_median, partial(inputs.chunkwise, PROMPT_LEN)) for name, inputs in sides.items()},
         rounds,
     )
     for name in others:
-        yield speed_outcome(f"prefill-{decay}-decay: {name}", times[name], times["retention"], LIMITS[decay])
+        yield speed_outcome(f"{bar}: {name}", times[name], times["retention"], Limit(high=limit))
 
 
 def _inputs(decay: str) -> tuple[Inputs, dict[str, Inputs]]:

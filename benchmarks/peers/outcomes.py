@@ -1,7 +1,7 @@
 """Result of a bar: one JSON line with both sides, their ratio, its interval and the limit."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 
@@ -87,6 +87,15 @@ def error_outcome(bar: str, ours: Tensor, reference: Tensor, limit: float) -> Ou
     scale = reference.double().pow(2).mean().sqrt().item()
     error = difference / scale
     return Outcome(bar, difference, scale, error, error, error, Limit(high=limit))
+
+
+def prove(proofs: Iterable[Outcome]) -> Generator[Outcome, None, bool]:
+    """Yield proofs of equality up to the first that fails; return whether all hold, so that sides may be timed."""
+    for proof in proofs:
+        yield proof
+        if not proof.holds:
+            return False
+    return True
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:

@@ -14,6 +14,9 @@ from retbench.architectures.mla import MlaSpec, Variant
 from retbench.architectures.retnet import RetNetSpec
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.architectures.transformer import TransformerSpec
+from retbench.checkpoints.format import Description
+from retbench.checkpoints.loading import decoder_rows
+from retbench.checkpoints.reading import FORMATS
 from retbench.config.experiment_files import load_experiment
 from retbench.mixers.attention.config import Attention
 from retbench.mixers.feed_forward import FeedForward
@@ -108,6 +111,24 @@ def mamba2_of(config: ModelConfig) -> Mamba2:
     """Return the layer of a Mamba-2."""
     assert isinstance(config.mixer, Mamba2)
     return config.mixer
+
+
+def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights in memory from a library's names to the state dict of a `Decoder`.
+
+    Args:
+        format: Name of a format in `FORMATS` that a `Decoder` is read from.
+        config: The model, without tied embeddings.
+        weights: Weights by name, or their gradients. Tensors that are not weights are ignored.
+    """
+    with torch.device("meta"):
+        ours = Decoder(config, default_backend(config), chunk_size=None)
+    shapes = {name: tuple(weight.shape) for name, weight in ours.named_parameters()}
+    plan = FORMATS[format].plan(Description(config=config), weights.keys(), shapes)
+    return {
+        name: torch.cat([decoder_rows(weights[part.name], part) for part in parts])
+        for name, parts in plan.items()
+    }
 
 
 def carry(

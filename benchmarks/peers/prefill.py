@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import pairs
-from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, speed_outcome
+from benchmarks.peers.outcomes import FP32_LIMIT, Limit, Outcome, error_outcome, prove, speed_outcome
 from benchmarks.peers.rounds import interleave, time_median
-from retbench.checkpoints.loading import map_weights
 from retbench.data.text import read_tokens
 
 PROMPT_LEN = 8192
@@ -17,7 +16,7 @@ MAMBA2_PROMPT_LEN = 1024
 
 
 @torch.inference_mode()
-def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
+def prefill_torchscale(rounds: int, limit: float) -> Iterator[Outcome]:
     """Time our prefill of 8,192 tokens and torchscale's chunkwise form (chunk 512, its default) on equal weights.
 
     Both return the logits of the last token; torchscale computes its features and projects the last one. Ours also
@@ -27,7 +26,7 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.torchscale_config(norm_eps=pairs.TINY_EPS)
     peer = torchscale_retnet.build_peer(config, seed=1, chunkwise=True)
-    model = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("torchscale", config, peer.state_dict()))
     tokens = read_tokens(PROMPT_LEN)[None]
     part = tokens[:, :PROVEN_LEN]
     whole = model.prefill(tokens, model.init_state(1, PROMPT_LEN))
@@ -40,19 +39,18 @@ def prefill_torchscale(rounds: int) -> Iterator[Outcome]:
             FP32_LIMIT,
         ),
     ]
-    yield from proofs
-    if not all(proof.holds for proof in proofs):
+    if not (yield from prove(proofs)):
         return
     sides = {
         "ours": lambda: time_median(lambda: model.prefill(tokens, model.init_state(1, PROMPT_LEN))),
         "theirs": lambda: time_median(lambda: torchscale_retnet.last_logits(peer, tokens)),
     }
     times = interleave(sides, rounds)
-    yield speed_outcome("prefill-torchscale", times["ours"], times["theirs"], Limit(high=0.65))
+    yield speed_outcome("prefill-torchscale", times["ours"], times["theirs"], Limit(high=limit))
 
 
 @torch.inference_mode()
-def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
+def prefill_mamba2(rounds: int, limit: float) -> Iterator[Outcome]:
     """Time our Mamba-2's prefill of 1,024 tokens and that of transformers' Mamba2ForCausalLM from equal weights.
 
     Both have the published inner width and 12 layers (29M parameters), return the logits of the last token, and keep
@@ -62,7 +60,7 @@ def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
 
     config = pairs.mamba2_config(published=True)
     peer = hf_mamba2.build_peer(config, seed=1)
-    model = pairs.carry(config, map_weights("mamba2", config, peer.state_dict()))
+    model = pairs.carry(config, pairs.map_weights("mamba2", config, peer.state_dict()))
     tokens = read_tokens(MAMBA2_PROMPT_LEN)[None]
 
     def prefill() -> Tensor:
@@ -70,12 +68,11 @@ def prefill_mamba2(rounds: int) -> Iterator[Outcome]:
 
     expected = hf_mamba2.last_logits(peer, tokens)
     proof = error_outcome("prefill-mamba2: equality", prefill(), expected, FP32_LIMIT)
-    yield proof
-    if not proof.holds:
+    if not (yield from prove([proof])):
         return
     sides = {
         "ours": lambda: time_median(prefill),
         "theirs": lambda: time_median(lambda: hf_mamba2.last_logits(peer, tokens)),
     }
     times = interleave(sides, rounds)
-    yield speed_outcome("prefill-mamba2", times["ours"], times["theirs"], Limit(high=0.30))
+    yield speed_outcome("prefill-mamba2", times["ours"], times["theirs"], Limit(high=limit))

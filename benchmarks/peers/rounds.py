@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retbench.measure.clock import time_call
-from retbench.measure.products import row_products, storing_by_output_is_faster
+from retbench.models.build import set_up_steps
 from retbench.models.compiled import StepCompiler
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
@@ -20,6 +20,9 @@ WARM_STEPS = 3
 TIMED_STEPS = 24
 TIMED_CALLS = 3
 """Calls of a round, each on a whole prompt."""
+
+Step = Callable[[Tensor, DecoderState], Tensor]
+"""Tokens (B, 1) and the state that they advance, to logits (B, 1, N)."""
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -59,6 +62,19 @@ def time_median(call: Callable[[], object]) -> float:
     return median(time_call(call) for _ in range(TIMED_CALLS))
 
 
+def ready_step(model: LanguageModel, token: Tensor, state: DecoderState, *, compiled: bool) -> Step:
+    """Return the decode step of a model, which is compiled for the shapes of a token and a state if `compiled`.
+
+    A compiled step is ready after one eager step and one of its own, so that the state is then at the next position.
+    """
+    if not compiled:
+        return model
+    start = state.mark()
+    model(token, state)
+    state.rewind(start)
+    return StepCompiler(model).prepare(token, state).run
+
+
 class OurDecoding:
     """Repeated greedy decoding of one of our models from one depth.
 
@@ -69,19 +85,12 @@ class OurDecoding:
     """
 
     def __init__(self, model: LanguageModel, prompt: Tensor, *, compiled: bool = False) -> None:
-        model.set_row_products(row_products(model.device, model.dtype, compiled=compiled))
-        model.store_weights(
-            by_output=storing_by_output_is_faster(model.device, model.dtype, compiled=compiled)
-        )
+        set_up_steps(model, compiled=compiled)
         capacity = prompt.shape[1] + WARM_STEPS + TIMED_STEPS + 1
         self.state: DecoderState = model.init_state(1, capacity)
         self.token = model.prefill(prompt, self.state).argmax(dim=-1)
         self.start = self.state.mark()
-        self._run: Callable[[Tensor, DecoderState], Tensor] = model
-        if compiled:
-            model(self.token, self.state)
-            self.state.rewind(self.start)
-            self._run = StepCompiler(model).prepare(self.token, self.state).run
+        self._run = ready_step(model, self.token, self.state, compiled=compiled)
 
     def __call__(self) -> float:
         """Return the median seconds of a step; every call starts at the same depth."""

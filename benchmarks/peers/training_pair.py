@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, speed_outcome, worst
+from benchmarks.peers.outcomes import Limit, Outcome, error_outcome, prove, speed_outcome, worst
 from benchmarks.peers.rounds import interleave
 from benchmarks.peers.training import GRADIENT_LIMIT, LENGTH, gradients, training_step
 from retbench.data.batches import Batches, next_tokens
@@ -22,7 +22,6 @@ SIZE = "3m"
 BATCH_SIZE = 2
 WARM, TIMED = 1, 5
 """Untimed and timed steps per round."""
-LIMIT = 0.8
 OVERRIDES: tuple[str, ...] = ("training.corpus=python",)
 """Changes of the experiment's profile beside the size and the number of steps."""
 
@@ -68,7 +67,7 @@ class _Training:
         return self.trainer.model.executed_names
 
 
-def throughput(rounds: int) -> Iterator[Outcome]:
+def throughput(rounds: int, limit: float) -> Iterator[Outcome]:
     """Time steps of the pair of `retbench train quality` on Python's library: forward, backward, clipping and AdamW.
 
     Raises:
@@ -77,8 +76,7 @@ def throughput(rounds: int) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as place:
         retnet, transformer = _pair(rounds, Path(place))
         proofs = [retnet.equality("parallel"), transformer.equality("reference")]
-        yield from proofs
-        if not all(proof.holds for proof in proofs):
+        if not (yield from prove(proofs)):
             return
         values = interleave({"ours": retnet, "theirs": transformer}, rounds)
         if transformer.ran != "sdpa:flash":
@@ -86,7 +84,7 @@ def throughput(rounds: int) -> Iterator[Outcome]:
                 f"{BAR}: attention ran as {transformer.ran}, which is not fused. Use a torch that fuses it on CPUs."
             )
         note = f"tokens/s, size {SIZE}; {retnet.ran} over {transformer.ran}"
-        yield speed_outcome(BAR, values["ours"], values["theirs"], Limit(low=LIMIT), note)
+        yield speed_outcome(BAR, values["ours"], values["theirs"], Limit(low=limit), note)
 
 
 def _pair(rounds: int, folder: Path) -> tuple[_Training, _Training]:

@@ -5,8 +5,12 @@ from benchmarks.peers.bars import Bar
 
 def _decode(size: str, *, compiled: bool = False) -> Bar:
     kind = "compiled" if compiled else "eager"
-    title = f"size {size}: predicted time per {kind} step over the measured one, .80 to 1.25 for every architecture"
-    return Bar(title, "decode", "decode", {"size": size, "compiled": compiled}, package="benchmarks.predict")
+    title = (
+        f"size {size}: predicted time per {kind} step over the measured one, "
+        "{low} to {high} for every architecture"
+    )
+    arguments = {"size": size, "low": 0.80, "high": 1.25, "compiled": compiled}
+    return Bar(title, "decode", "decode", arguments, package="benchmarks.predict")
 
 
 _SIZES = ("6m", "25m", "125m")

@@ -1,19 +1,18 @@
 """Predicted and measured time of a decode step, alternating within each round."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 
 import torch
 
 from benchmarks.peers.outcomes import Limit, Outcome, speed_outcome
+from benchmarks.peers.rounds import ready_step
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.measure.clock import time_steps
-from retbench.measure.products import row_products, storing_by_output_is_faster
-from retbench.models.build import build_model
-from retbench.models.compiled import StepCompiler
+from retbench.models.build import build_model, set_up_steps
 from retbench.models.decoder import Decoder
 from retbench.planning.operator_counts import count_operators
 from retbench.planning.prediction import StepTime, expected
@@ -21,14 +20,13 @@ from retbench.planning.step_rates import measure_step_rates
 from retbench.units import format_tokens
 
 DEPTHS = (1024, 8192, 32768)
-WITHIN = Limit(low=0.8, high=1.25)
 DTYPE = "float32"
 CPU = torch.device("cpu")
 WARMUP_S = 0.2
 NUM_STEPS = 20
 
 
-def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcome]:
+def decode(rounds: int, size: str, low: float, high: float, *, compiled: bool = False) -> Iterator[Outcome]:
     """Compare predicted and measured seconds of a step of every architecture at every depth.
 
     The rates behind the predictions are measured again in each round; they are the same for all models.
@@ -55,7 +53,9 @@ def decode(rounds: int, size: str, *, compiled: bool = False) -> Iterator[Outcom
         print(f"  round {number}/{rounds}", file=sys.stderr, flush=True)
     for name, depth in predicted:
         bar = f"decode-{size}{'-compiled' if compiled else ''}: {name} at {format_tokens(depth)}"
-        yield speed_outcome(bar, predicted[name, depth], measured[name, depth], WITHIN, "predicted, measured")
+        yield speed_outcome(
+            bar, predicted[name, depth], measured[name, depth], Limit(low, high), "predicted, measured"
+        )
 
 
 @torch.inference_mode()
@@ -63,8 +63,7 @@ def _measure_steps(config: ModelConfig, backend: str, *, compiled: bool) -> dict
     """Return the median seconds of a step at every depth, each after a step at the depth before."""
     torch.compiler.set_stance("default")
     model = build_model(config, dtype=getattr(torch, DTYPE), device=CPU, seed=0, backend=backend)
-    model.set_row_products(row_products(CPU, model.dtype, compiled=compiled))
-    model.store_weights(by_output=storing_by_output_is_faster(CPU, model.dtype, compiled=compiled))
+    set_up_steps(model, compiled=compiled)
     return {depth: _seconds_at(depth, model, compiled=compiled) for depth in DEPTHS}
 
 
@@ -76,16 +75,13 @@ def _seconds_at(depth: int, model: Decoder, *, compiled: bool) -> float:
         for held in layer.tensors.values():
             held.normal_()  # pages that nothing was written to are all one in memory
     token = torch.zeros(1, 1, dtype=torch.int64)
-    run: Callable[..., object] = model
+    state.position = depth - 1
+    run = ready_step(model, token, state, compiled=compiled)
 
     def go_back() -> None:
         state.position = depth - 1
         run(token, state)
 
-    if compiled:
-        go_back()
-        state.position = depth - 1
-        run = StepCompiler(model).prepare(token, state).run
     return median(
         time_steps(lambda: run(token, state), go_back, device=CPU, warmup_s=WARMUP_S, min_steps=NUM_STEPS)
     )

@@ -22,7 +22,7 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
 from retbench.checkpoints.format import Description, Names, map_decoder
-from retbench.checkpoints.loading import _rows
+from retbench.checkpoints.loading import decoder_rows
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.checkpoints.writing import export_checkpoint, split_weights
 from retbench.cli import app
@@ -118,7 +118,7 @@ def test_adjacent_rotary_pairs_are_written_as_they_are_read(seed: int) -> None:
     }
     tensors = split_weights(plan, weights)
     for name, parts in plan.items():
-        read = torch.cat([_rows(tensors[part.name], part) for part in parts])
+        read = torch.cat([decoder_rows(tensors[part.name], part) for part in parts])
         assert torch.equal(read, weights[name])
 
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_tokenizers import gpt2_encode, llama2c_encode, read_tiktoken
 
+from retbench.data.scored_pieces import ScoredPieces, read_pieces
 from retbench.data.tokenizers import find_tokenizer_file, load_tokenizer
-from retbench.data.vocabularies import ScoredPieces, read_pieces
 from retbench.errors import ConfigError, UnsupportedError
 
 AWKWARD = "Once  upon a time,\n\n  naïve café's 1999 — 日本語 🙂\t'tis don't\r\n <0x0A> \u00a0 end  "

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retbench.errors import UnsupportedError
-from retbench.measure import ceilings
+from retbench.measure import ceilings, clock
 from retbench.ops import precision
 from retbench.records.record import Ceilings, ReadRate
 
@@ -58,13 +58,13 @@ def test_the_curve_has_every_size_up_to_one_far_beyond_the_caches() -> None:
 
 def test_bandwidth_is_bytes_over_the_time_of_the_fastest_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [[0.5, 0.25, 0.4], [0.3, 0.125], [0.2], [0.126]]
-    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: times[number], []))
+    monkeypatch.setattr(clock, "time_steps", pretend_clock(lambda number: times[number], []))
     found = ceilings.measure_read_rate(CPU, 64 * 2**20)
     assert (found.bytes_per_s, found.kernel) == (64 * 2**20 / 0.125, "matrix-vector product")
 
 
 def test_a_small_buffer_is_read_several_times_in_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [1.0], []))
+    monkeypatch.setattr(clock, "time_steps", pretend_clock(lambda number: [1.0], []))
     assert ceilings.measure_read_rate(CPU, 2**20).bytes_per_s == 16 * 2**20
 
 

@@ -51,6 +51,16 @@ def test_samples_are_the_time_of_step_alone() -> None:
     assert min(samples) < 0.05
 
 
+def test_calls_in_turn_have_the_mean_seconds_of_one() -> None:
+    log: list[int] = []
+    calls = [lambda number=number: (log.append(number), time.sleep(0.002)) for number in (1, 2)]
+    samples = clock.time_in_turn(calls, device=CPU, warmup_s=0.0, min_steps=2, repeats=3)
+    assert log == [1, 2] * 3 * 3  # the first sample warms up
+    assert len(samples) == 2
+    assert all(sample >= 0.002 for sample in samples)
+    assert min(samples) < 0.012
+
+
 def test_the_collector_is_off_meanwhile_and_on_again_after() -> None:
     seen: list[bool] = []
     clock.time_steps(lambda: seen.append(gc.isenabled()), nothing, device=CPU, warmup_s=0.0, min_steps=2)
@@ -156,6 +166,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     monkeypatch.setattr(clock, "_a_capture_failed", False)
     yield pretend
     clock._capture_stream.cache_clear()
+
+
+def test_calls_in_turn_are_replayed_from_a_graph_on_a_gpu(pretend: PretendCuda) -> None:
+    log = pretend.log
+    clock.time_in_turn([lambda: log.append("call")], device=torch.device("cuda"), warmup_s=0.0, min_steps=2)
+    assert log.count("call") == 4  # three that warm up, and the captured one
+    assert log.count("replay") == 3
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -10,7 +10,7 @@ from retbench.models.build import build_model
 from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import relative_error
-from retbench.ops.linear import FewestKeys, RowProducts
+from retbench.ops.linear import ALWAYS, RowProducts
 
 # What inductor loads still uses torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -89,7 +89,7 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(compiled, "compile_step", count)
     model = one_layer(name)
-    model.set_row_products(RowProducts(FewestKeys(0, 0)))  # as compiled steps of a run attend
+    model.set_row_products(RowProducts(ALWAYS))  # as compiled steps of a run attend
     assert max(errors_by_depth(model, StepCompiler(model), [100, 5, 5000, 2], batch_size=2)) < 1e-4
     # Whether a window is full, and whether a token is one of the first that a window always keeps, is code.
     assert len(compilations) == {"sliding_window": 3, "hybrid-based": 2}.get(name, 1)
@@ -102,9 +102,9 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
 @torch.inference_mode()
 def test_few_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str, batch_size: int) -> None:
     model = one_layer(name)
-    assert not model.loops
+    assert not model.reads_weights_in_loops
     model.store_weights(by_output=True)
-    assert model.loops
+    assert model.reads_weights_in_loops
     compiler = StepCompiler(model)
     assert max(errors_by_depth(model, compiler, [100, 5], batch_size)) < 1e-4
     state, token = model.init_state(batch_size, 10), torch.zeros(batch_size, 1, dtype=torch.int64)

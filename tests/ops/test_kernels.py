@@ -5,7 +5,7 @@ That function is written out here token by token; its own kernels run on GPUs, w
 
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ CUDA = torch.device("cuda")
 def chunk_simple_gla(
     q, k, v, g=None, g_gamma=None, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
 ):
-    """h_t = exp(g_t) h_{t-1} + k_t^T v_t and o_t = scale q_t h_t, with the arguments that version 0.3 has."""
+    """h_t = exp(g_t) h_{t-1} + k_t^T v_t and o_t = scale q_t h_t, with the arguments that version 0.6 has."""
     batch, length, heads, key_dim = q.shape
     assert k.shape == q.shape
     assert v.shape[:3] == q.shape[:3]
@@ -87,7 +87,9 @@ def make_inputs(length, kind):
     return [q, k, v, fixed if kind == "fixed" else torch.nn.functional.logsigmoid(gate), state]
 
 
-def install(monkeypatch, function):
+def install(monkeypatch, function, version="0.6.0"):
+    found = {} if version is None else {"fla-core": [SimpleNamespace(version=version)]}
+    monkeypatch.setattr(kernels, "distributions", lambda name: found.get(name, []))
     for name in ("fla", "fla.ops", "fla.ops.simple_gla", "fla.ops.gla"):
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
@@ -245,13 +247,20 @@ def test_why_it_cannot_run_and_what_to_do(monkeypatch):
     assert "pip install 'retbench[kernels]'" in reason
 
 
-def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
-    def older(q, k, v, g, scale=None, initial_state=None, output_final_state=False):
-        raise AssertionError("not to be called")
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [("0.4.0", "0.4.0"), ("0.5.1", "0.5.1"), ("0.6.0rc1", "0.6.0rc1"), (None, "unknown")],
+)
+def test_a_version_whose_kernels_are_not_tuned_for_each_width_is_refused(monkeypatch, version, shown):
+    install(monkeypatch, chunk_simple_gla, version)
+    reason = kernels.missing_reason(CUDA, torch.bfloat16)
+    assert reason.startswith("flash-linear-attention 0.6 or newer is needed")
+    assert f"the installed version is {shown}: pip install --upgrade 'retbench[kernels]'" in reason
 
-    install(monkeypatch, older)
-    assert "older than 0.3" in kernels.missing_reason(CUDA, torch.bfloat16)
-    install(monkeypatch, chunk_simple_gla)
+
+@pytest.mark.parametrize("version", ["0.6.0", "0.10.0", "1.0"])
+def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch, version):
+    install(monkeypatch, chunk_simple_gla, version)
     monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype, form: None)
     assert kernels.missing_reason(CUDA, torch.bfloat16) is None
     monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)

@@ -41,13 +41,14 @@ def outcomes(monkeypatch: pytest.MonkeyPatch, *, error_of_static: float) -> list
     monkeypatch.setattr(hf_llama, "median_step_s", step_s)
     monkeypatch.setattr(decode, "OurDecoding", lambda *arguments, **options: lambda: 1.0)
     with torch.inference_mode():
-        return list(decode.decode_llama(2, 1024))
+        return list(decode.decode_llama(2, 1024, limit=0.3, static_limit=1.0))
 
 
 def test_a_static_cache_is_a_peer_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found = outcomes(monkeypatch, error_of_static=0.0)
     assert [one.bar for one in found] == TOPICS
     assert [one.ratio for one in found[2:]] == pytest.approx([0.25, 0.5])
+    assert [one.limit.high for one in found[2:]] == [0.3, 1.0]
     assert [one.theirs for one in found[2:]] == pytest.approx([4.0, 2.0])
 
 
@@ -66,7 +67,7 @@ def test_a_model_of_transformers_is_timed_after_its_logits_are_those_of_the_stat
         "num_key_value_heads": 2,
         "vocab_size": 300,
     }
-    found = list(decode.decode_hf(2, 64, fields))
+    found = list(decode.decode_hf(2, 64, limit=1.05, fields=fields))
     assert [one.bar for one in found] == ["decode-hf-0k: equality", "decode-hf-0k"]
     assert found[0].holds
     assert min(found[1].ours, found[1].theirs) > 0

@@ -13,11 +13,11 @@ from retbench.architectures.configs import ModelConfig
 from retbench.architectures.mamba2 import mamba2_config
 from retbench.architectures.retnet import retnet_config
 from retbench.architectures.transformer import transformer_config
-from retbench.checkpoints.loading import map_weights
 from retbench.mixers.latent_attention.config import LatentAttention
 from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.mixer import Mixer
 from retbench.mixers.window_attention.config import WindowAttention
+from tests.checkpoints.stored import GLA, draw_fla_gla
 
 INSTALL = "is not installed: pip install 'retbench[peers]'"
 needs_torchscale = pytest.mark.skipif(find_spec("torchscale") is None, reason=f"torchscale {INSTALL}")
@@ -64,7 +64,7 @@ def test_torchscale_chunkwise_where_its_epsilon_vanishes() -> None:
 
     config = pairs.with_retention(TORCHSCALE, norm_eps=pairs.TINY_EPS)
     peer = torchscale_retnet.build_peer(config, seed=3, chunkwise=True)
-    ours = pairs.carry(config, map_weights("torchscale", config, peer.state_dict()))
+    ours = pairs.carry(config, pairs.map_weights("torchscale", config, peer.state_dict()))
     tokens = pairs.random_tokens(config, 1100)  # two of its chunks and a remainder
     with torch.inference_mode():
         assert error_outcome("", ours(tokens), peer(tokens)[0], FP32_LIMIT).holds
@@ -241,13 +241,20 @@ def test_a_wrongly_mapped_weight_is_seen(fault: Callable[[dict[str, Tensor]], No
     tokens = pairs.random_tokens(FLA, 19)
     expected = fla_retnet.logits(weights, FLA, tokens[0])[None]
     fault(weights)
-    ours = pairs.carry(FLA, map_weights("fla", FLA, weights))
+    ours = pairs.carry(FLA, pairs.map_weights("fla", FLA, weights))
     with torch.inference_mode():
         assert not error_outcome("", ours(tokens), expected, FP32_LIMIT).holds
 
 
 def test_every_weight_must_be_given() -> None:
-    weights = map_weights("fla", FLA, fla_retnet.draw_weights(FLA, seed=1))
+    weights = pairs.map_weights("fla", FLA, fla_retnet.draw_weights(FLA, seed=1))
     del weights["blocks.1.ffn_norm.weight"]
     with pytest.raises(RuntimeError, match=r"blocks\.1\.ffn_norm\.weight"):
         pairs.carry(FLA, weights)
+
+
+def test_weights_whose_format_asks_for_the_shapes_of_the_model_are_mapped() -> None:
+    weights = draw_fla_gla(GLA)
+    ours = pairs.carry(GLA, pairs.map_weights("fla_gla", GLA, weights), dtype=torch.float64)
+    stored = weights["model.layers.1.attn.gk_proj.1.weight"]
+    assert torch.equal(ours.get_parameter("blocks.1.mixer.decay_proj.weight"), stored)

@@ -18,7 +18,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_small")
 def test_both_sides_are_proven_and_then_timed_in_tokens_a_second() -> None:
-    retnet, transformer, speed = training_pair.throughput(2)
+    retnet, transformer, speed = training_pair.throughput(2, limit=0.8)
     assert all(proof.holds and proof.ratio > 0 for proof in (retnet, transformer))
     assert "chunkwise = parallel" in retnet.bar
     assert "auto = reference" in transformer.bar
@@ -31,6 +31,5 @@ def test_both_sides_are_proven_and_then_timed_in_tokens_a_second() -> None:
 @pytest.mark.usefixtures("_small")
 def test_nothing_is_timed_where_the_gradients_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_pair, "GRADIENT_LIMIT", 1e-12)
-    proofs = list(training_pair.throughput(2))
-    assert len(proofs) == 2
-    assert not any(proof.holds for proof in proofs)
+    proofs = list(training_pair.throughput(2, limit=0.8))
+    assert [proof.holds for proof in proofs] == [False]

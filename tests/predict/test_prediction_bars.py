@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.peers.outcomes import Limit
 from benchmarks.predict import __main__ as command
 from benchmarks.predict import decode
 from benchmarks.predict.bars import BARS
@@ -29,7 +30,7 @@ def test_a_line_per_model_and_depth_holds_predicted_and_measured_seconds(
     monkeypatch.setattr(decode, "WARMUP_S", 0.0)
     monkeypatch.setattr(decode, "NUM_STEPS", 1)
     monkeypatch.setattr(decode, "DEPTHS", (64, 128))
-    lines = list(decode.decode(2, "1m"))
+    lines = list(decode.decode(2, "1m", low=0.8, high=1.25))
     architectures = dict.fromkeys(spec.architecture for spec in named_specs().values())
     assert [line.bar for line in lines] == [
         f"decode-1m: {name} at {depth}" for name in architectures for depth in (64, 128)
@@ -38,4 +39,4 @@ def test_a_line_per_model_and_depth_holds_predicted_and_measured_seconds(
         assert line.ours > 0
         assert line.theirs > 0
         assert line.ratio == pytest.approx(line.ours / line.theirs)
-        assert line.limit == decode.WITHIN
+        assert line.limit == Limit(0.8, 1.25)

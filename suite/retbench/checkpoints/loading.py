@@ -1,7 +1,7 @@
 """Loading of checkpoints: a model with the stored weights, all of which are checked."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retbench.architectures.configs import ModelConfig
 from retbench.architectures.costs import num_params as num_params_of
-from retbench.checkpoints.format import Description, Plan, Shape, WeightPart
+from retbench.checkpoints.format import Plan, Shape, WeightPart
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint, read_checkpoint
 from retbench.checkpoints.weights import StoredWeights, fingerprint_tensors
 from retbench.errors import CheckpointError, UnsupportedError
@@ -122,20 +121,6 @@ def import_code(checkpoint: CheckpointInfo, *, runs_code: bool = False) -> None:
         import_module(library).import_code(checkpoint.path, runs_code=runs_code)
 
 
-def map_weights(format: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights in memory from a library's names to the state dict of a `Decoder`.
-
-    Args:
-        format: Name of a format in `FORMATS`.
-        config: The model, without tied embeddings.
-        weights: Weights by name, or their gradients. Tensors that are not weights are ignored.
-    """
-    plan = FORMATS[format].plan(Description(config=config), weights.keys(), {})
-    return {
-        name: torch.cat([_rows(weights[part.name], part) for part in parts]) for name, parts in plan.items()
-    }
-
-
 def _check_size(info: CheckpointInfo, weights: StoredWeights) -> None:
     """Raise CheckpointError before memory is allocated for a model that the files cannot fill.
 
@@ -211,7 +196,7 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
         start = 0
         for part in plan[name]:
             stored = weights.read(part.name)
-            converted = _rows(stored, part)
+            converted = decoder_rows(stored, part)
             end = start + converted.shape[0]
             rows = parameter[start:end]
             rows.copy_(converted)
@@ -225,7 +210,7 @@ def _fill(model: Decoder, plan: Plan, weights: StoredWeights) -> None:
         assert start == parameter.shape[0]
 
 
-def _rows(stored: Tensor, part: WeightPart) -> Tensor:
+def decoder_rows(stored: Tensor, part: WeightPart) -> Tensor:
     """Return the rows of a stored tensor, with adjacent rotary pairs, if it has any, half a head apart."""
     if part.convert is not None:
         stored = part.convert(stored)

@@ -25,7 +25,7 @@ from retbench.checkpoints.weights import (
     open_weights,
     refuse_pickle,
 )
-from retbench.data import hub, places
+from retbench.data import data_folder, hub
 from retbench.data.tokenizers import find_tokenizer_file
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
 from retbench.strict import reason_of
@@ -158,7 +158,7 @@ def locate(
     """
     if not name.startswith(hub.PREFIX):
         try:
-            path = places.find(name, kind="checkpoint", data_dir=data_dir)
+            path = data_folder.find(name, kind="checkpoint", data_dir=data_dir)
         except ConfigError:
             if not _REPOSITORY.fullmatch(name):
                 raise

@@ -153,7 +153,7 @@ def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
 
 
 def split_weights(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a file: the inverse of `loading.map_weights`.
+    """Return the tensors of a file: the inverse of `loading.decoder_rows`, for every tensor.
 
     Args:
         plan: The parts of every weight; none may have a `convert`, which has no inverse.
@@ -168,7 +168,7 @@ def split_weights(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _as_stored(rows: Tensor, part: WeightPart) -> Tensor:
-    """Return rows in the order of the file: the inverse of `loading._rows`."""
+    """Return rows in the order of the file: the inverse of `loading.decoder_rows`."""
     assert part.convert is None
     if part.interleaved_heads is None:
         return rows.clone()  # safetensors refuses tensors that share memory

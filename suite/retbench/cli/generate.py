@@ -201,7 +201,7 @@ def _load(
     from retbench.cli.in_process import within_memory
     from retbench.config.dtypes import Dtype
     from retbench.measure.environment import use_device
-    from retbench.measure.products import storing_by_output_is_faster
+    from retbench.models.build import set_up_steps
 
     stored = info.weights_dtype if info.weights_dtype in get_args(Dtype) else None  # quantised: refused below
     dtype = dtype or ("float32" if device == "cpu" else stored or "float32")
@@ -216,9 +216,7 @@ def _load(
             allow_pickle=allow_pickle,
         )
         if device == "cpu":  # on a GPU the comparison would take longer than most texts
-            model.store_weights(
-                by_output=storing_by_output_is_faster(model.device, model.dtype, compiled=False)
-            )
+            set_up_steps(model, compiled=False)
         return model
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.data import hub, splits
-from retbench.data.places import find
+from retbench.data.data_folder import find
 from retbench.data.splits import ALL
 from retbench.data.text_files import (
     READING,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.data import hub
-from retbench.data.places import find
+from retbench.data.data_folder import find
+from retbench.data.scored_pieces import ScoredPieces
 from retbench.data.vocabularies import (
     BYTES,
     SETTINGS,
     ByteTokenizer,
-    ScoredPieces,
     SentencePieceTokenizer,
     Tokenizer,
     read_gpt2_files,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retbench.config.evaluation import FEWSHOT_SEED
-from retbench.data.places import data_folder
+from retbench.data.data_folder import data_folder
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation import ruler
 from retbench.evaluation.local_data import LocalSplit, describe_files, find_layouts, one_line, read_local

@@ -7,7 +7,7 @@ from itertools import count, takewhile
 import torch
 from torch import Tensor
 
-from retbench.measure.clock import capture_graph, check_device, time_steps
+from retbench.measure.clock import check_device, time_in_turn, time_steps
 from retbench.measure.limits import free_memory, try_in_memory
 from retbench.measure.machine import last_level_cache_bytes
 from retbench.ops.precision import cpu_multiplies
@@ -102,12 +102,6 @@ def largest_footprint(device: torch.device) -> int:
     return GIB if device.type == "cuda" else far_beyond_cache
 
 
-def _fastest(call: Callable[[], object], device: torch.device, num_samples: int) -> float:
-    """Return the seconds of the fastest of several calls, after at least one untimed call."""
-    warmup_s = _WARMUP_S[device.type]
-    return min(time_steps(call, lambda: None, device=device, warmup_s=warmup_s, min_steps=num_samples))
-
-
 def _read_curve(device: torch.device) -> tuple[ReadRate, ...]:
     """Return the read bandwidth by size, in steps of two."""
     largest = largest_footprint(device)
@@ -128,12 +122,17 @@ def _ones(device: torch.device, footprint_bytes: int) -> Tensor:
 
 def _fastest_read(values: Tensor, footprint_bytes: int) -> ReadRate:
     """Return the read bandwidth of a buffer by the fastest of the kernels that read it."""
-    calls = max(1, _SAMPLE_BYTES[values.device.type] // values.nbytes)
+    device = values.device
+    repeats = max(1, _SAMPLE_BYTES[device.type] // values.nbytes)
+    samples_of = partial(
+        time_in_turn,
+        device=device,
+        warmup_s=_WARMUP_S[device.type],
+        min_steps=_READ_SAMPLES,
+        repeats=repeats,
+    )
     rates = {
-        name: calls
-        * values.nbytes
-        / _fastest(_repeated(kernel, calls, values.device), values.device, _READ_SAMPLES)
-        for name, kernel in _read_kernels(values).items()
+        name: values.nbytes / min(samples_of([kernel])) for name, kernel in _read_kernels(values).items()
     }
     best = max(rates, key=rates.__getitem__)
     return ReadRate(
@@ -156,16 +155,6 @@ def _read_kernels(values: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def _repeated(kernel: Callable[[], object], calls: int, device: torch.device) -> Callable[[], object]:
-    """Return several calls of a kernel as one; on CUDA as one graph, which the host does not delay."""
-
-    def run() -> None:
-        for _ in range(calls):
-            kernel()
-
-    return capture_graph(run, device=device) if device.type == "cuda" else run
-
-
 @torch.inference_mode()
 def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the FLOP/s of the best square product within the time limit; see `measure_ceilings`.
@@ -186,8 +175,14 @@ def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
             num_samples = max(1, min(num_samples, int(_SIZE_BUDGET_S / expected_s)))
         # Random values: with constant ones a GPU draws less power and clocks higher.
         left, right = torch.rand(2, size, size, dtype=dtype, device=device, generator=generator)
-        seconds = _fastest(_product(left, right), device, num_samples)
-        best = max(best, num_flops / seconds)
+        samples = time_steps(
+            _product(left, right),
+            lambda: None,
+            device=device,
+            warmup_s=_WARMUP_S[device.type],
+            min_steps=num_samples,
+        )
+        best = max(best, num_flops / min(samples))
     return best
 
 

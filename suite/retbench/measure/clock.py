@@ -6,7 +6,7 @@ Workloads define the steps, and `retbench.stats` evaluates the samples over roun
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -67,6 +67,44 @@ def time_steps(
         if device.type == "cuda":
             return _time_on_cuda(step, before, device, min_steps, sampled=sampled)
         return _time_on_cpu(step, before, min_steps)
+
+
+def time_in_turn(
+    calls: Sequence[Callable[[], object]],
+    *,
+    device: torch.device,
+    warmup_s: float,
+    min_steps: int,
+    repeats: int = 1,
+) -> list[float]:
+    """Return the mean seconds of a call in each of `min_steps` samples, which make all calls in turn several times.
+
+    On CUDA a sample is a replay of a graph, which the host does not delay. Times, arguments and errors are otherwise
+    those of `time_steps`.
+
+    Args:
+        calls: The timed calls; what they read and write stays in place.
+        device: Device of the calls.
+        warmup_s: Wall time of untimed samples before the first.
+        min_steps: Number of samples, at least 1.
+        repeats: Times that a sample makes all calls, at least 1.
+    """
+    run = in_turn(calls, repeats)
+    if device.type == "cuda":
+        run = capture_graph(run, device=device)
+    samples = time_steps(run, lambda: None, device=device, warmup_s=warmup_s, min_steps=min_steps)
+    return [seconds / (repeats * len(calls)) for seconds in samples]
+
+
+def in_turn(calls: Sequence[Callable[[], object]], repeats: int = 1) -> Callable[[], None]:
+    """Return a call of all calls in turn, several times."""
+
+    def run() -> None:
+        for _ in range(repeats):
+            for call in calls:
+                call()
+
+    return run
 
 
 @contextmanager

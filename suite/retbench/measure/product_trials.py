@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retbench.errors import UnsupportedError
 from retbench.measure import machine
-from retbench.measure.clock import capture_graph, time_call, time_steps
+from retbench.measure.clock import time_call, time_in_turn
 from retbench.measure.compiled import compile_step
 from retbench.measure.limits import free_memory
 from retbench.ops import precision
@@ -109,10 +109,8 @@ def product_seconds(
     values = torch.randn(outputs, inputs, device=device).to(dtype)
     weights = [stored_weight(values.clone(), by_output=by_output) for _ in range(copies)]
     x = torch.randn(rows, inputs, device=device).to(dtype)  # a graph does not keep its inputs alive
-    step: Callable[[], object] = partial(multiply_all, x, weights)
-    if device.type == "cuda":
-        step = capture_graph(step, device=device)
-    samples = time_steps(step, lambda: None, device=device, warmup_s=_LAYOUT_WARMUP_S, min_steps=num_steps)
+    multiply = partial(multiply_all, x, weights)
+    samples = time_in_turn([multiply], device=device, warmup_s=_LAYOUT_WARMUP_S, min_steps=num_steps)
     return median(samples) / copies
 
 

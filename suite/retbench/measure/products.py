@@ -20,11 +20,14 @@ from retbench.measure.product_trials import (
     measure_rows,
 )
 from retbench.ops.attention_products import compiled_products_are_faster
-from retbench.ops.linear import MOST_LOOPED_ROWS, FewestKeys, RowProducts
+from retbench.ops.linear import ALWAYS, MOST_LOOPED_ROWS, FewestKeys, RowProducts
 from retbench.ops.precision import cpu_multiplies
 
 _found: dict[str, int] = {}
-"""The outcomes in this process by name, measured or told by another."""
+"""Outcomes by name, such as `by_output, float32, 4 rows`: measured in this process, or taken from another.
+
+Records state them under these names, and a later run takes the latest of each name from there.
+"""
 
 
 def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> RowProducts:
@@ -41,7 +44,7 @@ def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = F
     if device.type != "cpu":
         return RowProducts()
     always = compiled and compiled_products_are_faster(device, dtype)
-    attention_from = FewestKeys(0, 0) if always else _attention_from(dtype)
+    attention_from = ALWAYS if always else _attention_from(dtype)
     if dtype != torch.float32:
         return RowProducts(attention_from)
     if "onednn_rows" not in _found:

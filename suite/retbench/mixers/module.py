@@ -135,10 +135,6 @@ class MixerModule(StatefulModule):
         """Return the form that reads prompts where `name` is asked for: another where both compute the same."""
         return self.config.forms[name].reads_as or name
 
-    def backends(self, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-        """Return each form with the reason why it cannot run here, or None."""
-        return {name: self.missing_reason(name, device, dtype) for name in self.config.forms}
-
     def set_backend(self, name: str) -> None:
         """Choose the form for more than one token, and empty `executed`; ConfigError for an unknown name."""
         if name not in self.config.forms:
@@ -256,7 +252,7 @@ class SoftmaxAttentionModule(MixerModule):
     @property
     def reads_by_value(self) -> bool:
         """True if decode steps attend by products whatever the number of keys, as compiled ones do on a CPU."""
-        multiplies = self.backend in ("auto", "products") and self.products_from.alone == 0
+        multiplies = self.backend in ("auto", "products") and self.products_from.is_always
         return multiplies and super().reads_by_value
 
     def encoding(self) -> Rotary:

@@ -1,4 +1,4 @@
-"""Construction of a model from its configuration, with weights drawn from a seed."""
+"""Construction of a model from its configuration, with weights drawn from a seed; and its setting for decode steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ from torch.overrides import TorchFunctionMode
 from retbench.architectures.configs import Initialisation, ModelConfig
 from retbench.architectures.costs import mixer_params
 from retbench.errors import ConfigError
-from retbench.measure.products import row_products
+from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.mixers.module import Depth, StatefulModule
 from retbench.models.decoder import Decoder, check_decode_operators
+from retbench.models.language_model import LanguageModel
 from retbench.ops import fused
 from retbench.ops.linear import RowProducts
 
@@ -88,6 +89,21 @@ def allocate_model(
     model.set_decode_operators(decode_operators)
     model.set_row_products(row_products(model.device, dtype) if products is None else products)
     return model.eval()
+
+
+def set_up_steps(model: LanguageModel, *, compiled: bool, rows: int = 1) -> None:
+    """Have decode steps multiply by the fastest methods here, with weights in the layout that they read fastest.
+
+    Which these are is measured once per process; nothing else may run on the device.
+
+    Args:
+        model: The model.
+        compiled: Whether its steps are compiled.
+        rows: Sequences of a step.
+    """
+    device, dtype = model.device, model.dtype
+    model.set_row_products(row_products(device, dtype, compiled=compiled))
+    model.store_weights(by_output=storing_by_output_is_faster(device, dtype, compiled=compiled, rows=rows))
 
 
 def check_model(

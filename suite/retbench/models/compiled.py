@@ -73,7 +73,8 @@ class StepCompiler:
 
     def packs_weights(self, batch_size: int) -> bool:
         """Return whether compiled steps of a batch pack the weights: on a CPU, where a measurement finds it faster."""
-        if self._model.device.type != "cpu" or (batch_size <= MOST_LOOPED_ROWS and self._model.loops):
+        in_loops = batch_size <= MOST_LOOPED_ROWS and self._model.reads_weights_in_loops
+        if self._model.device.type != "cpu" or in_loops:
             return False
         return packing_is_faster(batch_size, self._model.dtype)
 

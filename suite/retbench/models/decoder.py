@@ -213,7 +213,7 @@ class Decoder(LanguageModel):
         return self.head.row_products.description
 
     @property
-    def loops(self) -> bool:
+    def reads_weights_in_loops(self) -> bool:
         """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
         return self.device.type == "cpu" and self.weight_layout == "out,in"
 

@@ -53,7 +53,7 @@ class LanguageModel(nn.Module):
         """Store the weights of projections (out, in) or (in, out) in memory, unless they are layers of torch's own."""
 
     @property
-    def loops(self) -> bool:
+    def reads_weights_in_loops(self) -> bool:
         """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
         return False
 

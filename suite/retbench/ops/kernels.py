@@ -12,11 +12,12 @@ and `fla/ops/gla/{chunk,fused_recurrent}.py`.
 
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import distributions
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from retbench.ops import FLA_CHUNK_SIZE
@@ -24,6 +25,10 @@ from retbench.ops.linear_operator import LinearForm, check_shapes
 
 _OPS = "fla.ops.simple_gla"
 _CHANNEL_OPS = "fla.ops.gla"
+_DISTRIBUTIONS = ("fla-core", "flash-linear-attention")
+"""Packages that install the operators; older versions of the second brought their own."""
+_OLDEST = "0.6"
+"""The oldest version of the extra `kernels` in pyproject.toml: older kernels were tuned once for all widths."""
 TRITON_CURE = (
     "Triton needs a C compiler (gcc, or the one that CC names), Python's headers (package python3-dev) and a supported "
     "GPU"
@@ -112,13 +117,18 @@ def missing_reason(device: torch.device, dtype: torch.dtype, form: LinearForm = 
 
 def _import_problem() -> str | None:
     """Return why the installed package cannot be used: it is too old or cannot be imported."""
+    found = (one.version for name in _DISTRIBUTIONS for one in distributions(name=name))
+    version = next(found, None)
+    if version is None or Version(version) < Version(_OLDEST):
+        return (
+            f"flash-linear-attention {_OLDEST} or newer is needed, whose kernels are tuned for each width, and the "
+            f"installed version is {version or 'unknown'}: pip install --upgrade 'retbench[kernels]'"
+        )
     try:
-        found = importlib.import_module(_OPS).chunk_simple_gla
+        importlib.import_module(_OPS)
     except Exception as error:  # anything that the package or Triton may raise
         what = " ".join(str(error).split())
         return f"flash-linear-attention cannot be imported ({type(error).__name__}: {what}); install it anew"
-    if "g_gamma" not in inspect.signature(found).parameters:
-        return "flash-linear-attention is older than 0.3: pip install --upgrade 'retbench[kernels]'"
     return None
 
 

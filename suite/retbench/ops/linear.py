@@ -31,6 +31,15 @@ class FewestKeys(NamedTuple):
     shared: int | None = None
     """With keys that several heads of queries share, as in grouped-query attention."""
 
+    @property
+    def is_always(self) -> bool:
+        """True if single queries attend by products whatever the number of keys."""
+        return self.alone == self.shared == 0
+
+
+ALWAYS = FewestKeys(0, 0)
+"""Single queries attend by products whatever the number of keys: in compiled steps, where that is the faster way."""
+
 
 class RowProducts(NamedTuple):
     """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.

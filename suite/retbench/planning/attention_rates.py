@@ -66,7 +66,7 @@ def compiled_attention_seconds(device: torch.device, dtype: torch.dtype) -> floa
 
     query = _query(device, dtype)
     run = compile_step(step, query, caches).run
-    return median_seconds(lambda: run(query, caches), device) / _NUM_CALLS
+    return median_seconds([lambda: run(query, caches)], device) / _NUM_CALLS
 
 
 def _single_attention(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> AttentionBackend:

@@ -6,7 +6,7 @@ from statistics import median
 import torch
 
 from retbench.errors import UnsupportedError
-from retbench.measure.clock import capture_graph, time_steps
+from retbench.measure.clock import time_in_turn
 from retbench.planning.prediction import Curve
 from retbench.units import MIB
 
@@ -41,8 +41,8 @@ def rate_curve(
     for footprint in footprints:
         calls += [make() for _ in range(max(1, footprint // num_bytes) - len(calls))]
         repeats = max(1, _SAMPLE_BYTES[device.type] // (num_bytes * len(calls)))
-        seconds = median_seconds(repeated(calls, repeats), device)
-        rates.append((footprint, num_bytes / positive(seconds / (repeats * len(calls)) - call_s)))
+        seconds = median_seconds(calls, device, repeats=repeats)
+        rates.append((footprint, num_bytes / positive(seconds - call_s)))
     return tuple(rates)
 
 
@@ -56,21 +56,11 @@ def positive(seconds: float) -> float:
     return seconds
 
 
-def repeated(calls: Sequence[Call], repeats: int) -> Call:
-    """Return a call of all calls in turn, several times."""
-
-    def run() -> None:
-        for _ in range(repeats):
-            for call in calls:
-                call()
-
-    return run
-
-
-def median_seconds(call: Call, device: torch.device) -> float:
-    """Return the median seconds of a call; on CUDA of its graph, which the host does not delay."""
-    run = capture_graph(call, device=device) if device.type == "cuda" else call
-    return median(time_steps(run, lambda: None, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES))
+def median_seconds(calls: Sequence[Call], device: torch.device, *, repeats: int = 1) -> float:
+    """Return the seconds of a call, of several that are made in turn: the median of samples of `time_in_turn`."""
+    return median(
+        time_in_turn(calls, device=device, warmup_s=_WARMUP_S, min_steps=_NUM_SAMPLES, repeats=repeats)
+    )
 
 
 def median_of(measure: Callable[[], float]) -> float:

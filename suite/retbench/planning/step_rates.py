@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retbench.errors import UnsupportedError
 from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
-from retbench.measure.clock import check_device, time_call
+from retbench.measure.clock import check_device, in_turn, time_call
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.mixers.mixer import StateTensor
@@ -29,7 +29,6 @@ from retbench.planning.rate_curves import (
     median_seconds,
     positive,
     rate_curve,
-    repeated,
 )
 from retbench.units import MIB
 
@@ -133,7 +132,7 @@ def _call_seconds(small: Operator, large: Operator, footprint: int) -> float:
     series = [[make() for _ in range(max(1, footprint // (2 * size)))] for size, make in (small, large)]
 
     def measure() -> float:  # both in turn: a shared memory changes within seconds
-        smaller_s, larger_s = (time_call(repeated(calls, 1)) / len(calls) for calls in series)
+        smaller_s, larger_s = (time_call(in_turn(calls)) / len(calls) for calls in series)
         return (large[0] * smaller_s - small[0] * larger_s) / (large[0] - small[0])
 
     return max(0.0, median_of(measure))
@@ -206,13 +205,13 @@ def _view_seconds(device: torch.device) -> float:
     if device.type == "cuda":
         return 0.0
     x = torch.zeros(1, 2, 2)
-    return median_seconds(repeated([lambda: x.transpose(1, 2)], _NUM_VIEWS), device) / _NUM_VIEWS
+    return median_seconds([lambda: x.transpose(1, 2)], device, repeats=_NUM_VIEWS)
 
 
 def _narrow_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds of narrow feed-forwards."""
     stack, token = _narrow_stack(device, dtype)
-    return median_seconds(lambda: stack(token), device)
+    return median_seconds([lambda: stack(token)], device)
 
 
 def _product_seconds(
@@ -261,7 +260,7 @@ def _compiled_operator_seconds(device: torch.device, dtype: torch.dtype, bytes_p
             layer.store(by_output=storing_by_output_is_faster(device, dtype, compiled=True))
     run = compile_step(stack.__call__, token).run
     bytes_s = sum(weight.nbytes for weight in stack.parameters()) / bytes_per_s
-    return max(0.0, median_seconds(lambda: run(token), device) - bytes_s) / _count_narrow(dtype).total
+    return max(0.0, median_seconds([lambda: run(token)], device) - bytes_s) / _count_narrow(dtype).total
 
 
 def _narrow_stack(

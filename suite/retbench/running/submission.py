@@ -44,6 +44,8 @@ ENDED = frozenset({"done", "failed", "interrupted", "cancelled", "lost"})
 
 _END_WAIT_S = 30.0
 """Time that a cancelled job has to end in by itself."""
+_POLL_S = 1.0
+"""Time between two readings of the states of jobs that are waited for."""
 
 
 class Submission(Strict):
@@ -312,10 +314,10 @@ def _end_tree(controller: psutil.Process) -> None:
                 process.kill()
 
 
-def wait_for(folder: Path, poll_s: float = 1.0) -> list[JobRow]:
+def wait_for(folder: Path) -> list[JobRow]:
     """Return the jobs of a submission once all have ended."""
     while True:
         rows = jobs_of(folder)
         if all(row.state in ENDED for row in rows):
             return rows
-        time.sleep(poll_s)
+        time.sleep(_POLL_S)

@@ -155,12 +155,12 @@ def geometric_interval(values: Sequence[float], confidence: float = CONFIDENCE) 
     return paired(_logs(values, "values")).interval(confidence)
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of the values with Student's t interval, which has no ends for a single value."""
     found = paired(values)
     if found.degrees <= 0:
         return Interval(found.estimate, None, None, found.num_rounds)
-    half = float(stdtrit(found.degrees, (1 + confidence) / 2)) * found.error
+    half = float(stdtrit(found.degrees, (1 + CONFIDENCE) / 2)) * found.error
     return Interval(found.estimate, found.estimate - half, found.estimate + half, found.num_rounds)
 
 

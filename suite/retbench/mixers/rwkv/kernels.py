@@ -81,5 +81,5 @@ def _launch_problem(form: str, device: torch.device, dtype: torch.dtype) -> str 
         launch,
         device,
         "flash-linear-attention's kernels of RWKV-6",
-        "install flash-linear-attention 0.6 or newer, with a C compiler for Triton; or use backend 'chunkwise'",
+        f"{kernels.TRITON_CURE}; use backend 'chunkwise'",
     )

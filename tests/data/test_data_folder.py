@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.data.places import data_folder, find
+from retbench.data.data_folder import data_folder, find
 from retbench.errors import ConfigError
 from retbench.files import cache_dir
 
