@@ -83,7 +83,6 @@ def run(
     Each record is appended as soon as it is measured, so that an ended run loses nothing; the same command measures
     the rest.
     """
-    from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
 
@@ -96,10 +95,11 @@ def run(
         dtype=dtype,
         limit=limit,
         compiled=compiled,
-        own_models=OwnModels(tuple(own_models or ()), trust_remote_code),
-        overrides=overrides or [],
+        checkpoints=own_models or (),
+        trust_remote_code=trust_remote_code,
+        overrides=overrides or (),
         results=out,
-        data_dir=data_dir.absolute() if data_dir else None,
+        data_dir=data_dir,
     )
     chosen = plan if part is None else plan.part(part)
     if chosen is None:
