@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.regress.decide import is_settled, with_decisions
+from retbench.regress.evidence import PairedEvidence
 from retbench.regress.interleaved import IsSettled, SampledRounds, sample
 from retbench.regress.items import (
     ComparedItem,
@@ -278,12 +279,7 @@ def test_a_settled_exit_code_is_that_of_every_end(verdicts: list[Decision | None
         return
     codes = set()
     for rest in (REGRESSED, SAME, OPEN):
-        report = with_decisions(
-            CheckReport("", "", ""),
-            {item: decided.get(item, rest) for item in items},
-            ([], []),
-            lambda item: None,
-            in_turn=True,
-        )
+        decisions = {item: decided.get(item, rest) for item in items}
+        report = with_decisions(CheckReport("", "", ""), decisions, PairedEvidence(([], []), []))
         codes.add(report.exit_code(strict=strict))
     assert len(codes) == 1

@@ -12,6 +12,7 @@ from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan
 from retbench.records.store import new_run_id
 from retbench.regress.decide import is_settled, with_decisions
+from retbench.regress.evidence import PairedEvidence
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -328,10 +329,4 @@ def with_rounds(
         notes=notes,
         is_interrupted=is_interrupted,
     )
-    return with_decisions(
-        report,
-        decisions,
-        (base, head),
-        lambda item: paired_changes([item], all_rounds).get(item),
-        in_turn=True,
-    )
+    return with_decisions(report, decisions, PairedEvidence((base, head), all_rounds))
