@@ -220,7 +220,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Crossover:
+class PredictedCrossover:
     """Context length from which on the first of two models has the shorter step.
 
     Attributes:
@@ -232,30 +232,18 @@ class Crossover:
 
     batch_size: int
     context_len: int | None
-    looked_from: int
-    looked_to: int
+    looked_from: int = 1
+    looked_to: int = LONGEST_CONTEXT
 
 
-def find_crossover(
-    first: ModelConfig,
-    second: ModelConfig,
-    batch_size: int,
-    step_time: StepTime,
-    within: tuple[int, int] = (1, LONGEST_CONTEXT),
-) -> Crossover:
-    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection.
-
-    Args:
-        first: A model.
-        second: The other model.
-        batch_size: Batch size of both.
-        step_time: Time of a step.
-        within: Lengths to compare at.
-    """
-    low, high = within
+def predict_crossover(
+    first: ModelConfig, second: ModelConfig, batch_size: int, step_time: StepTime
+) -> PredictedCrossover:
+    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection."""
 
     def is_ahead(context_len: int) -> bool:
         return step_time(first, batch_size, context_len) < step_time(second, batch_size, context_len)
 
-    ahead = low + bisect_left(range(low, high), True, key=is_ahead) if is_ahead(high) else None
-    return Crossover(batch_size, ahead, low, high)
+    if not is_ahead(LONGEST_CONTEXT):
+        return PredictedCrossover(batch_size, None)
+    return PredictedCrossover(batch_size, 1 + bisect_left(range(1, LONGEST_CONTEXT), True, key=is_ahead))
