@@ -104,7 +104,7 @@ def with_decisions(report: CheckReport, decisions: Decisions, evidence: Evidence
     return replace(report, items=items, values=values, sentences=sentences)
 
 
-def is_settled(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
+def is_exit_code_fixed(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
     """Return whether the exit code is the same whatever is decided on the rest, where sides were measured in turn."""
     for item, decision in decided.items():
         is_final = item.kind != "ratio" or time_of(item.points[0]) in decided
