@@ -1,4 +1,4 @@
-"""What flash-linear-attention is given and how its answer is taken, with its documented function in its place.
+"""Calls of flash-linear-attention and the use of its results, with its documented function in its place.
 
 That function is written out here token by token; its own kernels run on GPUs, where `test_cuda` compares them.
 """
@@ -245,7 +245,7 @@ def test_why_it_cannot_run_and_what_to_do(monkeypatch):
     assert "pip install 'retbench[kernels]'" in reason
 
 
-def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch):
+def test_an_installation_that_is_of_no_use_is_distinguished_from_none(monkeypatch):
     def older(q, k, v, g, scale=None, initial_state=None, output_final_state=False):
         raise AssertionError("not to be called")
 

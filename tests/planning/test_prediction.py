@@ -1,4 +1,4 @@
-"""What decoding should take: the arithmetic, with made-up devices."""
+"""Predicted time and memory of decoding, with made-up devices."""
 
 from dataclasses import replace
 from math import log

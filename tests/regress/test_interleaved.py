@@ -230,7 +230,7 @@ def test_a_ratio_that_cannot_fail_is_waited_for_under_strict_alone(strict: bool,
 
 
 def test_a_point_that_fails_later_is_waited_for_no_longer() -> None:
-    """What it left is no regression either, however slow it was before."""
+    """Its earlier times are no regression either, however slow they were."""
     gone = POINTS[0]
 
     def head(number: int, point: MeasurementPoint) -> float | None:

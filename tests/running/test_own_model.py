@@ -79,7 +79,7 @@ def work_on(plan: Plan, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def records(told_products: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+def records(given_products: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
     """Records of a model with a cache of windows and of one with a fixed state, by model and workload.
 
     The first one is run, the largest batch by a worker of its own; `tests/models/test_hf_model.py` takes the step of a
