@@ -46,12 +46,12 @@ class ShownEvent:
 
     Attributes:
         text: The event as one line.
-        in_log: Whether a log keeps the line.
-        above_bar: Whether the line stays on a terminal, above the bar.
+        in_log: True if a log keeps the line.
+        above_bar: True if the line stays on a terminal, above the bar.
         activity: Words in front of the bar; unchanged when None, as are the next two.
         steps: Steps done and in all.
         note: Words behind the bar.
-        is_frequent: Whether it may come many times a second.
+        is_frequent: True if it may come many times per second.
     """
 
     text: str

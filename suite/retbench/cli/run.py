@@ -222,7 +222,7 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:
-    """Return an estimate in base units; null where there is none."""
+    """Return an estimate in base units, with null for values that cannot be estimated."""
     point, weights = item.cell.point, item.cell.under_test.weights
     return {
         "model": item.cell.model_name,

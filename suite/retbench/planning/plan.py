@@ -33,11 +33,11 @@ class Plan:
         profile_name: The profile chosen.
         profile: That profile.
         cells: Every cell, models outermost.
-        rounds: How many times each cell is timed, each time in a new process; see `rounds_of`.
+        rounds: Number of times that each cell is timed, each time in a new process; see `rounds_of`.
         command: The command line that makes the same plan again.
         device_memory_bytes: Memory of a CUDA device; None for the CPU.
-        data_dir: Where local data is looked for.
-        note: What was decided for this machine, in words; None where nothing was.
+        data_dir: Folder of local data; RETBENCH_DATA when None.
+        note: Decisions for this machine, in words; None if there were none.
     """
 
     experiment: Experiment
@@ -102,7 +102,7 @@ def make_plan(
         checkpoints: Models of transformers that replace the experiment's: folders, or names on the hub.
         trust_remote_code: Run code that comes with `checkpoints`.
         results: Root of the results, where trained models are looked for.
-        data_dir: Where local data is looked for.
+        data_dir: Folder of local data; RETBENCH_DATA when None.
 
     Raises:
         ConfigError: something is misspelt or contradicts itself.
@@ -182,7 +182,7 @@ def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
 def _decide_compilation(
     profile: Profile, device: Device, is_own_model: bool
 ) -> tuple[bool | None, str | None]:
-    """Return whether steps are compiled where a profile leaves it to the machine, with what is worth telling.
+    """Return whether steps are compiled where a profile leaves it to the machine, with a note for the user.
 
     It is None where the profile does not leave it to the machine. Settings are those of all models alike, and the steps
     of another library's model are not compiled here.

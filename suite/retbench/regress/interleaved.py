@@ -287,9 +287,7 @@ def _empty_report(revisions: tuple[Revision, Revision]) -> CheckReport:
     )
 
 
-def with_rounds(
-    report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint] = ()
-) -> CheckReport:
+def with_rounds(report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint]) -> CheckReport:
     """Add the decisions on rounds that have ended, and the points that failed, to a report."""
     all_rounds = [*sampled.rounds, *sampled.repeats]
     base, head = (
