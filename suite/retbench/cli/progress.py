@@ -251,7 +251,9 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
         case training.StepDone(run=run, step=step):
             pace = _pace(event)
             text, steps = f"{run.name}: step {step} of {run.num_steps}, {pace}", (step, run.num_steps)
-            return ShownEvent(text, True, False, run.name, steps, pace, is_frequent=True)
+            return ShownEvent(
+                text, above_bar=False, activity=run.name, steps=steps, note=pace, is_frequent=True
+            )
         case training.PointAdded(run=run, point=point):
             losses = f"training {point.train_loss_nats:.4f}, validation {point.validation_loss_nats:.4f}"
             unit = _loss_unit(point.validation_acc)

@@ -205,20 +205,23 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )
-        return UnsupportedError.exit_code if errors else 0
+    else:
+        _print_estimates(plan, estimates, form)
+        sentences = [f"{note[0].upper()}{note[1:]}."] if note else []
+        for text in [*sentences, *(f"{label}: {error}" for label, error in errors.items())]:
+            typer.echo()
+            print_prose(text)
+    return UnsupportedError.exit_code if errors else 0
+
+
+def _print_estimates(plan: "Plan", estimates: "Sequence[CellEstimate]", form: str) -> None:
+    """Print every cell with its approximate time and memory, and all of them together."""
     print_table(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "peak memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
         form,
         keys=4,
     )
-    if note:
-        typer.echo()
-        print_prose(f"{note[0].upper()}{note[1:]}.")
-    for label, error in errors.items():
-        typer.echo()
-        print_prose(f"{label}: {error}")
-    return UnsupportedError.exit_code if errors else 0
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:

@@ -261,7 +261,7 @@ class InterleavedSession:
 
     @property
     def is_broken(self) -> bool:
-        """True if a point failed on the head alone, which settles the exit code."""
+        """True if a point failed on the head alone, which fixes the exit code."""
         return any(one.kind == "broken" for one in self.missing())
 
     def missing(self) -> list[MissingPoint]:

@@ -81,7 +81,7 @@ class Job(Strict):
     data_dir: Path | None = None
     """Folder of local data."""
     products: dict[str, int] = Field(default_factory=dict)
-    """Outcomes of `measure.products` that earlier workers of the run have found, by name. The worker finds others out.
+    """Outcomes of `measure.products` that earlier workers of the run have found, by name. The worker finds the others.
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
