@@ -218,7 +218,7 @@ def _narrow_seconds(device: torch.device, dtype: torch.dtype) -> float:
 def _product_seconds(
     device: torch.device, dtype: torch.dtype, footprints: Sequence[int], longer_s: float, narrow_s: float
 ) -> Curve:
-    """Return by footprint how much longer an eager product takes than another operator, without its bytes.
+    """Return by footprint the seconds by which an eager product exceeds another operator, without its bytes.
 
     They are those of its call, and of what is cold after it. A replayed CUDA graph has neither.
     """
