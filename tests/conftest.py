@@ -1,4 +1,4 @@
-"""What tests share: settings of property tests, own locks and CPUs, a small experiment file, a browser."""
+"""Fixtures of all tests: settings of property tests, own locks and CPUs, a small experiment file, a browser."""
 
 import gc
 import os
@@ -104,7 +104,7 @@ def _own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _known_products() -> None:
-    """How few rows are multiplied in this process: by torch, which counts the operations of its own products only.
+    """Multiply few rows in this process by torch, which counts the operations of its own products only.
 
     To time all methods takes seconds, and which one is faster is chance.
     """
@@ -112,8 +112,8 @@ def _known_products() -> None:
 
 
 @pytest.fixture(scope="module")
-def told_products() -> Iterator[None]:
-    """For runs that are not about it: their workers are told the same, as if an earlier run had found it out."""
+def given_products() -> Iterator[None]:
+    """Give the workers of runs that are not about it the same outcomes, as if an earlier run had found them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retbench.running.runner.products_on_disk", lambda *_: dict(KNOWN_PRODUCTS))
         yield

@@ -57,10 +57,10 @@ def test_the_header_ends_with_what_it_costs_and_on_what(name: str) -> None:
 
 
 def test_the_page_of_experiments_is_that_of_the_files() -> None:
-    told = CliRunner().invoke(app, ["list", "--page"])
-    assert told.exit_code == 0, told.output
+    listed = CliRunner().invoke(app, ["list", "--page"])
+    assert listed.exit_code == 0, listed.output
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert page == told.stdout, "experiments/README.md is out of date: make pages"
+    assert page == listed.stdout, "experiments/README.md is out of date: make pages"
 
 
 def test_the_page_names_training_where_models_are_trained() -> None:

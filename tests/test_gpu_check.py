@@ -48,7 +48,7 @@ def python(name: str, code: str, *arguments: object, expected_s: float = 10.0) -
     return Step(name, ("-c", code, *map(str, arguments)), expected_s)
 
 
-def test_an_overrun_is_cut_short_and_kept_a_failure_is_told_and_the_next_go_on(
+def test_an_overrun_is_cut_short_and_kept_a_failure_is_reported_and_the_next_go_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = [

@@ -1,4 +1,4 @@
-"""What is measured on a new GPU besides the experiments, on a CPU: layouts of weights, counts of kernels, facts."""
+"""Measurements on a new GPU besides the experiments, tried on a CPU: layouts of weights, counts of kernels, facts."""
 
 import json
 from pathlib import Path

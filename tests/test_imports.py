@@ -145,7 +145,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_nothing_of_these_loads_torch() -> None:
-    """What is imported by what is imported counts too, so this is tried in a process of its own."""
+    """Indirect imports count too, so this is tried in a new process."""
     names = [name for name in MODULES if needs_no_torch(name)]
     assert len(names) > 100
     own = [
@@ -160,7 +160,7 @@ def test_nothing_of_these_loads_torch() -> None:
 
 
 def test_the_command_line_starts_light() -> None:
-    """What `retbench --help` loads: no library that takes long, and nothing of ours but the errors."""
+    """`retbench --help` loads no library that takes long, and nothing of ours but the errors."""
     code = "import sys, retbench.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
@@ -173,7 +173,7 @@ def test_the_command_line_starts_light() -> None:
 
 
 def test_a_short_table_is_printed_without_the_libraries_of_long_ones() -> None:
-    """As by `retbench list` and at the end of a training."""
+    """`retbench list` and the end of a training print such tables."""
     code = (
         "import sys; from retbench.cli.layout import print_table; print_table(['a', 'b'], [['c', '1']], 'md'); "
         "print(*{'torch', 'pandas', 'numpy', 'scipy'} & {*sys.modules})"

@@ -81,13 +81,13 @@ def test_no_record_names_a_folder() -> None:
 
 def test_the_readme_has_the_claims_of_the_records() -> None:
     (block,) = re.findall(r"<!-- begin claims: .* -->\n(.*?)<!-- end claims -->", README, flags=re.DOTALL)
-    told = CliRunner().invoke(app, ["claims", "--format", "short", "--results", str(PUBLISHED)])
-    assert told.exit_code == 0, told.output
-    assert block == told.stdout, "README.md is out of date: make pages"
+    result = CliRunner().invoke(app, ["claims", "--format", "short", "--results", str(PUBLISHED)])
+    assert result.exit_code == 0, result.output
+    assert block == result.stdout, "README.md is out of date: make pages"
 
 
 def output(page: str, name: str) -> str:
-    """What a page shows of the output of commands."""
+    """Return the output of a command that a page shows."""
     (block,) = re.findall(rf"<!-- begin output: {name} .*?-->(.*?)<!-- end output -->", page, flags=re.DOTALL)
     return str(block)
 
@@ -127,9 +127,9 @@ def rows_of(text: str) -> list[list[str]]:
 @cache
 def table_rows(experiment: str) -> list[dict[str, Any]]:
     """Return the rows of the table of an experiment; reading all records and their documents takes a second."""
-    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED), "--format", "json"])
-    assert told.exit_code == 0, told.output
-    rows: list[dict[str, Any]] = json.loads(told.stdout)
+    result = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED), "--format", "json"])
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
     return rows
 
 
@@ -140,9 +140,9 @@ def table_rows(experiment: str) -> list[dict[str, Any]]:
 def test_a_page_has_the_tables_of_the_records(page: str, experiment: str, fewest: int) -> None:
     rows = rows_of(output(page, experiment))
     assert len(rows) >= fewest
-    told = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
-    assert told.exit_code == 0, told.output
-    assert [row for row in rows if row not in rows_of(told.stdout)] == []
+    result = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED)])
+    assert result.exit_code == 0, result.output
+    assert [row for row in rows if row not in rows_of(result.stdout)] == []
 
 
 def test_the_page_on_recall_has_the_accuracies_of_the_figure() -> None:
@@ -351,8 +351,8 @@ def fewer_over_seeds(corpus: str, size: str) -> list[str]:
 def test_the_summary_of_quality_has_the_numbers_of_the_records() -> None:
     novels, articles, extrapolated, *_ = summary(QUALITY)
     beyond = numbers_of(extrapolated)
-    for told, corpus in ((novels, "litbank/original"), (articles, "wikitext-103")):
-        found = re.findall(r"\d+ % (?:more|fewer)", told.replace(" bits per byte", ""))
+    for text, corpus in ((novels, "litbank/original"), (articles, "wikitext-103")):
+        found = re.findall(r"\d+ % (?:more|fewer)", text.replace(" bits per byte", ""))
         assert found == [words for size in ("300K", "1M") for words in fewer_over_seeds(corpus, size)]
     losses = pd.read_csv(
         ROOT / "docs" / "quality_perplexity_litbank-original_whole_4096_by_position.csv"
@@ -377,8 +377,8 @@ def test_the_page_on_quality_names_the_parameters_of_the_trained_models(records:
 def report(_without_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report of the committed records."""
     out = tmp_path_factory.mktemp("page")
-    told = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", "--results", str(PUBLISHED), "--out", str(out)])
+    assert result.exit_code == 0, result.output
     return out
 
 

@@ -1,4 +1,4 @@
-"""From training to records of quality, by the commands that a user types."""
+"""Runs from training to records of quality, by the commands that a user types."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def jobs() -> list[Job]:
 
 
 @pytest.fixture(scope="module")
-def measured(told_products: None, folder: Path, jobs: list[Job]) -> list[Record]:
+def measured(given_products: None, folder: Path, jobs: list[Job]) -> list[Record]:
     """Records of a run over everything that was trained."""
 
     def start(job: Job, *rest: Any) -> Worker:
@@ -233,7 +233,7 @@ def test_damaged_weights_cost_their_model_and_no_other(folder: Path, measured: l
 
 @pytest.mark.slow
 def test_a_question_without_an_answer_costs_no_other(folder: Path, measured: list[Record]) -> None:
-    """That a corpus is too short for a protocol shows only when it is read."""
+    """A corpus that is too short for a protocol is found only when it is read."""
     protocols = "workloads.perplexity.protocols={whole = [64], last = [512]}"
     options = ("--out", "short", *ONE_SEED, "--set", protocols)
     shutil.copytree(folder / "results/checkpoints", folder / "short/checkpoints")
@@ -308,7 +308,7 @@ def test_a_corpus_that_has_changed_is_not_read_by_a_model_that_is_named_by_its_p
     assert "has changed since 'retnet' was trained on it (fingerprint " in " ".join(done.stderr.split())
 
 
-def test_text_of_the_training_is_told_in_the_report(folder: Path, measured: list[Record]) -> None:
+def test_text_of_the_training_is_stated_in_the_report(folder: Path, measured: list[Record]) -> None:
     done = run_in(folder, "report", "--out", "report")
     assert done.exit_code == 0, done.output
     text = (folder / "report/report.md").read_text(encoding="utf-8")
@@ -319,7 +319,7 @@ Answers = dict[int | None, tuple[Record, list[list[float]]]]
 
 
 def ask_copa(folder: Path, name: str, *options: str) -> Answers:
-    """What the RetNet says to COPA's questions, with its record, by the number of examples."""
+    """Return the RetNet's answers to COPA's questions, with the record, by the number of examples."""
     out = folder / name
     shutil.copytree(folder / "results/checkpoints", out / "checkpoints")
     wanted = ", ".join(('tasks=["copa"]', "num_fewshot=[0, 2]", "context_len=256", *options))

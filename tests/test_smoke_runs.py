@@ -49,7 +49,7 @@ def missing_for(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all commands are typed; nothing is fetched from the hub."""
+    """Return the folder in which all commands run; nothing is fetched from the hub."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("smoke")
         patch.setenv("RETBENCH_CACHE", str(folder / "cache"))
@@ -64,7 +64,7 @@ def retbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def succeed(folder: Path, *words: str) -> str:
-    """What a command printed that had to succeed."""
+    """Run a command, which must succeed, and return what it printed."""
     done = retbench(folder, *words)
     assert done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr

@@ -79,7 +79,7 @@ def test_it_is_predicted_and_its_equivalence_is_part_of_the_check(folder: Path) 
 
 
 def test_records_of_a_package_that_is_not_installed_are_still_shown(measured: Path) -> None:
-    """As on a laptop that has retbench alone: the table is made from records."""
+    """A laptop may have retbench alone: the table is made from records."""
     names = ("uninstall", "--yes", "min-gru")
     succeed(measured / "bin" / "python", "-m", "pip", *names, cwd=measured)
     try:

@@ -68,7 +68,6 @@ def run(
         RetbenchError: as `planning.plan.make_plan` and `running.runner.run_plan`.
     """
     from retbench.cli.progress import show_events, view_run
-    from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
     from retbench.running.events import RunSummary
@@ -82,9 +81,10 @@ def run(
         limit=limit,
         overrides=overrides,
         compiled=compiled,
-        own_models=OwnModels(tuple(models), trust_remote_code),
+        checkpoints=models,
+        trust_remote_code=trust_remote_code,
         results=Path(out),
-        data_dir=Path(data_dir).absolute() if data_dir else None,
+        data_dir=data_dir,
     )
     part = plan if shard is None else plan.part(Shard.parse(shard))
     if part is None:  # there are fewer parts than shards

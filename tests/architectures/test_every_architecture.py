@@ -1,4 +1,4 @@
-"""What holds for every architecture in every preset: equivalent forms, the budget of a size, parameters and state."""
+"""Properties of every architecture in every preset: equivalent forms, the budget of a size, parameters and state."""
 
 import pytest
 import torch

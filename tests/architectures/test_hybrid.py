@@ -71,7 +71,7 @@ def test_one_layer_in_eight_is_attention() -> None:
 
 
 def test_based_has_the_published_layers() -> None:
-    """Of its 24 first layers at 1.3B, 1, 6, ... are linear attention, and 2, 7, ... sliding windows."""
+    """Layers 1, 6, ... of the first 24 at 1.3B are linear attention, and layers 2, 7, ... sliding windows."""
     spec = HybridSpec(variant="based")
     config = resolve_model(spec, "fla-1.3b")
     kinds = [layer.mixer.mixer for layer in config.layers]

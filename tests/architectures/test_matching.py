@@ -110,7 +110,7 @@ def test_the_papers_own_widths_are_what_is_solved() -> None:
 
 
 def test_an_ablation_gives_its_parameters_to_the_feed_forward() -> None:
-    """Unless told the width: then it is smaller, and a pair is mismatched."""
+    """Unless the width is given: then it is smaller, and a pair is mismatched."""
     spec = retnet("paper").model_copy(update={"swish_gate": False})
     whole, without = (matching.resolve_model(item, "200m") for item in (retnet("paper"), spec))
     assert costs.block_params(without) == costs.block_params(whole)

@@ -83,7 +83,7 @@ def write_fla_retnet(
 
 
 def fla_retnet_config(config: ModelConfig) -> dict[str, Any]:
-    """As `fla-hub/retnet-1.3B-100B` has it, smaller."""
+    """Return the configuration of `fla-hub/retnet-1.3B-100B` at a smaller size."""
     return {
         "architectures": ["RetNetForCausalLM"],
         "attn": None,
@@ -159,7 +159,7 @@ def write_fla_gla(folder: Path, config: ModelConfig = GLA, **fields: Any) -> dic
 
 
 def fla_gla_config(config: ModelConfig) -> dict[str, Any]:
-    """As `fla-hub/gla-1.3B-100B` has it, smaller."""
+    """Return the configuration of `fla-hub/gla-1.3B-100B` at a smaller size."""
     return {
         "architectures": ["GLAForCausalLM"],
         "attn": None,
@@ -211,7 +211,7 @@ def write_fla_transformer(folder: Path, config: ModelConfig) -> None:
 
 
 def fla_transformer_config(config: ModelConfig) -> dict[str, Any]:
-    """What says which Transformer it is, as `fla-hub/transformer-1.3B-100B` has it, smaller."""
+    """Return the fields of `fla-hub/transformer-1.3B-100B` that define the model, at a smaller size."""
     return {
         "model_type": "transformer",
         "hidden_size": config.d_model,

@@ -34,7 +34,7 @@ def error_of(folder, expected):
 
 
 def fuse_mlp(weights):
-    """As before February 2025: both inputs of a feed-forward in one tensor."""
+    """Return weights in the layout before February 2025: both inputs of a feed-forward in one tensor."""
     fused = {name: weight for name, weight in weights.items() if "up_proj" not in name}
     for index in range(FLA.num_layers):
         mlp = f"model.layers.{index}.mlp"

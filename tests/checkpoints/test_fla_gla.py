@@ -88,7 +88,7 @@ def test_it_gives_the_logits_of_the_published_formula(tmp_path: Path) -> None:
 
 
 def test_older_names_and_layouts_are_read(tmp_path: Path) -> None:
-    """As before February 2025, and with norm and gate in two kernels."""
+    """The names are those before February 2025, and norm and gate are in two kernels."""
     weights, stored = write_fla_gla(tmp_path), {}
     for name, weight in weights.items():
         if "mlp.gate_proj" in name:

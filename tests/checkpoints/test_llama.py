@@ -26,10 +26,10 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-"""Of four pairs of a head, one is kept, one interpolated, and two are slowed down."""
+"""One of the four pairs of a head is kept, one interpolated, and two are slowed down."""
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 LIMIT = 1e-4
-"""Of the error in float32, over the rms of the reference."""
+"""Largest error in float32, divided by the root mean square of the reference."""
 
 
 def build(**settings):

@@ -92,7 +92,7 @@ def test_a_trained_model_is_transformers_llama():
 
 
 def to_transformers(header, weights):
-    """As transformers' own `convert_llama_weights_to_hf.py` does it."""
+    """Convert weights as `convert_llama_weights_to_hf.py` of transformers does."""
 
     def permute(weight, num_heads):
         return weight.reshape(num_heads, -1, 2, header["dim"]).swapaxes(1, 2).reshape(-1, header["dim"])

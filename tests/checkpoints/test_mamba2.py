@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 LIMIT = 1e-4
-"""Of the error in float32, over the rms of the reference."""
+"""Largest error in float32, divided by the root mean square of the reference."""
 TOKENS = torch.randint(96, (1, 70), generator=torch.Generator().manual_seed(0))
 CONFIG: dict[str, Any] = {
     "num_heads": 6,

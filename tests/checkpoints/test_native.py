@@ -104,7 +104,7 @@ def test_nothing_else_is_ever_replaced(tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """As on a full disk, writing fails part of the way."""
+    """Let writing fail part of the way, as on a full disk."""
     resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is found: paths, the data folder, and the hub, with the hub's library replaced at its door."""
+"""Checkpoints are found at a path, in the data folder and on the hub, whose library is replaced."""
 
 import subprocess
 import sys

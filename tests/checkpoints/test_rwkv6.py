@@ -102,7 +102,7 @@ def to_hub(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_fla(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What fla's `utils/convert_from_rwkv6.py` makes of the weights."""
+    """Convert weights as fla's `utils/convert_from_rwkv6.py` does."""
     found = {"model.embeddings.weight": weights["emb.weight"], "lm_head.weight": weights["head.weight"]}
     norms = {"ln_out": "model.norm", "blocks.0.ln0": "model.layers.0.pre_norm"}
     for layer in range(LAYERS):

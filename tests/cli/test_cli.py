@@ -560,13 +560,13 @@ def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> No
             assert one.poll() is None
             time.sleep(0.05)
         one.send_signal(signal.SIGTERM)
-        _, told = one.communicate(timeout=60)
-    assert (one.returncode, told) == (130, "retbench: interrupted\n")
+        _, stderr = one.communicate(timeout=60)
+    assert (one.returncode, stderr) == (130, "retbench: interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: Path) -> None:
-    """As in an import of torch, which runs such code: `python -m` ended by SIGINT after it."""
+    """An import of torch runs such code, after which `python -m` was ended by SIGINT."""
     code = f'import os, time; exec("os.kill(os.getpid(), {number:d}); time.sleep(60)")'
     (tmp_path / "torch.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-m", "retbench", "check"]
@@ -583,19 +583,19 @@ def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: P
 
 
 def test_jobs_of_a_folder_that_does_not_exist_are_refused(tmp_path: Path) -> None:
-    code, _, told = invoke("jobs", "--out", str(tmp_path / "nope"))
+    code, _, stderr = invoke("jobs", "--out", str(tmp_path / "nope"))
     assert code == 2
-    assert "does not exist" in told
+    assert "does not exist" in stderr
 
 
 def test_of_many_unreadable_lines_the_first_are_told(measured: Path, tmp_path: Path) -> None:
     (records,) = (measured / "results").rglob("*.jsonl")
     (tmp_path / "more.jsonl").write_bytes(records.read_bytes() + b'{"schema_version": 99}\n' * 12)
-    code, shown, told = invoke("table", "tiny", "--results", str(tmp_path / "more.jsonl"))
+    code, shown, stderr = invoke("table", "tiny", "--results", str(tmp_path / "more.jsonl"))
     assert code == 0
     assert "retnet" in shown
-    assert told.count("schema_version is 99") == 5
-    assert "7 more lines cannot be read" in told
+    assert stderr.count("schema_version is 99") == 5
+    assert "7 more lines cannot be read" in stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

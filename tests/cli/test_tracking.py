@@ -17,7 +17,7 @@ from retbench.training.plan import TrainingPlan
 
 
 class Library(SimpleNamespace):
-    """A library with the interface of both, which keeps what it is told."""
+    """A library with the interface of both, which keeps what it is given."""
 
     def __init__(self) -> None:
         super().__init__(calls=[])

@@ -1,4 +1,4 @@
-"""How a table of an experiment says what perplexity is measured by, and what it may not say."""
+"""The table of perplexity in an experiment: the protocols that it may name, and what is refused."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ def kind(character: str) -> str:
 
 
 def gpt2_words(text: str) -> Iterator[str]:
-    r"""What `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` finds, by hand."""
+    r"""Find `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` by hand."""
     start = 0
     while start < len(text):
         end = start

@@ -12,7 +12,7 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
 
 def cost(ranges, lengths, leaves, pass_tokens):
-    """What a partition makes a model run, by the definition."""
+    """Return the number of tokens that a partition makes a model compute, by the definition."""
     total = 0
     for first, last in ranges:
         common = lengths[first]

@@ -20,7 +20,7 @@ def ask(kind, *arguments):
 
 @torch.no_grad()
 def log_probability(model, context, scored):
-    """Of tokens after others, by one pass."""
+    """Return the log-probability of tokens after others, by one pass."""
     logits = model(torch.tensor([[*context, *scored[:-1]]]))[0, -len(scored) :].double()
     return logits.log_softmax(-1).gather(1, torch.tensor(scored)[:, None]).sum().item()
 

@@ -11,7 +11,7 @@ from retbench.evaluation.tasks import load_task, quiet, task_rows
 
 
 def write_copa(folder, split, numbers):
-    """Documents that can be told apart by a number."""
+    """Documents with a number each."""
     (folder / "copa").mkdir(exist_ok=True)
     rows = [
         {"premise": f"It was {n}.", "choice1": "A.", "choice2": "B.", "question": "cause", "label": 0}

@@ -1,4 +1,4 @@
-"""What a worker finds out about products of few rows in float32 on a CPU."""
+"""Names of the outcomes that a worker finds about products of few rows in float32 on a CPU."""
 
 ROW_OUTCOMES = (
     "attention_from, float32",

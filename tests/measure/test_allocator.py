@@ -1,4 +1,4 @@
-"""What glibc does with freed memory, in processes of their own: its settings cannot be read back."""
+"""The handling of freed memory by glibc, in new processes, because its settings cannot be read back."""
 
 import os
 import platform

@@ -97,7 +97,7 @@ def test_product_rate_is_two_operations_a_multiply_add(monkeypatch: pytest.Monke
 def test_products_that_the_processor_lacks_are_those_in_float32(
     products: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As models compute them; by the rate of torch's own an estimate said a day for minutes."""
+    """Models compute them so. With the rate of torch's own products an estimate said a day for minutes."""
     seen: set[torch.dtype] = set()
     monkeypatch.setattr(precision, "NARROW_PRODUCTS", frozenset(products))
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05], []))

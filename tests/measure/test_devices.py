@@ -24,7 +24,7 @@ def test_an_unknown_device_is_refused(asked: str) -> None:
 
 
 class Torch:
-    """What torch would say, in place of asking it."""
+    """Stands for torch on a machine with other devices."""
 
     def __init__(
         self, cuda: str | None, *memory_bytes: int, hip: str | None = None, stderr: str = ""

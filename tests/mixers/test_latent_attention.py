@@ -226,7 +226,7 @@ def test_latents_of_earlier_segments_are_expanded_again_and_counted(length: int)
 @torch.inference_mode()
 @pytest.mark.usefixtures("narrow_products")
 def test_the_workspace_of_a_decode_step_is_what_torch_holds(variant: Variant, dtype: str) -> None:
-    """Of a few tokens, whose scores are few; with a feed-forward and a vocabulary so small that the mixer counts."""
+    """The tokens are few, and feed-forward and vocabulary are so small that the mixer counts."""
     for size in ("1m", "25m"):
         config = model_of(variant, size)
         ffn = config.blocks[0].ffn

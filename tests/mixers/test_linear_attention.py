@@ -112,7 +112,7 @@ def test_random_features_estimate_the_weights_of_softmax() -> None:
 
 
 def test_long_keys_keep_their_random_features_apart() -> None:
-    """Of keys with a root mean square of 3, weights in float32 are those of exact features; see `Performer`."""
+    """With keys of a root mean square of 3, weights in float32 are those of exact features; see `Performer`."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = (torch.randn(256, 64, dtype=torch.float64, generator=generator) for _ in range(2))
     keys *= 3

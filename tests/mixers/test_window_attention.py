@@ -176,7 +176,7 @@ def test_it_records_the_kernels_that_ran(kv_heads: int) -> None:
 def test_shared_keys_are_repeated_where_torch_would_hold_every_score(
     monkeypatch: pytest.MonkeyPatch, takes_repeated: bool
 ) -> None:
-    """As on CUDA, where the kernel that takes a mask takes no shared keys."""
+    """On CUDA the kernel that takes a mask takes no shared keys."""
 
     def choose(q: Tensor, k: Tensor, v: Tensor, *_: object, enable_gqa: bool) -> int:
         assert enable_gqa == (k.shape[1] < q.shape[1])

@@ -44,7 +44,7 @@ def refuse(*_):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_can_run_is_told_without_weights_and_without_timing_products(dtype, monkeypatch):
+def test_what_can_run_is_known_without_weights_and_without_timing_products(dtype, monkeypatch):
     configs = [config_of(name) for name in ("fla", "llama-grouped-query", "mla")]
     expected = [
         build_model(config, dtype=dtype, device="cpu", seed=0, backend=config.forms[0]).backends()

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the forms in bfloat16, graphs equal to eager steps, and the kernels of other packages."""
+"""Tests on a GPU: the forms in bfloat16, graphs equal to eager steps, and the kernels of other packages."""
 
 import pytest
 import torch
@@ -26,8 +26,9 @@ WIDE = resolve_models(load_experiment("latency", ["size=200m"]), "cpu")
 """Heads as wide as the paper's: keys 256, values 512."""
 
 KERNEL_LIMITS = {torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Of an operator alone, against its definition in float32: products of rounded numbers, rounded again. A gradient's
-largest value is many times the root mean square that it is divided by; what is wrong is off by 1 and more."""
+"""Largest error of an operator against its definition in float32: products of rounded numbers, rounded again. The
+largest value of a gradient is many times the root mean square that it is divided by. A wrong one is off by 1 and more.
+"""
 
 
 def build(name, dtype=torch.bfloat16, backend=None, config=None):

@@ -105,7 +105,7 @@ def begin_from_nothing(monkeypatch):
 
 
 def stand_one_too_far(monkeypatch):
-    """What stands behind a state is turned by one position too much."""
+    """Rotate tokens after a state by one position too much."""
     honest = Rotary.forward
     monkeypatch.setattr(
         Rotary,

@@ -63,7 +63,7 @@ def alone(model: HfModel, tokens: Tensor) -> Tensor:
 
 
 def test_a_step_begins_at_a_depth_of_a_state_of_zeros(model: HfModel) -> None:
-    """As each trial of the largest batch takes it."""
+    """Each trial of the largest batch takes such a step."""
     state = model.init_state(3, 65)
     state.start_at(64)
     assert model(torch.zeros(3, 1, dtype=torch.int64), state).shape == (3, 1, VOCAB_SIZE)

@@ -87,7 +87,7 @@ def test_a_mixer_that_mixes_nothing_is_not_equivalent(monkeypatch: pytest.Monkey
     ]
 
 
-def test_outputs_that_are_no_numbers_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_no_numbers_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = module().forward
     monkeypatch.setattr(
         module(), "forward", lambda self, *args, **named: torch.nan * forward(self, *args, **named)
@@ -131,7 +131,7 @@ def test_another_kind_of_tensor_than_the_input_is_refused(
 def test_sequences_that_mix_in_a_batch_are_not_equivalent(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a reshape that takes the batch for the heads: every pass over one sequence is right."""
+    """A reshape that takes the batch for the heads does this: every pass over one sequence is right."""
     forward = module().forward
     monkeypatch.setattr(module(), "forward", lambda *args, **named: forward(*args, **named).flip(0))
     gate = checked(dtype)
@@ -180,7 +180,7 @@ def test_a_mixer_that_is_not_listed_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("name", "width"), [("hiden", 96), ("hidden", 1)])
-def test_a_state_that_the_module_does_not_have_is_told_with_what_is_declared(
+def test_a_state_that_the_module_does_not_have_is_reported_with_what_is_declared(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     architectures()

@@ -1,4 +1,4 @@
-"""What inference carries: sizes, capacity, and returning to where one was."""
+"""States of inference: sizes, capacity, and the return to an earlier position."""
 
 import pytest
 import torch

@@ -204,7 +204,7 @@ def test_flash_needs_a_gpu_that_it_is_built_for(monkeypatch, capability, words):
     assert reason is None if words is None else words in reason
 
 
-def test_a_flash_build_for_another_torch_is_told_from_none(monkeypatch):
+def test_a_flash_build_for_another_torch_is_distinguished_from_none(monkeypatch):
     def broken(name):
         raise ImportError("undefined symbol: _ZN3c104cuda\n (flash_attn_2_cuda.so)")
 
@@ -244,7 +244,7 @@ def test_flash_is_given_heads_after_tokens_and_a_cache_as_it_lies(monkeypatch, l
 
 
 class Handle:
-    """What torch keeps of an activated version."""
+    """Stands for the handle of an activated version."""
 
     def __init__(self, log):
         self.log = log

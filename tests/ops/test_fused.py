@@ -1,4 +1,4 @@
-"""What the fused operators ask of their inputs, where they run, and their kernels under Triton's interpreter."""
+"""Fused operators: requirements on inputs and device, and the kernels under Triton's interpreter."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What flash-linear-attention is given and how its answer is taken, with its documented function in its place.
+"""Calls of flash-linear-attention and the use of its results, with its documented function in its place.
 
 That function is written out here token by token; its own kernels run on GPUs, where `test_cuda` compares them.
 """
@@ -259,7 +259,7 @@ def test_a_version_whose_kernels_are_not_tuned_for_each_width_is_refused(monkeyp
 
 
 @pytest.mark.parametrize("version", ["0.6.0", "0.10.0", "1.0"])
-def test_an_installation_that_is_of_no_use_is_told_from_none(monkeypatch, version):
+def test_an_installation_that_is_of_no_use_is_distinguished_from_none(monkeypatch, version):
     install(monkeypatch, chunk_simple_gla, version)
     monkeypatch.setattr(kernels, "_launch_problem", lambda device, dtype, form: None)
     assert kernels.missing_reason(CUDA, torch.bfloat16) is None

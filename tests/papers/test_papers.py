@@ -1,4 +1,4 @@
-"""What the papers print is whole, sourced, and its arithmetic is right."""
+"""The printed numbers of the papers are complete and sourced, and their arithmetic is right."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What a line says, and when it says that a bar holds."""
+"""Lines of outcomes, and when one says that a bar holds."""
 
 import json
 import math

@@ -136,7 +136,7 @@ def test_the_id_does_not_depend_on_other_models(tmp_path: Path, tiny_experiment:
         (("size=25k", "models.retnet.variant=torchscale"), "matched already.* Use a larger size"),
     ],
 )
-def test_an_unmatched_pair_has_no_cells_and_is_told_what_helps(
+def test_an_unmatched_pair_has_no_cells_and_the_message_says_what_helps(
     overrides: tuple[str, ...], remedy: str
 ) -> None:
     where = "experiment 'latency', profile 'smoke'"

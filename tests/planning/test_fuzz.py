@@ -104,7 +104,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings = Ceilings(read_bandwidth_bytes_per_s=1e10, matmul_flops_per_s=1e11)
-    monkeypatch.setattr(estimates, "_ask_worker", lambda _plan: (ceilings, {}))
+    monkeypatch.setattr(estimates, "_measure_ceilings", lambda _plan: (ceilings, {}))
 
 
 def check_file(file: Path, text: str) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
@@ -17,8 +16,8 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=10e9, matmul_flops_per_s=100e9)
 
 def make(experiment: object, *folders: Path, trust: bool = False, **changes: Any) -> Plan:
     options = {"profile": "smoke", "device": "cpu"}
-    own = OwnModels(tuple(map(str, folders)), trust)
-    return make_plan(str(experiment), own_models=own, **{**options, **changes})
+    chosen = {"checkpoints": tuple(map(str, folders)), "trust_remote_code": trust}
+    return make_plan(str(experiment), **{**options, **chosen, **changes})
 
 
 def test_a_model_takes_the_place_of_the_experiments(tiny_experiment: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_plan_holds_every_cell_with_its_settings(tiny_experiment: Path) -> Non
     assert all(cell.settings == found.settings for cell in found.cells)
 
 
-def test_threads_are_the_physical_cores_unless_told(tiny_experiment: Path) -> None:
+def test_threads_are_the_physical_cores_unless_they_are_set(tiny_experiment: Path) -> None:
     assert make(tiny_experiment).settings.threads == usable_cores()
 
 

@@ -116,7 +116,7 @@ def test_a_dry_run_shows_the_shard(
     tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = Ceilings(read_bandwidth_bytes_per_s=1e10, matmul_flops_per_s=1e11)
-    monkeypatch.setattr(estimates, "_ask_worker", lambda _plan: (rates, {}))
+    monkeypatch.setattr(estimates, "_measure_ceilings", lambda _plan: (rates, {}))
     shared = (
         "run",
         str(tiny_experiment),

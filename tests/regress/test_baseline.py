@@ -183,7 +183,7 @@ def saving_power(record: Record) -> Record:
 
 
 def test_a_run_that_has_moved_with_a_reason_does_not_join(baseline: Path, tmp_path: Path) -> None:
-    """What may explain that it has moved makes it no measure of the next run."""
+    """A confounder may explain that it has moved, but then it does not predict the next run."""
     moved = run_of(tmp_path, 9, 1.5, rewrite=saving_power)
     assert call("compare", baseline, moved).exit_code == 0
     done = save(baseline.parents[1], moved)

@@ -292,7 +292,7 @@ def test_a_confounder_turns_a_moved_time_into_inconclusive(tmp_path: Path) -> No
 
 
 def test_a_session_of_its_own_leaves_only_the_ratio_of_the_models(base: Path, tmp_path: Path) -> None:
-    """What a session shifts cannot be messages from a change of the code, but both models share it."""
+    """A shift between sessions cannot be distinguished from a change of the code, but both models share it."""
     head = write(tmp_path / "head.jsonl", LATER, slower(1.3, "retnet"))
     found = report_of(base, head)
     assert verdicts(found, "time")["decode of retnet, batch 1, 1K"] == "inconclusive"

@@ -50,7 +50,7 @@ EDITS = st.lists(
     ),
     max_size=3,
 )
-"""Where in a file (the number of the entry at each level), what is done, and with what name and value."""
+"""Edits of a file: the place (the number of the entry at each level), the kind of edit, and its name and value."""
 
 
 def edit(content: Any, edits: list[tuple[list[int], str, str, Any]]) -> Any:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.regress.decide import is_settled, with_decisions
-from retbench.regress.interleaved import IsSettled, SampledRounds, sample
+from retbench.regress.decide import is_exit_code_fixed, with_decisions
+from retbench.regress.evidence import PairedEvidence
+from retbench.regress.interleaved import SampledRounds, StopRule, sample
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -179,8 +180,8 @@ def test_where_nothing_can_be_measured_one_round_is_enough() -> None:
     assert (found.ending, len(found.rounds), found.decisions) == ("nothing", 1, {})
 
 
-def settling(strict: bool = False) -> IsSettled:
-    return lambda decided, still_open: is_settled(decided, still_open, strict=strict)
+def may_stop(strict: bool = False) -> StopRule:
+    return lambda decided, still_open: is_exit_code_fixed(decided, still_open, strict=strict)
 
 
 def noisy_ratio(number: int, point: MeasurementPoint) -> float:
@@ -193,7 +194,7 @@ def test_one_certain_regression_settles_the_exit_code() -> None:
     everything = sample(POINTS, "transformer", Scripted(noisy_ratio), DecisionRules(), 40)
     assert len(everything.rounds) == 40
     source = Scripted(noisy_ratio)
-    found = sample(POINTS, "transformer", source, DecisionRules(), 40, settling())
+    found = sample(POINTS, "transformer", source, DecisionRules(), 40, may_stop())
     assert (found.ending, len(found.rounds), len(found.repeats)) == ("settled", 5, 5)
     assert verdicts(found)["regressed"] >= 5
     assert verdicts(found)["inconclusive"] >= 1
@@ -208,7 +209,7 @@ def test_a_flag_that_is_not_confirmed_settles_nothing() -> None:
         return 0.01 * factor * jitter(number, 0.06 if point == noisy else 0.001)
 
     source = Scripted(head)
-    found = sample([once, POINTS[3], noisy], None, source, DecisionRules(), 10, settling())
+    found = sample([once, POINTS[3], noisy], None, source, DecisionRules(), 10, may_stop())
     by_place = {item.points[0]: decision.verdict for item, decision in found.decisions.items()}
     assert found.ending == "rounds"
     assert (len(found.rounds), len(found.repeats)) == (10, 5)
@@ -223,13 +224,13 @@ def test_a_ratio_that_cannot_fail_is_waited_for_under_strict_alone(strict: bool,
     def head(number: int, point: MeasurementPoint) -> float:
         return 0.01 * (jitter(number, 0.008) if point == mine else 1 / jitter(number, 0.008))
 
-    found = sample([mine, reference], "transformer", Scripted(head), DecisionRules(), 10, settling(strict))
+    found = sample([mine, reference], "transformer", Scripted(head), DecisionRules(), 10, may_stop(strict))
     assert {item.kind: one.verdict for item, one in found.decisions.items()}["time"] == "same"
     assert len(found.rounds) == rounds
 
 
 def test_a_point_that_fails_later_is_waited_for_no_longer() -> None:
-    """What it left is no regression either, however slow it was before."""
+    """Its earlier times are no regression either, however slow they were."""
     gone = POINTS[0]
 
     def head(number: int, point: MeasurementPoint) -> float | None:
@@ -238,7 +239,7 @@ def test_a_point_that_fails_later_is_waited_for_no_longer() -> None:
         return 0.01 * jitter(number, 0.001)
 
     source = Scripted(head)
-    found = sample(POINTS, None, source, DecisionRules(), 20, settling())
+    found = sample(POINTS, None, source, DecisionRules(), 20, may_stop())
     assert gone in source.asked[5]
     assert not any(gone in points for points in source.asked[6:])
     alive = {item: one for item, one in found.decisions.items() if gone not in item.points}
@@ -253,7 +254,7 @@ def test_an_early_end_raises_no_more_alarms(strict: bool) -> None:
         alarms = 0
         for seed in range(runs):
             source = NoisyRounds(np.random.default_rng(seed), slow_down, 0.05)
-            found = sample(POINTS, "transformer", source, DecisionRules(), 20, settling(strict))
+            found = sample(POINTS, "transformer", source, DecisionRules(), 20, may_stop(strict))
             alarms += "regressed" in verdicts(found)
             assert not slow_down or len(found.rounds) <= 10
         assert alarms <= expected * runs
@@ -274,16 +275,11 @@ def test_a_settled_exit_code_is_that_of_every_end(verdicts: list[Decision | None
     items = make_items(POINTS, "transformer")
     decided = {item: one for item, one in zip(items, verdicts, strict=True) if one is not None}
     still_open = [item for item in items if item not in decided]
-    if not is_settled(decided, still_open, strict=strict):
+    if not is_exit_code_fixed(decided, still_open, strict=strict):
         return
     codes = set()
     for rest in (REGRESSED, SAME, OPEN):
-        report = with_decisions(
-            CheckReport("", "", ""),
-            {item: decided.get(item, rest) for item in items},
-            ([], []),
-            lambda item: None,
-            in_turn=True,
-        )
+        decisions = {item: decided.get(item, rest) for item in items}
+        report = with_decisions(CheckReport("", "", ""), decisions, PairedEvidence(([], []), []))
         codes.add(report.exit_code(strict=strict))
     assert len(codes) == 1

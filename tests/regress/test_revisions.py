@@ -274,7 +274,7 @@ def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str)
 
 
 def test_a_branch_that_only_the_remote_has_is_found(repository: Repository, tmp_path: Path) -> None:
-    """As in the checkout of a job, which has no branch but the one it tests."""
+    """The checkout of a job has no branch but the one that it tests."""
     origin, clone = repository(), tmp_path / "clone"
     git(origin, "branch", "before")
     git(tmp_path, "clone", "--quiet", str(origin), str(clone))

@@ -48,7 +48,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="session")
 def scores(scored: Results) -> Evaluations:
-    """What those records come to."""
+    """Return the evaluations of those records."""
     found = make_evaluations(select(scored.records, folders=scored.folders))
     assert found is not None
     return found

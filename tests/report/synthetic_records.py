@@ -51,7 +51,7 @@ def pair_id(models: Mapping[str, ModelConfig]) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the made-up records come from."""
+    """The machine of made-up records."""
 
     name: str = "epyc-9b14-2c"
     processor: str = "AMD EPYC 9B14"
@@ -67,7 +67,7 @@ class Machine:
     started: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
     trains: bool = False
-    """Whether its models are those of `training_cost`: two ways of running each of the pair."""
+    """True if its models are those of `training_cost`: two ways of running each of the pair."""
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -79,7 +79,7 @@ class Machine:
 CPU = Machine()
 TRAINER = Machine(size="1m", trains=True)
 SMALL_TRAINER = replace(TRAINER, memory_bytes=2e9)
-"""Where plain attention and the parallel form run out of memory."""
+"""A machine on which plain attention and the parallel form run out of memory."""
 GPU = Machine(
     name="a100-sxm4-80gb",
     processor="NVIDIA A100-SXM4-80GB",

@@ -43,7 +43,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def answer_better(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As `change_rows`: RetNet answers three of four questions rightly, and the Transformer two of these."""
+    """Change rows so that RetNet answers three of four questions rightly, and the Transformer two of these."""
     right = {"retnet": (1, 1, 1, 0), "transformer": (1, 1, 0, 0)}[model]
     return [
         row | dict.fromkeys(row.keys() & {"acc", "acc_norm"}, right[number % 4])

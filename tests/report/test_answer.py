@@ -47,16 +47,16 @@ def with_copies(records: list[Record], factors: dict[str, float]) -> list[Record
     return [*records, *copies]
 
 
-def test_most_records_of_a_busy_machine_are_told(cpu_records: list[Record]) -> None:
+def test_most_records_of_a_busy_machine_are_reported(cpu_records: list[Record]) -> None:
     busy = {"load_average": [9.0, 1.0, 1.0], "physical_cores": 2}
-    for share, told in ((3, True), (1, False)):
+    for share, is_stated in ((3, True), (1, False)):
         records = [
             record.model_copy(
                 update={"environment": record.environment | (busy if number % 4 < share else {})}
             )
             for number, record in enumerate(cpu_records)
         ]
-        assert answer(records).caveat.startswith("Other processes kept the machine busy") is told
+        assert answer(records).caveat.startswith("Other processes kept the machine busy") is is_stated
 
 
 def test_a_whole_run_is_answered_in_four_lines(cpu_records: list[Record]) -> None:
@@ -105,7 +105,9 @@ def test_of_several_models_the_best_is_named_with_its_ratio_to_the_reference(
     assert "the other 8 models 4.99× faster to 1.36× faster" in line(found, "Decode").text
 
 
-def test_models_that_cannot_be_told_from_the_best_are_named_with_it(cpu_records: list[Record]) -> None:
+def test_models_that_do_not_differ_significantly_from_the_best_are_named_with_it(
+    cpu_records: list[Record],
+) -> None:
     def shaken(record: Record) -> Record:
         factor = (1.02 if record.round % 2 else 0.99) if record.model.name == "same" else 1.0
         metrics = {key: Metric(unit=m.unit, value=m.value * factor) for key, m in record.metrics.items()}
@@ -190,7 +192,7 @@ def test_quality_of_three_seeds_is_answered_by_the_interval_over_them(tmp_path: 
     )
 
 
-def test_processors_of_one_name_are_told_apart_by_their_generation(cpu_records: list[Record]) -> None:
+def test_processors_of_one_name_are_distinguished_by_their_generation(cpu_records: list[Record]) -> None:
     hidden = {"cpu_model": "AMD EPYC", "cpu_generation": "family 25, model 17, stepping 1"}
     records = [
         record.model_copy(update={"environment": record.environment | hidden}) for record in cpu_records

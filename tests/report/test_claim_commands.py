@@ -1,4 +1,4 @@
-"""What a claim's own command makes is enough for a verdict: its cells have the claim's scale and its whole range."""
+"""The command of each claim is enough for a verdict: its cells have the claim's scale and its whole range."""
 
 import shlex
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def commands_of(text: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def experiment_of(options: dict[str, Any]) -> tuple[Experiment, Profile]:
-    """What a command is about."""
+    """Return the experiment of a command, and its profile."""
     name = options["profile"] or "cpu"
     experiment = load_experiment(options["experiment"], options["overrides"] or (), profile=name)
     return experiment.of_profile(name), experiment.profile(name)
@@ -92,7 +92,7 @@ def planned(options: dict[str, Any]) -> Plan:
 
 
 def measured(options: dict[str, Any], gpu: str) -> list[Record]:
-    """What a command would record on the claim's GPU, an A100 or an H100."""
+    """Return the records that a command would make on the claim's GPU, an A100 or an H100."""
     made = planned(options)
     maker = Maker(
         replace(LARGE, name=LARGE.name.replace("A100", gpu), processor=LARGE.processor.replace("A100", gpu)),
@@ -220,7 +220,7 @@ def asked(maker: ScoreMaker, spec: PerplexitySpec | RecallSlicesSpec | ZeroshotS
 def answered(
     options: dict[str, Any], claim: Claim, folder: Path, training: dict[str, Any] | None = None
 ) -> Results:
-    """What a command would record where all is as the claim says: the maker's RetNet is the side that challenges."""
+    """Return the records that a command would make if the claim held; the maker's RetNet is the challenger."""
     rule = claim.rule
     assert isinstance(rule, QualityRule)
     sides = (RETNET, TRANSFORMER) if isinstance(rule, NearRule) else (rule.challenger, rule.reference)

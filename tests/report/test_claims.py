@@ -436,7 +436,7 @@ def test_growth_is_a_rise_at_every_length(change: Change, verdict: str) -> None:
     assert verdict_of("latency_grows", latency(PLAIN, change)) == verdict
 
 
-def test_growth_is_told_from_noise_by_the_rounds_that_lengths_share() -> None:
+def test_growth_is_distinguished_from_noise_by_the_rounds_that_lengths_share() -> None:
     records = latency(PLAIN)
     row = row_of("latency_grows", [record for record in records if record.round == 0], "paper")
     assert row.finding.verdict == "not_testable"
@@ -446,7 +446,7 @@ def test_growth_is_told_from_noise_by_the_rounds_that_lengths_share() -> None:
     assert verdict_of("latency_grows", scattered) == "not_testable"
 
     def disturb(arguments: dict[str, Any]) -> dict[str, Any]:
-        """Makes the rounds at the longest context by turns so much longer and shorter that nothing is told of it."""
+        """Make the rounds at the longest context by turns so much longer and shorter that nothing can be concluded."""
         factor = 4 if arguments["round"] % 2 else 1 / 4
         return times(factor, where=lambda point: point.context_len == 8192)(arguments)
 
@@ -496,7 +496,7 @@ def test_a_share_is_held_against_the_printed_one() -> None:
     assert verdict_of("memory_above_weights", memory(small)) == "reproduced"
 
 
-def test_training_is_told_apart_by_attention() -> None:
+def test_training_is_distinguished_by_attention() -> None:
     records = Maker(TRAINER).training()
     plain = judge(CLAIMS["training_speed"], Results(tuple(records), ()))
     flash = judge(CLAIMS["training_speed_flash"], Results(tuple(records), ()))
@@ -695,7 +695,7 @@ def test_a_model_that_has_seen_less_is_elsewhere(tmp_path: Path) -> None:
     assert judged.rows[1].conditions == "6.7B, trained on 20.0 M tokens, seed 0"
 
 
-def test_readings_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
+def test_scores_of_an_older_machine_are_not_forgotten(tmp_path: Path) -> None:
     change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
     older = ScoreMaker(tmp_path, change=change, seeds={"25m": (0,)}, code_revision="0.0.9")
     ask_last(older)
@@ -719,7 +719,7 @@ def test_one_context_is_not_all_three(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_tasks_is_not_all_of_them(tmp_path: Path) -> None:
-    """Of the seven tasks three are asked, and RetNet is told to be ahead at one."""
+    """Three of the seven tasks are measured, and RetNet is ahead at one."""
     change = as_model(sizes={"25m": "6.7b"}, weights=TRAINED)
     results = scored(tmp_path, lambda maker: maker.zeroshots(0), change, seeds={"25m": (0,)})
     judged = judge(CLAIMS["zero_shot"], results)
@@ -1113,7 +1113,7 @@ def test_the_headline_of_flash_attention_is_not_of_plain_attention() -> None:
 
 
 def folder_of(folder: Path, own: Iterable[Record], published: Iterable[Record]) -> Results:
-    """What a clone holds: the user's records, and those that come with the project."""
+    """Return the records of a clone: the user's, and those that come with the project."""
     write_results(folder, own)
     write_results(folder / "published", published)
     return load_results(folder)

@@ -1,4 +1,4 @@
-"""Doubts: what is missing, noisy, disturbed or failed is told, and a clean run is not accused."""
+"""Diagnostics: missing, noisy, disturbed and failed measurements are reported, and a clean run is not accused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from retbench.report.sweeps import make_sweeps
 
 
 def missing_of(selection: Selection) -> list[str]:
-    """What is missing of the experiments that were run."""
+    """Return the sentences on what is missing of the experiments that were run."""
     sentences = missing_sentences(selection.records, make_sweeps(selection))
     experiments = {record.experiment for record in selection.records}
     return [sentence for sentence in sentences if sentence.partition(":")[0] in experiments]
@@ -105,7 +105,7 @@ def test_a_wide_interval_is_called_noisy(cpu_records: list[Record], num_rounds: 
         ),
     ],
 )
-def test_what_disturbed_a_measurement_is_told(facts: dict[str, Any], words: str) -> None:
+def test_what_disturbed_a_measurement_is_reported(facts: dict[str, Any], words: str) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"environment": arguments["environment"] | facts}
 
@@ -131,7 +131,7 @@ def test_failures_of_a_cell_for_one_reason_are_one_row(gpu_records: list[Record]
     ]
 
 
-def test_what_cannot_be_measured_here_is_told_once(cpu_records: list[Record]) -> None:
+def test_what_cannot_be_measured_here_is_reported_once(cpu_records: list[Record]) -> None:
     assert absent_sentences(cpu_records) == [
         "latency: energy_per_token_j: no energy counter on this machine.",
         "memory: energy_per_token_j: no energy counter on this machine.",
@@ -187,8 +187,10 @@ def maker_of(folder: Path, *, split: str, then: str | None, corpus: str = "class
     """A pair scored on a split of a corpus; the one that it was trained on had the fingerprint `then`."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        told = {"corpus_fingerprint": then} if arguments["workload"] == "training_run" else {"split": split}
-        return arguments | {"settings": arguments["settings"] | told}
+        changed = (
+            {"corpus_fingerprint": then} if arguments["workload"] == "training_run" else {"split": split}
+        )
+        return arguments | {"settings": arguments["settings"] | changed}
 
     maker = ScoreMaker(folder, seeds={"1m": (0,)}, change=change)
     maker.trainings()

@@ -19,7 +19,7 @@ from retbench.report.selection import select
 def compared(
     maker: ScoreMaker, workload: str = "perplexity", *, protocol: str = "whole"
 ) -> list[DocumentComparison]:
-    """What comes of one question asked of one pair."""
+    """Return the comparisons of a pair at one task point."""
     if workload == "perplexity":
         maker.perplexities("litbank/original", protocol, 2048)
     else:

@@ -33,7 +33,7 @@ def figure6(records: list[Record]) -> Drawing | None:
 
 
 def paper_records(machine: Any = GPU) -> list[Record]:
-    """As the profile `paper` leaves them, as far as this figure goes."""
+    """Return the records of the profile `paper` that this figure needs."""
     return Maker(machine).memory(batch_sizes=(1, 8)) + Maker(machine).throughput(LENGTHS, BATCHES)
 
 

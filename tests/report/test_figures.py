@@ -182,7 +182,7 @@ def test_a_mixer_that_is_not_installed_here_has_no_analytical_size(mixer: str | 
 
 
 def test_axes_do_not_bend_straight_lines(drawings: list[Drawing]) -> None:
-    """What grows linearly is a straight line: both axes are logarithmic, or both linear."""
+    """Linear growth is a straight line: both axes are logarithmic, or both linear."""
     named = {drawing.name: drawing.figure.axes for drawing in drawings}
     for axes in (*named["latency_decode_batch1"], *named["latency_prefill_batch1"]):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")

@@ -94,7 +94,7 @@ def test_the_rounds_of_a_point_are_of_one_node() -> None:
     assert {node for *_, node in kept_on([*whole, *part, *more, last])} == {"b"}  # as many, and later
 
 
-def test_equal_nodes_and_gpus_are_told_apart_and_a_model_of_one_node_is_kept() -> None:
+def test_equal_nodes_and_gpus_are_distinguished_and_a_model_of_one_node_is_kept() -> None:
     rounds = [on_node("a", "retnet", number, "1") for number in range(2)]
     again = [on_node("a", "retnet", number, "2", gpu_uuid="GPU-1") for number in range(2)]
     assert {record.run_id for record in keep_latest([*rounds, *again])} == {"2"}

@@ -117,7 +117,7 @@ def by_seed(folder: Path, factors: Sequence[float]) -> KeyFinding:
     return finding
 
 
-def test_two_seeds_that_disagree_are_told_one_by_one(tmp_path: Path) -> None:
+def test_two_seeds_that_disagree_are_reported_one_by_one(tmp_path: Path) -> None:
     finding = by_seed(tmp_path, [1.25, 0.8])
     assert "at 1M (seeds 0 and 1)" in finding.text
     assert ": the Transformer is better at 1M seed 0; RetNet is better at 1M seed 1." in finding.text
@@ -209,15 +209,15 @@ def test_the_whole_headline(scores: Evaluations) -> None:
     series = record.series["loss_by_position"]
     early, late = (series.y[series.x.index(length)] for length in (2048, 8192))
     assert f"from {early:.3f} to {late:.3f} for the Transformer." in beyond[0].text
-    exams = [finding for finding in findings if "-shot, 4 tasks at 25M seed 0" in finding.text]
-    assert [finding.lead for finding in exams] == [
+    zero_shot = [finding for finding in findings if "-shot, 4 tasks at 25M seed 0" in finding.text]
+    assert [finding.lead for finding in zero_shot] == [
         "better at 1, worse at 0 of 4 tasks",
         "no significant difference on 4 tasks",
     ]
-    assert "RetNet is better at piqa (" in exams[0].text
-    assert "about 0.2 are expected by chance" in exams[0].text
-    assert "at chance on copa and hellaswag." in exams[0].text
-    assert len(findings) == 4 + len(beyond) + len(exams)
+    assert "RetNet is better at piqa (" in zero_shot[0].text
+    assert "about 0.2 are expected by chance" in zero_shot[0].text
+    assert "at chance on copa and hellaswag." in zero_shot[0].text
+    assert len(findings) == 4 + len(beyond) + len(zero_shot)
 
 
 @pytest.mark.parametrize("names", [{}, {"retnet": "transformer", "transformer": "retnet"}])

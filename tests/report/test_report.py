@@ -208,7 +208,7 @@ def test_each_point_of_a_figure_has_its_value_and_its_model(whole: Written) -> N
 
 
 def test_the_same_records_give_the_same_bytes(report: Report, tmp_path: Path) -> None:
-    """Of pages, with the figures in them, and of data; `test_figures` compares the files of figures."""
+    """Compares pages, with the figures in them, and data; `test_figures` compares the files of figures."""
     write_pages(report.results, tmp_path)
     again = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     written = [path.relative_to(report.out) for path in report.paths]
@@ -224,7 +224,7 @@ def test_what_made_it_can_be_made_again(whole: Written) -> None:
         assert "epyc-9b14-2c/latency/20260102T030405Z.jsonl" in text
 
 
-def test_failures_other_machines_damage_and_old_lines_are_all_told(
+def test_failures_other_machines_damage_and_old_lines_are_all_reported(
     tmp_path: Path, cpu_records: list[Record], gpu_records: list[Record]
 ) -> None:
     newer = [r.model_copy(update={"started_at": "2026-02-01T00:00:00Z"}) for r in gpu_records]
@@ -375,7 +375,7 @@ sys.meta_path.insert(0, Block())
 
 
 def run_blocked(blocked: str, code: str, *arguments: str) -> str:
-    """What a program prints that may not import some packages."""
+    """Return the output of a program that cannot import some packages."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BLOCKED + code, blocked, *arguments],
         capture_output=True,

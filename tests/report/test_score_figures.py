@@ -102,7 +102,7 @@ def with_one_of_each(maker: ScoreMaker) -> ScoreMaker:
 
 
 def one_size(folder: Path) -> ScoreMaker:
-    """Of one size and public weights."""
+    """Return scores of one size and of public weights."""
     return with_one_of_each(ScoreMaker(folder, seeds={"1m": (None,)}))
 
 
@@ -249,11 +249,11 @@ def test_the_captions_say_where_the_learning_rates_are_from(drawings: dict[str, 
 @pytest.mark.parametrize("is_extended", [False, True], ids=["one grid", "a higher rate was added"])
 def test_a_best_rate_at_the_end_of_its_grid_is_named(tmp_path: Path, *, is_extended: bool) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
-        told = arguments["backend"]
-        if told["role"] == "final" and arguments["model"].name == "retnet":
-            told |= {"best_rate_is": "the highest of the grid"}
+        backend = arguments["backend"]
+        if backend["role"] == "final" and arguments["model"].name == "retnet":
+            backend |= {"best_rate_is": "the highest of the grid"}
         if arguments["model"].size == "6m":
-            del told["tuned_at"], told["best_rate_is"]
+            del backend["tuned_at"], backend["best_rate_is"]
         return arguments
 
     maker = ScoreMaker(tmp_path, seeds={"1m": (0,), "6m": (0,)}, change=change)

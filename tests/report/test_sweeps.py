@@ -114,7 +114,7 @@ def test_transformers_stand_last_and_names_are_proper() -> None:
     assert models.labels == {"retnet": "RetNet", "transformer": "Transformer"}
 
 
-def test_two_of_a_kind_are_told_apart_and_a_stranger_keeps_its_name() -> None:
+def test_two_of_a_kind_are_distinguished_and_a_stranger_keeps_its_name() -> None:
     retnet = Maker().record("latency", "retnet", "decode", 1, 1024, 0)
     models = lineup([retnet, renamed(retnet, name="wide"), renamed(retnet, name="m", architecture="mamba")])
     assert models.labels == {"m": "mamba", "retnet": "RetNet", "wide": "RetNet (wide)"}

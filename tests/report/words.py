@@ -1,4 +1,4 @@
-"""Whether the words of a figure can be read: each inside of it, and none on another."""
+"""Check that the words of a figure can be read: each inside of it, and none on another."""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 

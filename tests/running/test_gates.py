@@ -87,7 +87,7 @@ def test_another_experiment_takes_the_check_of_the_same_model(
 
 
 @pytest.fixture(scope="module")
-def checked(told_products: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory) -> Record:
+def checked(given_products: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory) -> Record:
     """The record of a model that has passed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(tmp_path_factory.mktemp("lock")))

@@ -41,7 +41,7 @@ def test_a_worker_builds_with_the_decode_operators_of_the_settings(
 def test_on_a_gpu_a_worker_stores_weights_as_was_found(
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, by_output: bool
 ) -> None:
-    """The model stays on the CPU, where nothing is measured: the first worker of the run has told what it found."""
+    """The model stays on the CPU, where nothing is measured: the first worker of the run has reported what it found."""
     cell = plan_of("size=300k").cells[0]
     build = job_model._build_as_stored
     monkeypatch.setattr(job_model, "_build_as_stored", lambda job, device: build(job, torch.device("cpu")))

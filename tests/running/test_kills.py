@@ -99,7 +99,7 @@ def records_of(out: Path) -> list[Record]:
 
 
 def finished(out: Path) -> Counter[tuple[str, int]]:
-    """How many records say that a cell was measured in a round."""
+    """Count the records that say that a cell was measured in a round."""
     return Counter((one.cell_id, one.round) for one in records_of(out) if one.status == "ok")
 
 

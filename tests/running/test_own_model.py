@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from retbench.architectures.recorded import read_config
-from retbench.config.own_models import OwnModels
 from retbench.measure.environment import code_revision, describe_environment
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import ReadRate, Record, utc_now
@@ -50,8 +49,9 @@ LARGEST_BATCH = "largest_batch = {context_len = [64]}\n"
 def plan_of(folder: Path, model: Path, name: str, workloads: str, *overrides: str) -> Plan:
     experiment = folder / f"{name}.toml"
     experiment.write_text(EXPERIMENT + workloads, encoding="utf-8")
-    own = OwnModels((str(model),))
-    return make_plan(str(experiment), profile="smoke", device="cpu", overrides=overrides, own_models=own)
+    return make_plan(
+        str(experiment), profile="smoke", device="cpu", overrides=overrides, checkpoints=[str(model)]
+    )
 
 
 def work_on(plan: Plan, folder: Path) -> None:
@@ -79,7 +79,7 @@ def work_on(plan: Plan, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def records(told_products: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+def records(given_products: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
     """Records of a model with a cache of windows and of one with a fixed state, by model and workload.
 
     The first one is run, the largest batch by a worker of its own; `tests/models/test_hf_model.py` takes the step of a

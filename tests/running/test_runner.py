@@ -82,7 +82,7 @@ def keys(records: list[Record]) -> list[tuple[str, str, int, int]]:
 
 
 def no_workers() -> bool:
-    """Whether no process of a worker is left among our descendants; other tests leave the server of their forks."""
+    """Return whether all workers among our descendants have ended; other tests leave the server of their forks."""
     children = psutil.Process().children(recursive=True)
     found = [child for child in children if child.status() != "zombie"]
     return all("multiprocessing" in " ".join(child.cmdline()) for child in found)
@@ -431,7 +431,7 @@ def test_two_runs_that_share_only_their_folder_leave_each_other_s_states_alone(
 
 
 def on_cores(cpus: list[int]) -> Callable[[], None]:
-    """What a process does at its start to run on some CPUs only, as `taskset` does."""
+    """Return a function that binds a new process to some CPUs, as `taskset` does."""
     return lambda: os.sched_setaffinity(0, cpus)
 
 
@@ -774,7 +774,7 @@ def test_a_failed_equivalence_check_is_recorded_and_nothing_is_timed(
 def test_what_this_machine_lacks_is_unsupported_in_every_round(
     tmp_path: Path, checked_out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That other processes keep the machine busy is noted before anything is tried."""
+    """The note that other processes keep the machine busy comes before anything is tried."""
     monkeypatch.setattr(machine, "busy_ratio", lambda: 0.6)
     path = write_experiment(tmp_path, TRANSFORMER + 'backend = "flash"\n', PROFILE, grid("prefill", 8))
     observer = Observer()

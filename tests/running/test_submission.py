@@ -251,7 +251,7 @@ def test_states_are_those_that_jobs_wrote_unless_they_are_gone(
     assert [row.state for row in list_jobs(tmp_path)[0]] == [state]
 
 
-def test_a_command_that_is_told_to_end_ends_before_its_job_does() -> None:
+def test_a_command_that_is_signalled_to_end_ends_before_its_job_does() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
         cluster_job._stop(child, 60.0)
     assert child.returncode == -signal.SIGTERM
@@ -339,7 +339,7 @@ def test_a_job_ends_with_its_controller_and_can_be_cancelled(
     assert code == 0, output
     assert not psutil.wait_procs([one for tree in processes for one in tree], timeout=10)[1]
     assert [row["state"] for row in json.loads(output)["jobs"]] == ["lost", "cancelled"]
-    assert "interrupted" in rows[1].log.read_text("utf-8")  # its command was told to end
+    assert "interrupted" in rows[1].log.read_text("utf-8")  # its command was signalled to end
     for job_id, reason in ((rows[1].job_id, "has ended (cancelled)"), ("0", "is no job of")):
         code, output = run("jobs", "--out", str(out), "--cancel", job_id)
         assert (code, reason in output) == (2, True), output

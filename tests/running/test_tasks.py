@@ -300,7 +300,7 @@ def test_anything_else_has_failed_and_says_where(error: Exception) -> None:
     assert "\n" not in message
 
 
-def test_a_value_that_is_no_number_is_told_with_the_line_of_the_users_package(
+def test_a_value_that_is_no_number_is_reported_with_the_line_of_the_users_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = 'from retbench.records.record import Metric\n\n\nMetric(unit="s", value=float("nan"))\n'

@@ -11,7 +11,7 @@ import numpy as np
 from retbench.regress.items import MeasurementPoint, Times, combine_blocks
 
 LOADED_CORES = 0.5
-"""From so many cores kept busy by other processes on, a round counts as one of a machine that is loaded."""
+"""Least number of cores kept busy by other processes at which a round counts as one of a loaded machine."""
 
 PATH = Path(__file__).parent / "aa_rounds.jsonl.gz"
 BLOCK = 4

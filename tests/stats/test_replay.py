@@ -14,7 +14,7 @@ from stats.corpus import Replay, read_corpus
 
 ALARM_RUNS, MOVED_RUNS, MAX_ROUNDS = 500, 200, 20
 ROUNDS_OF_A_HALF = 100
-"""From so many on, rounds that are drawn anew say something of the rules."""
+"""Least number of rounds from which others are drawn to test the rules."""
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
 PAGE = (PAGE_FOLDER / "checks.md").read_text(encoding="utf-8")
 
@@ -109,12 +109,12 @@ def test_a_ratio_is_in_its_interval_and_a_time_not_always_as_the_page_says(
         for many in (retnet + transformer, [a / b for a, b in zip(retnet, transformer, strict=True)])
     )
     faq = (PAGE_FOLDER / "faq.md").read_text(encoding="utf-8").replace("\n", " ")
-    told = re.search(
+    stated = re.search(
         r"in (\d+) % \(idle\) and (\d+) % \(one core busy\) of cases for the time .* in (\d+) and (\d+) % for",
         faq,
     )
-    assert told is not None
-    assert (of_times, of_ratios) == told.groups()[machine == "one core busy" :: 2]
+    assert stated is not None
+    assert (of_times, of_ratios) == stated.groups()[machine == "one core busy" :: 2]
 
 
 def covered_share(series: np.ndarray[tuple[int], np.dtype[np.float64]], num_rounds: int = 5) -> float:

@@ -99,7 +99,7 @@ def test_what_has_moved_by_the_margin_is_seldom_called_the_same(spread: float, s
 
 
 def test_looking_again_and_again_at_the_whole_rate_would_not_keep_it() -> None:
-    """What the shares are for: the same rounds judged at every analysis as if it were the only one."""
+    """The shares are for this: the same rounds are judged at every analysis as if it were the only one."""
     rng = np.random.default_rng(7)
     flagged = 0
     for _ in range(RUNS):

@@ -34,7 +34,7 @@ def train(experiment: Path, out: Path, *options: str) -> Result:
 
 
 def refusal(done: Result) -> str:
-    """What a command that was refused says; it must not have failed in another way."""
+    """Return the message of a command that was refused; it must not have failed in another way."""
     assert done.exit_code == 2, done.output
     assert isinstance(done.exception, SystemExit)
     return done.stderr

@@ -43,7 +43,7 @@ def write_corpus(folder: Path, texts: dict[str, str]) -> Path:
 TEXT = "Something to learn from, and more of it. " * 30
 
 
-def test_what_fails_in_a_user_s_mixer_is_told_in_one_line(
+def test_what_fails_in_a_user_s_mixer_is_reported_in_one_line(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it fails in training alone: the check before it has nothing against it."""

@@ -90,7 +90,7 @@ def test_trials_multiply_by_torchs_products_which_fail_by_an_error(
 
 
 @pytest.fixture(scope="module")
-def out(told_products: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(given_products: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a run of both models under a limit."""
     folder = tmp_path_factory.mktemp("limited")
     path = folder / "tiny.toml"

@@ -111,7 +111,7 @@ def test_the_accuracy_by_distance_counts_every_question_once(context_of: Context
 
 
 def test_without_a_far_question_the_accuracy_of_these_is_absent(context_of: ContextOf) -> None:
-    """Of two examples of two pairs in eight tokens, only the second asks 6 tokens after a key."""
+    """Only the second of two examples of two pairs in eight tokens asks 6 tokens after a key."""
     first, both = (mqar.measure(context_of(cell_of("retnet", 2, limit, 8))) for limit in (1, 2))
     assert "acc_far" not in first.metrics
     assert "more than half of the example" in first.absent["acc_far"]

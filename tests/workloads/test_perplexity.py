@@ -70,7 +70,7 @@ def test_metrics_are_those_of_the_documents(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("protocol", "context_len"), [("whole", 4096), ("strided", 128)])
-def test_every_pass_is_told_of(folder: Path, protocol: str, context_len: int) -> None:
+def test_every_pass_is_reported(folder: Path, protocol: str, context_len: int) -> None:
     heard: list[int] = []
     context = replace(context_of(folder, protocol=protocol, context_len=context_len), report=heard.append)
     found = perplexity.measure(context)

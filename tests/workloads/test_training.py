@@ -1,4 +1,4 @@
-"""Training steps in this process: what is timed and weighed is a whole step, and nothing of it is left behind."""
+"""Training steps in this process: time and memory are those of a whole step, and nothing of it is left behind."""
 
 from collections.abc import Callable
 
@@ -73,7 +73,7 @@ def test_a_step_is_a_gradient_of_every_weight_over_real_text(
     assert all(torch.equal(tokens, text.read_rows(2, 71)[:, :-1]) for tokens in seen)
     timed = len(found.metrics["step_s"].samples)
     assert timed in (3, 4)  # min_steps is 4; a slow machine has time for three only
-    assert len(seen) >= 3 + timed  # one to begin with, one that is weighed, one to warm up
+    assert len(seen) >= 3 + timed  # one to begin with, one for the memory, one to warm up
     assert found.backend["timed_calls"] == timed
     assert str(found.backend["training"]).split(":")[0] == backend
     assert found.backend["optimizer"] == "AdamW, fused, learning rate 0"

@@ -58,7 +58,7 @@ def test_every_workload_can_measure_and_has_a_primary_metric(name: str) -> None:
     assert len({metric.name for metric in found.metrics}) == len(found.metrics)
 
 
-def test_workloads_are_told_apart_by_their_code() -> None:
+def test_workloads_are_distinguished_by_their_code() -> None:
     assert len({found.code for found in WORKLOADS.values()}) == len(WORKLOADS)
 
 

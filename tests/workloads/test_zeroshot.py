@@ -82,7 +82,7 @@ def test_the_record_has_the_metrics_and_the_rows_of_every_document(folder: Path)
     assert found.absent == {}
 
 
-def test_every_pass_is_told_of(folder: Path) -> None:
+def test_every_pass_is_reported(folder: Path) -> None:
     heard: list[int] = []
     zeroshot.measure(replace(context_of(folder, "copa"), report=heard.append))
     assert sum(heard) > 0

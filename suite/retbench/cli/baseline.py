@@ -50,7 +50,8 @@ def save(
     Exit code 3: a run differs from the window in what it measured. 1: a run has moved against the window. After an
     intended change, `retbench baseline accept` begins the window anew.
     """
-    from retbench.regress.compare import MIN_RUNS, save_runs
+    from retbench.regress.compare import save_runs
+    from retbench.regress.evidence import MIN_RUNS
 
     path, num_runs = save_runs(runs, folder)
     lacking = MIN_RUNS - num_runs

@@ -58,7 +58,7 @@ def measure_ceilings_by_dtype(device: str, command: str) -> "dict[str, Ceilings]
 
     Args:
         device: `cpu` or `cuda:N`.
-        command: What other commands that wait are told to wait for.
+        command: The command that waiting commands name as the holder of the lock.
     """
     import torch
 

@@ -41,7 +41,7 @@ def warn_if_busy(busy: float, consequence: str) -> None:
 
     Args:
         busy: The share of the processors that they use.
-        consequence: What is wrong with what is measured now, as a clause.
+        consequence: The fault of what is measured now, as a clause.
     """
     if busy > BUSY_RATIO:
         typer.echo(f"retbench: {describe_busy(busy)}. {consequence}; end those processes first.", err=True)

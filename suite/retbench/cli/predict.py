@@ -19,21 +19,12 @@ from retbench.cli.options import (
     read_counts,
 )
 from retbench.errors import ConfigError
-from retbench.units import (
-    GB,
-    format_bytes,
-    format_percent,
-    format_rate,
-    format_seconds,
-    format_size,
-    format_tokens,
-)
+from retbench.units import format_bytes, format_rate, format_seconds, format_size, format_tokens
 
 if TYPE_CHECKING:
     from retbench.architectures.architecture import ModelSpec
     from retbench.cli.targets import Models, PredictionTarget
-    from retbench.papers.explanations import PublishedStep
-    from retbench.planning.prediction import Crossover, Curve, Prediction
+    from retbench.planning.prediction import Curve, PredictedCrossover, Prediction
     from retbench.records.record import Ceilings
 
 app = new_app()
@@ -108,7 +99,13 @@ def predict(
     if (model is None) != paper:
         raise typer.BadParameter("give either MODEL or --paper")
     if model is None:
-        _print_explanations(call, form)
+        from retbench.cli.explanations import print_explanations
+
+        if given := {*given_options(call)} - {"--paper", "--format", "--json"}:
+            raise typer.BadParameter(
+                f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
+            )
+        print_explanations(form)
         return
     if ceilings is not None and "--device" in given_options(call):
         raise typer.BadParameter("--ceilings are those of the records' device: leave out --device")
@@ -134,7 +131,7 @@ def predict(
     )
     first, second = configs.values()
     crossovers = [
-        (time, prediction.find_crossover(first, second, batch_size, step_time))
+        (time, prediction.predict_crossover(first, second, batch_size, step_time))
         for batch_size in batches
         for time, step_time in target.times.by_name.items()
     ]
@@ -189,7 +186,7 @@ def _print_json(
     size: str,
     target: "PredictionTarget",
     found: "Sequence[Prediction]",
-    crossovers: "Sequence[tuple[str, Crossover]]",
+    crossovers: "Sequence[tuple[str, PredictedCrossover]]",
 ) -> None:
     """Print everything in base units."""
     predictions = [{**asdict(each), "memory_bytes": each.memory_bytes, "fits": each.fits} for each in found]
@@ -299,92 +296,11 @@ def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _describe(title: str, time: str, each: "Crossover") -> str:
+def _describe(title: str, time: str, each: "PredictedCrossover") -> str:
     """Return the crossover by one of the two times as a sentence about the first model, by its title."""
     lead = f"batch {each.batch_size}, {time.replace('_', ' ')}: {title}'s step is shorter"
     if each.context_len is None:
         return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:
-        tokens = "token" if each.looked_from == 1 else "tokens"
-        return f"{lead} at every context of {format_tokens(each.looked_from)} {tokens} or more."
+        return f"{lead} at every context of 1 token or more."
     return f"{lead} from {each.context_len:,} tokens of context on."
-
-
-def _print_explanations(call: typer.Context, form: str) -> None:
-    """Print published costs next to the analytical ones, with the part of them that these do not explain."""
-    from retbench.cli.targets import count_kernels
-    from retbench.papers.explanations import (
-        BATCH_SIZE,
-        DEVICE,
-        DTYPE,
-        POINT_TOLERANCE_BYTES,
-        STEP_TOLERANCE,
-        TOLERANCE,
-        explain_paper,
-        explain_steps,
-        published_models,
-    )
-    from retbench.papers.papers import find_datasheet
-    from retbench.report.claim_words import describe_number
-
-    if given := {*given_options(call)} - {"--paper", "--format", "--json"}:
-        raise typer.BadParameter(
-            f"--paper has the paper's own sizes and device: leave out {', '.join(sorted(given))}"
-        )
-    found, steps = explain_paper(), explain_steps(count_kernels(published_models(), DTYPE, "eager"))
-    if form == "json":
-        print_json(
-            {
-                "explanations": [{"number": describe_number(each.place), **asdict(each)} for each in found],
-                "steps": [
-                    {"number": describe_number(each.place), **asdict(each), "remainder_s": each.remainder_s}
-                    for each in steps
-                ],
-            }
-        )
-        return
-    header = ("number", "model", "batch", "context", "time per step", "bound", "launches", "remainder")
-    print_table(header, [_step_row(each) for each in steps], form, keys=4)
-    typer.echo()
-    kernel = format_seconds(find_datasheet(DEVICE).kernel_s)
-    print_prose(
-        f"time per step: as published, or implied by a throughput; batch {BATCH_SIZE} of Figure 6(b) is derived. "
-        "bound: bytes, in 16 bits, and operations by the device's datasheet. launches: the kernels of this package's "
-        f"eager step, {kernel} each as in a CUDA graph. remainder: what neither explains, with its share of the time; "
-        "it includes the slower launches of steps without a graph."
-    )
-    typer.echo()
-    print_table(
-        ("number", "analytical", "verdict", "how it was computed"),
-        [(describe_number(each.place), each.derived_text, each.verdict, each.note) for each in found],
-        form,
-    )
-    typer.echo()
-    print_prose(
-        f"explained: within {100 * TOLERANCE:.0f} %, a point of Figure 6(a) within "
-        f"{POINT_TOLERANCE_BYTES / GB:g} GB, latency by throughput within {100 * STEP_TOLERANCE:.0f} %. "
-        "allowed: no better than the device permits."
-    )
-
-
-def _step_row(each: "PublishedStep") -> tuple[str, ...]:
-    """Return one published step, all times in ms."""
-    from retbench.report.claim_words import describe_number
-
-    launches = "not counted" if each.launches_s is None else _milliseconds(each.launches_s)
-    share = format_percent(each.remainder_s / each.step_s)
-    return (
-        describe_number(each.place),
-        each.model.replace("_", " "),
-        str(each.batch_size),
-        f"{each.context_len:,}",
-        _milliseconds(each.step_s),
-        _milliseconds(each.bound_s),
-        launches,
-        f"{_milliseconds(each.remainder_s)} ({share})",
-    )
-
-
-def _milliseconds(seconds: float) -> str:
-    """Return a time in ms, the unit of Figure 6(c), however short it is."""
-    return f"{1e3 * seconds:.2f} ms"

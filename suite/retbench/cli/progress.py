@@ -46,12 +46,12 @@ class ShownEvent:
 
     Attributes:
         text: The event as one line.
-        in_log: Whether a log keeps the line.
-        above_bar: Whether the line stays on a terminal, above the bar.
+        in_log: True if a log keeps the line.
+        above_bar: True if the line stays on a terminal, above the bar.
         activity: Words in front of the bar; unchanged when None, as are the next two.
         steps: Steps done and in all.
         note: Words behind the bar.
-        is_frequent: Whether it may come many times a second.
+        is_frequent: True if it may come many times per second.
     """
 
     text: str
@@ -251,7 +251,9 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
         case training.StepDone(run=run, step=step):
             pace = _pace(event)
             text, steps = f"{run.name}: step {step} of {run.num_steps}, {pace}", (step, run.num_steps)
-            return ShownEvent(text, True, False, run.name, steps, pace, is_frequent=True)
+            return ShownEvent(
+                text, above_bar=False, activity=run.name, steps=steps, note=pace, is_frequent=True
+            )
         case training.PointAdded(run=run, point=point):
             losses = f"training {point.train_loss_nats:.4f}, validation {point.validation_loss_nats:.4f}"
             unit = _loss_unit(point.validation_acc)

@@ -83,7 +83,6 @@ def run(
     Each record is appended as soon as it is measured, so that an ended run loses nothing; the same command measures
     the rest.
     """
-    from retbench.config.own_models import OwnModels
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
 
@@ -96,10 +95,11 @@ def run(
         dtype=dtype,
         limit=limit,
         compiled=compiled,
-        own_models=OwnModels(tuple(own_models or ()), trust_remote_code),
-        overrides=overrides or [],
+        checkpoints=own_models or (),
+        trust_remote_code=trust_remote_code,
+        overrides=overrides or (),
         results=out,
-        data_dir=data_dir.absolute() if data_dir else None,
+        data_dir=data_dir,
     )
     chosen = plan if part is None else plan.part(part)
     if chosen is None:
@@ -205,24 +205,27 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
                 "cells": [_estimate_fields(item) for item in estimates],
             }
         )
-        return UnsupportedError.exit_code if errors else 0
+    else:
+        _print_estimates(plan, estimates, form)
+        sentences = [f"{note[0].upper()}{note[1:]}."] if note else []
+        for text in [*sentences, *(f"{label}: {error}" for label, error in errors.items())]:
+            typer.echo()
+            print_prose(text)
+    return UnsupportedError.exit_code if errors else 0
+
+
+def _print_estimates(plan: "Plan", estimates: "Sequence[CellEstimate]", form: str) -> None:
+    """Print every cell with its approximate time and memory, and all of them together."""
     print_table(
         ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "peak memory"),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
         form,
         keys=4,
     )
-    if note:
-        typer.echo()
-        print_prose(f"{note[0].upper()}{note[1:]}.")
-    for label, error in errors.items():
-        typer.echo()
-        print_prose(f"{label}: {error}")
-    return UnsupportedError.exit_code if errors else 0
 
 
 def _estimate_fields(item: "CellEstimate") -> dict[str, str | int | float | None]:
-    """Return an estimate in base units; null where there is none."""
+    """Return an estimate in base units, with null for values that cannot be estimated."""
     point, weights = item.cell.point, item.cell.under_test.weights
     return {
         "model": item.cell.model_name,

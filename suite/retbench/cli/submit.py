@@ -138,9 +138,10 @@ def submit(
 
 
 def _exit_code(rows: "list[JobRow]") -> int:
-    """Return 1 if a job has failed, was cancelled or was lost."""
-    bad = {"failed", "interrupted", "cancelled", "lost"}
-    return RetbenchError.exit_code if bad & {row.state for row in rows} else 0
+    """Return 1 if a job has ended in another way than by finishing its command."""
+    from retbench.running.submission import ENDED
+
+    return RetbenchError.exit_code if (ENDED - {"done"}) & {row.state for row in rows} else 0
 
 
 def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[str, Any]:

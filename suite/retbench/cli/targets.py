@@ -71,7 +71,7 @@ def _from_ceilings(
         title: The device in words.
         source: Origin of the ceilings.
         memory_bytes: None if unknown.
-        ceilings: Of the device.
+        ceilings: Ceilings of the device.
         dtype: Dtype of the weights.
         sheet: Datasheet with the cost of a kernel; None if there is none.
         models: Models whose steps are predicted.

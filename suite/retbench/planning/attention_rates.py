@@ -39,7 +39,7 @@ def attention_rates(
 
 
 def shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve) -> float:
-    """Return the FLOP/s of attention by queries that share keys, beside the time that the rate of single ones gives."""
+    """Return the FLOP/s of attention by queries that share keys, without the time that a single query takes."""
     footprint, single = attention[-1]
     shape = (1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM)
     queries = torch.randn(1, _SHARED_QUERIES, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)

@@ -34,7 +34,7 @@ def find_models(
         experiment: The experiment.
         profile_name: One of its profiles.
         results: Root of the results, where `retbench train` stores its models.
-        data_dir: Where checkpoints are looked for that are given by a name and not by a path.
+        data_dir: Folder of checkpoints that are given by a name and not by a path.
         request: The experiment as the user gave it to `retbench run`, with the options that training takes too; by
             default its name.
 

@@ -13,7 +13,7 @@ from retbench.config.dtypes import find_dtype
 from retbench.config.experiment import Experiment, Profile
 from retbench.config.experiment_files import default_profile, load_experiment
 from retbench.config.overrides import READ_BY_TRAINING, field_of
-from retbench.config.own_models import NO_OWN_MODELS, OwnModels
+from retbench.config.own_models import OwnModels
 from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.devices import Device, default_threads, find_device
 from retbench.measure.environment import missing_for_compilation, worker_environment
@@ -33,11 +33,11 @@ class Plan:
         profile_name: The profile chosen.
         profile: That profile.
         cells: Every cell, models outermost.
-        rounds: How many times each cell is timed, each time in a new process; see `rounds_of`.
+        rounds: Number of times that each cell is timed, each time in a new process; see `rounds_of`.
         command: The command line that makes the same plan again.
         device_memory_bytes: Memory of a CUDA device; None for the CPU.
-        data_dir: Where local data is looked for.
-        note: What was decided for this machine, in words; None where nothing was.
+        data_dir: Folder of local data; RETBENCH_DATA when None.
+        note: Decisions for this machine, in words; None if there were none.
     """
 
     experiment: Experiment
@@ -84,9 +84,10 @@ def make_plan(
     limit: int | None = None,
     overrides: Sequence[str] = (),
     compiled: bool | None = None,
-    own_models: OwnModels = NO_OWN_MODELS,
+    checkpoints: Sequence[str] = (),
+    trust_remote_code: bool = False,
     results: Path = Path("results"),
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
 ) -> Plan:
     """Plan one command.
 
@@ -98,14 +99,17 @@ def make_plan(
         limit: Keeps only the first context lengths of a workload, or the first documents where quality is measured.
         overrides: `key=value` items; see `load_experiment`.
         compiled: Replaces the profile's `compile`.
-        own_models: Checkpoints that replace the experiment's models, see `load_experiment`.
+        checkpoints: Models of transformers that replace the experiment's: folders, or names on the hub.
+        trust_remote_code: Run code that comes with `checkpoints`.
         results: Root of the results, where trained models are looked for.
-        data_dir: Where local data is looked for.
+        data_dir: Folder of local data; RETBENCH_DATA when None.
 
     Raises:
         ConfigError: something is misspelt or contradicts itself.
         UnsupportedError: this machine cannot do what was asked.
     """
+    own_models = OwnModels(tuple(checkpoints), trust_remote_code)
+    data_dir = Path(data_dir).absolute() if data_dir else None
     dtype = None if dtype is None else find_dtype(dtype)
     found = find_device(device)
     profile_name = default_profile(name_or_path, found.memory_bytes) if profile is None else profile
@@ -178,7 +182,7 @@ def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
 def _decide_compilation(
     profile: Profile, device: Device, is_own_model: bool
 ) -> tuple[bool | None, str | None]:
-    """Return whether steps are compiled where a profile leaves it to the machine, with what is worth telling.
+    """Return whether steps are compiled where a profile leaves it to the machine, with a note for the user.
 
     It is None where the profile does not leave it to the machine. Settings are those of all models alike, and the steps
     of another library's model are not compiled here.

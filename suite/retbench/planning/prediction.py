@@ -61,10 +61,10 @@ class StepRates:
         recurrence: Bytes of a state, read and written, per second.
         matmul_flops_per_s: FLOP/s of matrix products.
         shared_key_flops_per_s: FLOP/s of attention, by queries that share keys with another one.
-        operator_s: Seconds per operator of a step, or per kernel of a replayed CUDA graph, beside what its bytes take.
+        operator_s: Seconds per operator of a step, or per kernel of a replayed CUDA graph, without those of its bytes.
             It is less in a compiled step, which fuses operators.
-        product_s: Seconds that a product takes in addition, beside what its bytes take, by the footprint of the step.
-        attention_s: The same of an attention.
+        product_s: Further seconds per product, by the footprint of the step.
+        attention_s: Further seconds per attention, by the footprint of the step.
         view_s: Seconds per view in an eager step on a CPU.
     """
 
@@ -85,7 +85,7 @@ def expected(
     """Return the time that a step should take: its bytes at the rates of its footprint, and the calls of its operators.
 
     Args:
-        rates: Of the device.
+        rates: Rates of the device.
         dtype: Dtype of the weights.
         count_operators: Gives the operators of a step of a model.
     """
@@ -115,8 +115,8 @@ def rates_from(ceilings: Ceilings, kernel_s: float) -> StepRates:
     Weights, caches and states move at the read bandwidth of the footprint, and every operator is one kernel.
 
     Args:
-        ceilings: Of the device.
-        kernel_s: Seconds per kernel of a replayed CUDA graph, beside what its bytes take.
+        ceilings: Ceilings of the device.
+        kernel_s: Seconds per kernel of a replayed CUDA graph, without those of its bytes.
     """
     one_size = ((1, ceilings.read_bandwidth_bytes_per_s),)
     curve = tuple((rate.footprint_bytes, rate.bytes_per_s) for rate in ceilings.read_curve) or one_size
@@ -156,12 +156,12 @@ class Prediction:
     Attributes:
         at_best_s: Least time of a step, which is that of a token of each sequence; None where it is not known.
         expected_s: Time of a step with the cost of its operators; None where that is not known.
-        tokens_per_s: Of all sequences, in the expected time, or at best where that is not known.
-        moved_bytes: Moved by a step at the least.
+        tokens_per_s: Tokens per second of all sequences, in the expected time, or at best where that is not known.
+        moved_bytes: Least number of bytes that a step moves.
         weight_bytes: All parameters, embedding table and head apart from each other.
         state_bytes: Retention state, or key-value cache of the context and the token that follows.
         workspace_bytes: Temporaries of a step.
-        largest_batch: Sequences that fit beside the weights; None where the device's memory is not known.
+        largest_batch: Number of sequences that fit in memory with the weights; None where the memory is not known.
     """
 
     model: str
@@ -220,42 +220,30 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Crossover:
+class PredictedCrossover:
     """Context length from which on the first of two models has the shorter step.
 
     Attributes:
         batch_size: Batch size of both.
         context_len: Tokens; None where the first is not ahead at the last length that was compared.
-        looked_from: The first length that was compared.
-        looked_to: The last one.
+        looked_from: Shortest context length that was compared.
+        looked_to: Longest context length that was compared.
     """
 
     batch_size: int
     context_len: int | None
-    looked_from: int
-    looked_to: int
+    looked_from: int = 1
+    looked_to: int = LONGEST_CONTEXT
 
 
-def find_crossover(
-    first: ModelConfig,
-    second: ModelConfig,
-    batch_size: int,
-    step_time: StepTime,
-    within: tuple[int, int] = (1, LONGEST_CONTEXT),
-) -> Crossover:
-    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection.
-
-    Args:
-        first: A model.
-        second: The other model.
-        batch_size: Batch size of both.
-        step_time: Time of a step.
-        within: Lengths to compare at.
-    """
-    low, high = within
+def predict_crossover(
+    first: ModelConfig, second: ModelConfig, batch_size: int, step_time: StepTime
+) -> PredictedCrossover:
+    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection."""
 
     def is_ahead(context_len: int) -> bool:
         return step_time(first, batch_size, context_len) < step_time(second, batch_size, context_len)
 
-    ahead = low + bisect_left(range(low, high), True, key=is_ahead) if is_ahead(high) else None
-    return Crossover(batch_size, ahead, low, high)
+    if not is_ahead(LONGEST_CONTEXT):
+        return PredictedCrossover(batch_size, None)
+    return PredictedCrossover(batch_size, 1 + bisect_left(range(1, LONGEST_CONTEXT), True, key=is_ahead))

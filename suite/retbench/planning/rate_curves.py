@@ -27,10 +27,10 @@ def rate_curve(
     """Return the rate of an operator, in bytes per second, by footprint.
 
     Args:
-        operator: What is called.
+        operator: The called operator.
         footprints: Bytes, the smallest first.
-        device: Where the calls run.
-        call_s: Seconds of a call beside those of its bytes, which do not count.
+        device: Device that the calls run on.
+        call_s: Seconds of a call in addition to those of its bytes, which are subtracted.
 
     Raises:
         UnsupportedError: a call took no longer than `call_s`.

@@ -124,7 +124,7 @@ def _product_rates(
 
 
 def _call_seconds(small: Operator, large: Operator, footprint: int) -> float:
-    """Return the seconds that a product takes beside those of its bytes, from products with weights of two sizes.
+    """Return the seconds of a product without those of its bytes, from products with weights of two sizes.
 
     No cache holds the weights. On two cores of an AMD EPYC it was 14 us, and a product of hardly any width, which
     starts no threads and waits for no memory, took 8.
@@ -217,7 +217,7 @@ def _narrow_seconds(device: torch.device, dtype: torch.dtype) -> float:
 def _product_seconds(
     device: torch.device, dtype: torch.dtype, footprints: Sequence[int], longer_s: float, narrow_s: float
 ) -> Curve:
-    """Return the seconds that an eager product takes more than another operator, beside its bytes, by footprint.
+    """Return by footprint the seconds by which an eager product exceeds another operator, without its bytes.
 
     They are those of its call, and of what is cold after it. A replayed CUDA graph has neither.
     """
@@ -253,7 +253,7 @@ def _cold_seconds(device: torch.device, dtype: torch.dtype, footprint: int, narr
 
 
 def _compiled_operator_seconds(device: torch.device, dtype: torch.dtype, bytes_per_s: float) -> float:
-    """Return the seconds per operator of compiled narrow feed-forwards, beside those of the bytes of their weights."""
+    """Return the seconds per operator of compiled narrow feed-forwards, without those of the bytes of their weights."""
     stack, token = _narrow_stack(device, dtype, _COMPILED_WIDTH)
     for layer in stack.modules():
         if isinstance(layer, Linear):

@@ -362,7 +362,7 @@ def computing_versions(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a process measures under beside versions: variables, CPU quota, torch's build, denormal numbers.
+    """Return the conditions of a process other than versions: variables, CPU quota, torch's build, denormal numbers.
 
     Variables that select one of several equal cores or GPUs, which a scheduler sets anew for each job, do not count.
     """

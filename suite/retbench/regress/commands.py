@@ -174,7 +174,7 @@ class CommandFailed(Exception):  # noqa: N818 - an outcome, not an error: whose 
     """A command ended with a failure.
 
     Attributes:
-        reason: How it ended, with the end of its stderr, on one line.
+        reason: The way in which it ended, with the end of its stderr, on one line.
     """
 
     def __init__(self, command: str, ending: str, stderr: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -23,25 +22,21 @@ from retbench.regress.baseline import (
 )
 from retbench.regress.comparability import FactDifference
 from retbench.regress.decide import conclude
-from retbench.regress.items import (
-    ComparedItem,
-    MeasurementPoint,
-    Times,
-    Values,
-    is_timed,
-    paired_changes,
-    time_of,
+from retbench.regress.evidence import (
+    BaselineEvidence,
+    Evidence,
+    PairedEvidence,
+    UnpairedEvidence,
+    describe_rounds,
 )
+from retbench.regress.items import MeasurementPoint, Times, time_of
 from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
 from retbench.regress.render import render
 from retbench.regress.report import SIDES, CheckReport, Gap, MissingPoint
-from retbench.stats.intervals import LogRatio, predicted_from, unpaired
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
 
 FIRST = "first runs"
 """The reason of a window that no change began."""
-MIN_RUNS = 8
-"""With fewer runs their spread is too uncertain to predict the next one: nothing is decided."""
 
 _PAIRED = "paired rounds: each round of both sides was measured before the next of either"
 _UNPAIRED = "two measurement sessions: the rounds of the sides are independent"
@@ -84,37 +79,21 @@ def compare_record_sets(
     )
     if report.comparability_keys:
         return report
-    by_number = first.values(), second.values()
-    sides = list(by_number[0].values()), list(by_number[1].values())
-    pairs: list[Times] = [
-        {point: (mine[point], theirs[point]) for point in mine.keys() & theirs.keys()}
-        for mine, theirs in ((side, by_number[1].get(number, {})) for number, side in by_number[0].items())
-    ]
-
-    def change_of(item: ComparedItem) -> LogRatio | None:
-        return paired_changes([item], pairs).get(item) if interleaved else _unpaired_change(item, *sides)
-
-    return conclude(
-        report,
-        sides,
-        first.reference,
-        change_of,
-        rules,
-        in_turn=interleaved,
-        accept_confounders=accept_confounders,
-    )
+    evidence = _evidence_of(first, second, interleaved=interleaved)
+    return conclude(report, evidence, first.reference, rules, accept_confounders=accept_confounders)
 
 
-def _unpaired_change(
-    item: ComparedItem, first: Sequence[Values], second: Sequence[Values]
-) -> LogRatio | None:
-    logs = [item.log_values(side) for side in (first, second)]
-    if not all(logs):
-        return None
-    found = unpaired(*logs)
-    # A count needs no second round: its only round has no noise.
-    is_count = not is_timed(item.workload) and found.degrees <= 0
-    return replace(found, degrees=1.0) if is_count else found
+def _evidence_of(first: RecordSet, second: RecordSet, *, interleaved: bool) -> Evidence:
+    """Return the rounds of two record sets, in pairs if the sets are interleaved."""
+    mine, theirs = first.values(), second.values()
+    sides = list(mine.values()), list(theirs.values())
+    if not interleaved:
+        return UnpairedEvidence(sides)
+    pairs: list[Times] = []
+    for number, one in mine.items():
+        other = theirs.get(number, {})
+        pairs.append({point: (one[point], other[point]) for point in one.keys() & other.keys()})
+    return PairedEvidence(sides, pairs)
 
 
 def compare_with_baseline(
@@ -139,12 +118,7 @@ def compare_with_baseline(
         )
     if identity(run) in ((one.run_id, one.started_at) for one in baseline.runs):
         raise ConfigError(f"'{run.name}': run {identity(run)[0]} is in {name} already. Give another run.")
-    differences = {
-        difference
-        for record in run.records
-        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
-        for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
-    }
+    differences = _baseline_differences(baseline, run)
     count = f"{len(baseline.runs)} run{'' if len(baseline.runs) == 1 else 's'}"
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
@@ -153,51 +127,31 @@ def compare_with_baseline(
         first=f"{name}: {count} ({baseline.runs[-1].code_revision})",
         second=f"{run.name} ({run.revisions})",
         method=f"one run against {count.replace(' ', ' accepted ')}, with the prediction interval of a run",
-        comparability_keys=tuple(sorted(differences, key=str)),
+        comparability_keys=tuple(differences),
         confounders=tuple(_baseline_confounders(baseline, run)),
         missing=tuple(_find_missing(accepted, tried)),
         notes=(*comparability.trial_notes(differences), *run.notes, *run.ratio_notes),
     )
     if report.comparability_keys:
         return report
-    windows, mine = [one.rounds() for one in reversed(baseline.runs)], list(run.values().values())
-    sides = [values for rounds in windows for values in rounds], mine
-
-    def change_of(item: ComparedItem) -> LogRatio | None:
-        history = [fmean(logs) for rounds in reversed(windows) if (logs := item.log_values(rounds))]
-        new = item.log_values(mine)
-        return replace(predicted_from(history, fmean(new)), num_rounds=len(new)) if history and new else None
-
-    def lack_of(item: ComparedItem) -> str | None:
-        num_runs = sum(bool(item.log_values(rounds)) for rounds in windows)
-        if num_runs < MIN_RUNS:
-            return f"a verdict needs {MIN_RUNS} runs, and the baseline has {num_runs}"
-        found, needed = _count_rounds(item, mine, windows)
-        # Fewer rounds scatter more than the runs whose spread predicts this one. A count does not scatter.
-        is_short = is_timed(item.workload) and found < needed
-        return _describe_rounds(found, needed) if is_short else None
-
-    return conclude(
-        report,
-        sides,
-        run.reference,
-        change_of,
-        rules,
-        in_turn=False,
-        accept_confounders=accept_confounders,
-        lack_of=lack_of,
-    )
+    evidence = _evidence_of_run(baseline, run)
+    return conclude(report, evidence, run.reference, rules, accept_confounders=accept_confounders)
 
 
-def _count_rounds(
-    item: ComparedItem, run: Sequence[Values], window: Sequence[Sequence[Values]]
-) -> tuple[int, int]:
-    """Return how many rounds of a run have an item, and how many of that run of the window which has most."""
-    return len(item.log_values(run)), max(len(item.log_values(rounds)) for rounds in window)
+def _evidence_of_run(baseline: Baseline, run: RecordSet) -> BaselineEvidence:
+    return BaselineEvidence.of([one.rounds() for one in baseline.runs], list(run.values().values()))
 
 
-def _describe_rounds(found: int, needed: int) -> str:
-    return f"{found} round{'' if found == 1 else 's'}, the runs of the baseline have {needed}"
+def _baseline_differences(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
+    """Return the comparability keys in which a run differs from a baseline at the points of both, each once."""
+    keys = baseline.keys_by_point()
+    found = {
+        difference
+        for record in run.records
+        if record.status == "ok" and (facts := keys.get(point_of(record))) is not None
+        for difference in comparability.compare_facts(facts, comparability.comparability_keys(record))
+    }
+    return sorted(found, key=str)
 
 
 def _baseline_confounders(baseline: Baseline, run: RecordSet) -> list[FactDifference]:
@@ -281,11 +235,11 @@ def _with_run(path: Path, baseline: Baseline, side: RecordSet) -> Baseline:
     report = compare_with_baseline(str(path), baseline, side, accept_confounders=True)
     gaps = [one for one in report.missing if one.kind != "both"]
     lines = [str(one) for one in (*report.comparability_keys, *gaps)]
-    run, window = list(side.values().values()), [one.rounds() for one in baseline.runs]
+    evidence = _evidence_of_run(baseline, side)
     for point in report.values:
-        found, needed = _count_rounds(time_of(point), run, window)
+        found, needed = evidence.count_rounds(time_of(point))
         if found != needed:
-            lines.append(f"{point}: {_describe_rounds(found, needed)}")
+            lines.append(f"{point}: {describe_rounds(found, needed)}")
     if lines:
         raise NotComparableError(
             f"'{side.name}' did not measure what {path} holds:\n  " + "\n  ".join(lines) + "\n"

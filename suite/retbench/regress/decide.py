@@ -1,17 +1,17 @@
 """Decisions on a comparison of times: verdicts, confounders, decided items, and sentences on what moved."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from retbench.regress.comparability import SESSION, FactDifference
+from retbench.regress.evidence import Evidence
 from retbench.regress.items import (
     WALL_TIME,
     ComparedItem,
     MeasurementPoint,
     Pair,
-    Values,
     curve_of,
     curves_of,
     is_timed,
@@ -21,16 +21,10 @@ from retbench.regress.items import (
 )
 from retbench.regress.render import describe_ratio
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
-from retbench.stats.intervals import LogRatio
 from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis, Verdict
 from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
 
-ChangeOf = Callable[[ComparedItem], LogRatio | None]
-"""Estimates the change of any item from all rounds."""
-LackOf = Callable[[ComparedItem], str | None]
 Decisions = Mapping[ComparedItem, Decision]
-Rounds = Sequence[Values]
-Sides = tuple[Rounds, Rounds]
 PointValues = Mapping[MeasurementPoint, Pair]
 
 _EITHER = "regressed, but either model may have moved: a measurement session shifts the times of both"
@@ -38,23 +32,21 @@ _EITHER = "regressed, but either model may have moved: a measurement session shi
 
 def conclude(
     report: CheckReport,
-    sides: Sides,
+    evidence: Evidence,
     reference: str | None,
-    change_of: ChangeOf,
     rules: DecisionRules,
     *,
-    in_turn: bool,
     accept_confounders: bool,
-    lack_of: LackOf = lambda item: None,
 ) -> CheckReport:
     """Decide on the existing rounds of both sides in one analysis, and add the decisions to a report.
 
-    An item for which `lack_of` returns what is missing for a verdict is inconclusive.
+    An item is inconclusive if something is missing for a verdict, or if a confounder may have moved it and the user
+    does not `accept_confounders`. A ratio is formed to the model `reference`.
     """
-    items = make_items(_shared_points(sides), reference)
-    changes = {item: change for item in items if (change := change_of(item))}
+    items = make_items(evidence.shared_points, reference)
+    changes = {item: change for item in items if (change := evidence.change_of(item))}
     seconds: dict[MeasurementPoint, float] = {}
-    for values in reversed(sides[0]):
+    for values in reversed(evidence.sides[0]):
         seconds |= {point: value for point, value in values.items() if is_timed(point.workload)}
     num_rounds = max((change.num_rounds for change in changes.values()), default=1)
     test = make_test(items, seconds, rules, [InterimAnalysis(num_rounds, 1.0)])
@@ -63,18 +55,13 @@ def conclude(
     verdicts = {item: decision.verdict for item, decision in decisions.items()}
     facts = () if accept_confounders else report.confounders
     for item, decision in tuple(decisions.items()):
-        doubt = lack_of(item)
+        doubt = evidence.lack_of(item)
         if not doubt and is_timed(item.workload) and decision.verdict in {"regressed", "improved"}:
-            is_shifted = not (in_turn or accept_confounders) and _may_be_shifted(item, verdicts)
+            is_shifted = not (evidence.in_turn or accept_confounders) and _may_be_shifted(item, verdicts)
             doubt = _EITHER if is_shifted else _explain(item, decision.verdict, facts)
         if doubt:
             decisions[item] = replace(decision, verdict="inconclusive", detectable=None, note=doubt)
-    return with_decisions(report, decisions, sides, change_of, in_turn=in_turn)
-
-
-def _shared_points(sides: Sides) -> list[MeasurementPoint]:
-    first, second = ({point for values in rounds for point in values} for rounds in sides)
-    return sorted(first & second)
+    return with_decisions(report, decisions, evidence)
 
 
 def _may_be_shifted(item: ComparedItem, verdicts: Mapping[ComparedItem, Verdict]) -> bool:
@@ -100,26 +87,24 @@ def _explain(item: ComparedItem, verdict: Verdict, differences: Sequence[FactDif
     return f"{verdict}, unless this explains it: {', '.join(facts)}" if facts else None
 
 
-def with_decisions(
-    report: CheckReport, decisions: Decisions, sides: Sides, change_of: ChangeOf, *, in_turn: bool
-) -> CheckReport:
-    """Add decided items, values and sentences to a report.
-
-    Where both sides were measured `in_turn`, only the code moves a time.
-    """
+def with_decisions(report: CheckReport, decisions: Decisions, evidence: Evidence) -> CheckReport:
+    """Add decided items, values and sentences to a report."""
     values: dict[MeasurementPoint, Pair] = {}
-    for point in _shared_points(sides):
-        first, second = (math.exp(fmean(time_of(point).log_values(rounds))) for rounds in sides)
+    for point in evidence.shared_points:
+        first, second = (math.exp(fmean(time_of(point).log_values(rounds))) for rounds in evidence.sides)
         values[point] = first, second
-    items = tuple(
-        _decided_item(item, decision, values, _outcome(item, decision.verdict, decisions, in_turn=in_turn))
+    outcomes = {
+        item: _outcome(item, decision.verdict, decisions, in_turn=evidence.in_turn)
         for item, decision in decisions.items()
+    }
+    items = tuple(
+        _decided_item(item, decision, values, outcomes[item]) for item, decision in decisions.items()
     )
-    sentences = tuple(_describe_moves(decisions, change_of))
+    sentences = tuple(_describe_moves(decisions, evidence))
     return replace(report, items=items, values=values, sentences=sentences)
 
 
-def is_settled(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
+def is_exit_code_fixed(decided: Decisions, undecided: Iterable[ComparedItem], *, strict: bool) -> bool:
     """Return whether the exit code is the same whatever is decided on the rest, where sides were measured in turn."""
     for item, decision in decided.items():
         is_final = item.kind != "ratio" or time_of(item.points[0]) in decided
@@ -208,7 +193,7 @@ _WORDS = {("regressed", True): "slower", ("regressed", False): "larger"}
 _WORDS |= {("improved", True): "faster", ("improved", False): "smaller"}
 
 
-def _describe_moves(decisions: Decisions, change_of: ChangeOf) -> list[str]:
+def _describe_moves(decisions: Decisions, evidence: Evidence) -> list[str]:
     """Return a sentence per curve that moved: 'decode of retnet slower at 8K and above: 1.120 [1.090, 1.150]'."""
     sentences = []
     for curve in curves_of(item.points[0] for item in decisions if item.kind == "time"):
@@ -222,7 +207,7 @@ def _describe_moves(decisions: Decisions, change_of: ChangeOf) -> list[str]:
             if moved:
                 point, item = moved[0], curve_of(moved) if len(moved) > 1 else time_of(moved[0])
                 decided = decisions.get(item)  # on its own rounds, which the table shows
-                change = (decided.change if decided else None) or change_of(item)
+                change = (decided.change if decided else None) or evidence.change_of(item)
                 batch = f", batch {point.batch_size}" if point.batch_size > 1 else ""
                 word = _WORDS[verdict, is_timed(point.workload)]
                 ratio = f": {describe_ratio(change.interval())}" if change else ""

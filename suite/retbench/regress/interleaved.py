@@ -11,7 +11,8 @@ from retbench.errors import ConfigError
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan
 from retbench.records.store import new_run_id
-from retbench.regress.decide import is_settled, with_decisions
+from retbench.regress.decide import is_exit_code_fixed, with_decisions
+from retbench.regress.evidence import PairedEvidence
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -57,8 +58,8 @@ class RoundSource(Protocol):
         """Return whether another round may begin; flagged items are measured again in any case."""
 
 
-IsSettled = Callable[[Mapping[ComparedItem, Decision], Collection[ComparedItem]], bool]
-"""Returns whether what was decided settles the result, whatever is decided on the items that are still open."""
+StopRule = Callable[[Mapping[ComparedItem, Decision], Collection[ComparedItem]], bool]
+"""Returns whether the decided items fix the result, whatever is decided on the items that are still open."""
 
 
 def sample(
@@ -67,9 +68,9 @@ def sample(
     source: RoundSource,
     rules: DecisionRules,
     max_rounds: int,
-    is_settled: IsSettled = lambda *_: False,
+    stop_rule: StopRule = lambda *_: False,
 ) -> "SampledRounds":
-    """Measure rounds until everything is decided, the result is settled, or the budget ends.
+    """Measure rounds until everything is decided, the stop rule holds, or the budget ends.
 
     The items are those of the points in the first round, whatever their times. A point that cannot be measured would
     never be decided, and would keep its curve undecided. Repeats do not count towards `max_rounds`.
@@ -81,7 +82,7 @@ def sample(
     seconds = {point: times[0] for point, times in first.items()}
     items = make_items(seconds, reference)
     test = make_test(items, seconds, rules, analyses)
-    sampled = SampledRounds(source, items, test, is_settled, analyses[0].rounds, [first])
+    sampled = SampledRounds(source, items, test, stop_rule, analyses[0].rounds, [first])
     if items:
         try:
             sampled.ending = sampled.measure_rounds()
@@ -105,7 +106,7 @@ class SampledRounds:
     source: RoundSource
     items: list[ComparedItem]
     test: SequentialTest[ComparedItem]
-    is_settled: IsSettled
+    stop_rule: StopRule
     min_repeats: int
     rounds: list[Times]
     repeats: list[Times] = field(default_factory=list)
@@ -121,8 +122,10 @@ class SampledRounds:
     def measure_rounds(self) -> str:
         """Measure up to each interim analysis; return a key of `_ENDINGS`."""
         while self._open and (analysis := self.test.next_analysis):
-            if self._settles():
-                return "settled"
+            if self._may_stop():
+                self.confirm()  # flags count only once they are confirmed
+                if self._may_stop():
+                    return "settled"
             points = _points_of(self._open)
             while self._open and len(self.rounds) < analysis.rounds:
                 if not self.source.has_budget():
@@ -159,21 +162,14 @@ class SampledRounds:
         """Items that further rounds may decide."""
         return {item for item in self.test.undecided if self.failed.isdisjoint(item.points)}
 
-    def _settles(self) -> bool:
-        """Return whether the result is settled; if flagged items settle it, they are confirmed first."""
-
-        def settled() -> bool:
-            decided = {
-                item: decision
-                for item, decision in self.test.decisions({}).items()
-                if item not in self.test.undecided and self.failed.isdisjoint(item.points)
-            }
-            return self.is_settled(decided, self._open)
-
-        if settled():
-            self.confirm()
-            return settled()
-        return False
+    def _may_stop(self) -> bool:
+        """Return whether the stop rule holds."""
+        decided = {
+            item: decision
+            for item, decision in self.test.decisions({}).items()
+            if item not in self.test.undecided and self.failed.isdisjoint(item.points)
+        }
+        return self.stop_rule(decided, self._open)
 
     def _measure(self, points: frozenset[MeasurementPoint]) -> Times:
         asked = points - self.failed
@@ -222,17 +218,17 @@ class InterleavedCheck:
                 return timed.measure((base, head), stop)
 
     def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
-        """Measure rounds of base and head until every point is decided or the exit code is settled, and report."""
+        """Measure rounds of base and head until every point is decided or the exit code is fixed, and report."""
         folder = self.folder / new_run_id()
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
         models = self.plan.models
         reference = next((one.model_name for one in models if is_baseline(one.model.architecture)), None)
         report = _empty_report(revisions)
 
-        def settled(decided: Mapping[ComparedItem, Decision], still_open: Collection[ComparedItem]) -> bool:
+        def may_stop(decided: Mapping[ComparedItem, Decision], still_open: Collection[ComparedItem]) -> bool:
             if self.all_points:
                 return False
-            return session.is_broken or is_settled(decided, still_open, strict=self.strict)
+            return session.is_broken or is_exit_code_fixed(decided, still_open, strict=self.strict)
 
         with catch_signals(session.interrupt):
             if stop is not None:
@@ -247,7 +243,7 @@ class InterleavedCheck:
                         method = f"nothing was timed; {_ENDINGS['settled']}"
                         return replace(report, missing=tuple(session.missing()), method=method)
                     rounds = self.limits.max_rounds
-                    sampled = sample(session.points, reference, session, self.rules, rounds, settled)
+                    sampled = sample(session.points, reference, session, self.rules, rounds, may_stop)
                 except DifferentWork as outcome:
                     missing = tuple(session.missing())
                     return replace(report, comparability_keys=outcome.differences, missing=missing)
@@ -291,9 +287,7 @@ def _empty_report(revisions: tuple[Revision, Revision]) -> CheckReport:
     )
 
 
-def with_rounds(
-    report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint] = ()
-) -> CheckReport:
+def with_rounds(report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint]) -> CheckReport:
     """Add the decisions on rounds that have ended, and the points that failed, to a report."""
     all_rounds = [*sampled.rounds, *sampled.repeats]
     base, head = (
@@ -328,10 +322,4 @@ def with_rounds(
         notes=notes,
         is_interrupted=is_interrupted,
     )
-    return with_decisions(
-        report,
-        decisions,
-        (base, head),
-        lambda item: paired_changes([item], all_rounds).get(item),
-        in_turn=True,
-    )
+    return with_decisions(report, decisions, PairedEvidence((base, head), all_rounds))

@@ -30,10 +30,10 @@ class Quantity(Strict):
             version of torch, whose operators allocate differently between versions. A loss must agree within `limit`,
             relative. An error of the equivalence check must not exceed its own `limit`, and a baseline holds only its
             name. Tokens must be equal up to the first that leads by no more than `limit`.
-        value: Of all kinds but tokens.
+        value: The number; None for tokens.
         limit: See `kind`.
         tokens: Greedy tokens.
-        leads: How far each token was ahead of the next likely one, over the rms of the logits.
+        leads: Lead of each token over the next likely one, divided by the rms of the logits.
     """
 
     kind: Literal["count", "peak", "loss", "error", "tokens"]

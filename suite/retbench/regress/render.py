@@ -3,7 +3,6 @@
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,7 @@ from retbench.report.columns import align_columns
 from retbench.report.markdown import escape_markdown, markdown_rows
 from retbench.stats.intervals import Interval
 
+FORMATS = ("text", "md", "json", "junit")
 _GAPS: dict[Gap, Outcome] = {"broken": "failure", "fixed": "skipped", "absent": "error", "both": "skipped"}
 _TIME_FILES = {"md": "check.md", "json": "check.json", "junit": "junit.xml"}
 _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exact-junit.xml"}
@@ -21,9 +21,15 @@ _QUANTITY_FILES = {"md": "exact.md", "json": "exact-report.json", "junit": "exac
 
 def render(report: CheckReport, form: str, *, strict: bool, width: int | None = None) -> str:
     """Return a report in one of `FORMATS`; text in lines of `width` characters, or in lines that are never folded."""
-    if form == "text":
-        return _to_text(report, width)
-    return _RENDERERS[form](report, strict)
+    match form:
+        case "md":
+            return _to_markdown(report)
+        case "json":
+            return _to_json(report, strict=strict)
+        case "junit":
+            return _to_junit(report, strict=strict)
+        case _:
+            return _to_text(report, width)
 
 
 def describe_ratio(ratio: Interval) -> str:
@@ -72,7 +78,7 @@ def _to_text(report: CheckReport, width: int | None) -> str:
     return "\n".join([*lines, *([""] if lines else []), *prose]) + "\n"
 
 
-def _to_markdown(report: CheckReport, strict: bool) -> str:
+def _to_markdown(report: CheckReport) -> str:
     first, second = (escape_markdown(printable(side)) for side in (report.first, report.second))
     lines = [f"### retbench: {report.headline}", "", f"First: {first}  ", f"Second: {second}", ""]
     if rows := _table(report):
@@ -81,12 +87,12 @@ def _to_markdown(report: CheckReport, strict: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _to_json(report: CheckReport, strict: bool) -> str:
+def _to_json(report: CheckReport, *, strict: bool) -> str:
     data = report.to_json(strict=strict)
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cases(report: CheckReport, strict: bool) -> list[tuple[str, str, Outcome, str]]:
+def _cases(report: CheckReport, *, strict: bool) -> list[tuple[str, str, Outcome, str]]:
     """Return name, kind, outcome and message of every item, missing point and differing comparability key."""
     cases: list[tuple[str, str, Outcome, str]] = []
     for item in report.items:
@@ -104,9 +110,9 @@ def _cases(report: CheckReport, strict: bool) -> list[tuple[str, str, Outcome, s
     return cases
 
 
-def _to_junit(report: CheckReport, strict: bool) -> str:
+def _to_junit(report: CheckReport, *, strict: bool) -> str:
     """Return JUnit XML: a regression is a failure, and an item that could not be compared is an error."""
-    cases = _cases(report, strict)
+    cases = _cases(report, strict=strict)
     suite = ElementTree.Element("testsuite", name="retbench", tests=str(len(cases)))
     counts = Counter(outcome for *_, outcome, _ in cases)
     suite.set("failures", str(counts["failure"]))
@@ -118,14 +124,6 @@ def _to_junit(report: CheckReport, strict: bool) -> str:
             ElementTree.SubElement(case, outcome, message=printable(message))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
-
-
-_RENDERERS: dict[str, Callable[[CheckReport, bool], str]] = {
-    "md": _to_markdown,
-    "json": _to_json,
-    "junit": _to_junit,
-}
-FORMATS = ("text", *_RENDERERS)
 
 
 def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:

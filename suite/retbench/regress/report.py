@@ -78,7 +78,7 @@ class MissingPoint:
 class MeasuredRound:
     """The times of one round on both sides.
 
-    Rounds are numbered from 1. Repeats, which measure flagged items again, have numbers of their own.
+    Rounds are numbered from 1, and so are repeats, which measure flagged items again.
     """
 
     number: int
@@ -91,13 +91,13 @@ class CheckReport:
     """The result of comparing a second side, which is judged, with a first; without items if they cannot be compared.
 
     Attributes:
-        method: How the values were taken.
+        method: The way in which the values were measured.
         values: The value of every point on both sides, in the unit of its workload.
         rounds: The rounds behind the values, if both sides were measured in turn for this report.
         comparability_keys: Comparability keys that differ.
         confounders: Confounders that differ.
         sentences: The curves that moved.
-        notes: What was left out, and other remarks.
+        notes: Records that were left out, and other remarks.
         same_code: Nothing was measured, because both sides run the same code.
         quantities: The items are machine-independent quantities, and not times.
         is_interrupted: The user stopped the measurement, so that nothing was decided.

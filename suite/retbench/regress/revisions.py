@@ -84,7 +84,7 @@ class StopRequest:
     def run(self, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a program and capture its output.
 
-        It has a process session of its own, so that Ctrl-C ends it only through this request: Interrupted is raised,
+        It runs in a new process session, so that Ctrl-C ends it only through this request: Interrupted is raised,
         and the program and its children are killed.
         """
         with subprocess.Popen(

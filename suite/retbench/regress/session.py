@@ -81,8 +81,9 @@ class DifferentWork(Exception):  # noqa: N818 - an outcome, not an error
 class SessionSide:
     """One side of a session: its code, and what its workers stored and reported.
 
-    `gates` are the results of the equivalence checks by subject. `failed` are the points that cannot be measured any
-    more, with the reasons. `read_curve` is the read bandwidth by size that its first measuring worker found.
+    `gates` are the results of the equivalence checks by the label of the model. `failed` are the points that cannot be
+    measured any more, with the reasons. `read_curve` is the read bandwidth by size that its first measuring worker
+    found.
     """
 
     revision: Revision
@@ -175,10 +176,10 @@ class InterleavedSession:
         """
         self._begun = time.monotonic()
         for side in self.sides:
-            for subject in self._plan.models:
-                self._notify(f"{side.revision.name}: equivalence checks of {subject.label}")
+            for model in self._plan.models:
+                self._notify(f"{side.revision.name}: equivalence checks of {model.label}")
                 try:
-                    self._prepare(side, subject)
+                    self._prepare(side, model)
                 except StorageError:
                     raise
                 except RetbenchError as error:
@@ -186,36 +187,36 @@ class InterleavedSession:
                         raise
                     raise NotComparableError(f"The base cannot be measured. {error}") from error
 
-    def _prepare(self, side: SessionSide, subject: ModelUnderTest) -> None:
-        """Run the equivalence check and stream the states of one subject on one side."""
-        todo = self._cells_of(subject)
+    def _prepare(self, side: SessionSide, model: ModelUnderTest) -> None:
+        """Run the equivalence check and stream the states of one model on one side."""
+        todo = self._cells_of(model)
         with self._worker(side, "prepare", todo) as worker:
             for message in worker.messages(self._plan.profile.timeout_s):
                 match message:
                     case protocol.Checked(gate=gate, products=found):
                         self._products |= found
-                        side.gates[subject.label] = gate
+                        side.gates[model.label] = gate
                         if not gate.passed:
-                            self._refuse(side, subject, gate)
+                            self._refuse(side, model, gate)
                     case protocol.Refused(cells=indices, error=error):
                         side.failed |= {self._point(todo[index]): error for index in indices}
                     case WorkerExit(reason=reason):
                         raise RetbenchError(
-                            f"{side.revision.name}: {subject.label} could not be prepared: {reason}"
+                            f"{side.revision.name}: {model.label} could not be prepared: {reason}"
                         )
                     case _:
                         _raise_failure(message)
 
-    def _refuse(self, side: SessionSide, subject: ModelUnderTest, gate: Gate) -> None:
+    def _refuse(self, side: SessionSide, model: ModelUnderTest, gate: Gate) -> None:
         """Keep the points of a model of the head from being timed, because its equivalence check failed.
 
         Raises:
             NotComparableError: it is a model of the base, so that there is nothing to compare with.
         """
-        reason = f"the execution modes of {subject.label} are not equivalent"
+        reason = f"the execution modes of {model.label} are not equivalent"
         if side is self.sides[0]:
             raise NotComparableError(f"{side.revision.name}: {reason}: {gate.failures}.")
-        points = map(self._point, self._cells_of(subject))
+        points = map(self._point, self._cells_of(model))
         side.failed |= dict.fromkeys(points, f"gate_failed ({reason})")
 
     def measure(self, points: frozenset[MeasurementPoint]) -> Times:
@@ -229,13 +230,13 @@ class InterleavedSession:
         """
         number, self._round = self._round, self._round + 1
         since = time.monotonic()
-        subjects = list(self._plan.models)
-        self._random.shuffle(subjects)
-        for subject in subjects:
+        models = list(self._plan.models)
+        self._random.shuffle(models)
+        for model in models:
             is_short = True
             while is_short:  # a failed cell is not tried again, and the others need new workers
                 left = points - self.sides[0].failed.keys() - self.sides[1].failed.keys()
-                todo = [cell for cell in self._cells_of(subject) if self._point(cell) in left]
+                todo = [cell for cell in self._cells_of(model) if self._point(cell) in left]
                 is_short = bool(todo) and not self._alternate(todo, number)
         if number == 0 and (differences := key_differences(*(side.records() for side in self.sides))):
             raise DifferentWork(differences)
@@ -260,7 +261,7 @@ class InterleavedSession:
 
     @property
     def is_broken(self) -> bool:
-        """True if a point failed on the head alone, which settles the exit code."""
+        """True if a point failed on the head alone, which fixes the exit code."""
         return any(one.kind == "broken" for one in self.missing())
 
     def missing(self) -> list[MissingPoint]:
@@ -272,8 +273,8 @@ class InterleavedSession:
             found.append(MissingPoint(point, SIDES[gap], second.get(point) or first[point], gap))
         return found
 
-    def _cells_of(self, subject: ModelUnderTest) -> list[Cell]:
-        return [cell for cell in self._plan.cells if cell.under_test.label == subject.label]
+    def _cells_of(self, model: ModelUnderTest) -> list[Cell]:
+        return [cell for cell in self._plan.cells if cell.under_test.label == model.label]
 
     def _point(self, cell: Cell) -> MeasurementPoint:
         point = cell.point
@@ -298,7 +299,7 @@ class InterleavedSession:
         )
 
     def _alternate(self, todo: list[Cell], number: int) -> bool:
-        """Measure each cell of one subject on both sides in turn, in random order.
+        """Measure each cell of one model on both sides in turn, in random order.
 
         A cell that fails on one side is tried on the other as well: a failure on both is not due to the change.
 

@@ -73,7 +73,7 @@ class Resources:
         processes_per_node: Processes that torchrun starts on each node; 1 runs the command without torchrun.
         array_parallelism: Most jobs that run at once; 8 when None.
         signal_delay_s: Time before the limit at which a job is told to end, seconds; 120 when None.
-        max_timeouts: How often a job is requeued after its time limit; when None 20 on Slurm, and 5 on this machine.
+        max_timeouts: Number of requeues of a job after its time limit; when None 20 on Slurm, and 5 on this machine.
         flags: Further flags of sbatch; True for one without a value.
         setup: Shell commands that run first.
     """

@@ -56,7 +56,7 @@ def estimate(plan: Plan) -> list[CellEstimate]:
     Raises:
         RetbenchError: another run is being timed on this machine, which measuring the ceilings would disturb.
     """
-    ceilings, errors = _ask_worker(plan)
+    ceilings, errors = _measure_ceilings(plan)
     found = estimate_with(plan, ceilings)
     return [replace(item, error=errors.get(item.cell.under_test.label)) for item in found]
 
@@ -109,8 +109,8 @@ def _compilation_seconds(cell: Cell, plan: Plan) -> float:
     return cell.model.num_layers * of_block_s / len(sharing)
 
 
-def _ask_worker(plan: Plan) -> tuple[Ceilings, dict[str, str]]:
-    """Measure the device's ceilings as a run would; also return why models cannot run here, by their label."""
+def _measure_ceilings(plan: Plan) -> tuple[Ceilings, dict[str, str]]:
+    """Have a worker measure the device's ceilings; also return why models cannot run here, by their label."""
     of_each = list({cell.under_test.label: cell for cell in plan.cells}.values())
     errors: dict[str, str] = {}
     run, settings = RunInfo.of(plan, "estimate", code_revision()), plan.settings

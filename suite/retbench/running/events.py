@@ -35,7 +35,7 @@ class RunSummary:
         counts: Records written in this run by status.
         skipped: (cell, round) pairs that were on disk before, by status.
         path: The run's record file; None when nothing was written.
-        interrupted: Whether a signal ended it; everything measured before is on disk.
+        interrupted: True if a signal ended it; everything measured before is on disk.
     """
 
     counts: dict[Status, int] = field(default_factory=dict)

@@ -33,7 +33,7 @@ def gates_on_disk(folder: Path, cells: Sequence[Cell], identities: Mapping[str, 
     libraries, weights and settings, and is as deep as a check for these cells would be.
 
     Args:
-        folder: Where the records of this machine are, of all experiments.
+        folder: Folder of the records of this machine, of all experiments.
         cells: The cells of the plan.
         identities: The identity that a new record of each cell would have, by cell_id.
     """

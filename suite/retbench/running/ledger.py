@@ -122,7 +122,7 @@ class Ledger:
         self.notify(events.CellDone(cell, round_number, status, error, self.progress))
 
     def note_written(self) -> None:
-        """Note the records that workers have written before they could tell of them: an interruption came between."""
+        """Note the records that workers have written without a message, because an interruption came between."""
         cells = {cell.cell_id: cell for cell in self.plan.cells}
         records = read_records(self.path)[0] if self.path.exists() else ()
         for record in records:

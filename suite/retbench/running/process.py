@@ -110,7 +110,7 @@ class Worker:
     ) -> None:
         self._inbox = inbox
         self._stderr_tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
-        # -P keeps the current folder off the module path. A session of its own keeps Ctrl-C in the terminal from
+        # -P keeps the current folder off the module path. A new process session keeps Ctrl-C in the terminal from
         # reaching the worker: the runner decides.
         self._process = subprocess.Popen(
             [str(python or sys.executable), "-P", "-m", "retbench.running.worker"],

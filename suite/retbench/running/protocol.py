@@ -42,7 +42,7 @@ class RunInfo(Strict):
     codes: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
     trials_code: str | None = None
-    """The hash of the code that tries products, by which other runs know whether its outcomes hold for them."""
+    """The hash of the code that tries products. Other runs use its outcomes if their hash is the same."""
     source: FoundHashes | None = None
     """The hashes that the runner has found, which a worker of the same source need not find again."""
 
@@ -81,7 +81,7 @@ class Job(Strict):
     data_dir: Path | None = None
     """Folder of local data."""
     products: dict[str, int] = Field(default_factory=dict)
-    """Outcomes of `measure.products` that earlier workers of the run have found, by name. The worker finds others out.
+    """Outcomes of `measure.products` that earlier workers of the run have found, by name. The worker finds the others.
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """

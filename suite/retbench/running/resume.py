@@ -24,7 +24,7 @@ also the node and the GPU, because equal ones differ: the rounds of a cell are t
 and one CPU quota."""
 
 _TRIALS = ("machine", "node_id", "gpu_uuid", "versions", "variables", "cpu_quota")
-"""Parts of the identity of a cost that trials of products depend on, beside the code that tries."""
+"""Parts of the identity of a cost that trials of products depend on, in addition to the code that tries."""
 
 
 def identity_of(record: Record) -> Identity:
@@ -71,7 +71,7 @@ def finished_pairs(
     round that was begun only, for it may be new.
 
     Args:
-        folder: Where the records of the experiment are.
+        folder: Folder of the records of the experiment.
         cells: Those of the plan.
         identities: The identity that a new record would have, by cell_id.
         runs: Ids of the runs whose records count; all when None.
@@ -113,9 +113,9 @@ def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_co
     further rounds of the same cells.
 
     Args:
-        folder: Where the records of this machine are, of all experiments.
+        folder: Folder of the records of this machine, of all experiments.
         identities: The identity that a new record of each cell would have, by cell_id.
-        trials_code: What `trials_code_here` returns.
+        trials_code: The hash that `trials_code_here` returns.
     """
     of_cost = next((identity for identity in identities.values() if "node_id" in identity), None)
     here = of_cost and {name: of_cost[name] for name in _TRIALS}

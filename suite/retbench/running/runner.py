@@ -7,7 +7,7 @@ A worker that crashes, hangs or runs out of memory costs the cell it was measuri
 record on disk are skipped, so that the same command continues where the last one stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,7 +16,7 @@ from retbench.files import check_writable, own_path
 from retbench.measure import environment, machine, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, ReadRate
+from retbench.records.record import Gate, ReadRate, Status
 from retbench.records.store import new_run_id
 from retbench.running import events
 from retbench.running.events import Notify, RunSummary
@@ -238,39 +238,21 @@ class _Sweep:
         """Have one worker measure as much of `todo` as it can; at least one cell gets its record."""
         ledger = self._ledger
         ledger.times.restart()
-        current: Cell | None = None
-        left = len(todo)
+        cells = _CellsInFlight(ledger, todo, number)
         with self._worker("measure", todo, name, number) as worker:
             if name not in ledger.gates:
                 ledger.notify(events.Preparing(name, worker.pid, ledger.progress))
             for message in worker.messages(self._plan.profile.timeout_s):
-                match message:
-                    case Started(index=index):
-                        current = todo[index]
-                        ledger.notify(events.CellStarted(current, number, worker.pid, ledger.progress))
-                    case Advanced(num_tokens=done):
-                        assert current is not None
-                        ledger.notify(events.CellAdvanced(current, number, done, ledger.progress))
-                    case Done(index=index, status=status, error=error):
-                        ledger.mark_done(todo[index], number, status, error)
-                        current, left = None, left - 1
-                    case Refused(cells=indices, status=status, error=error):
-                        for index in indices:
-                            ledger.write_failure(todo[index], number, status, error)
-                            left -= 1
-                    case WorkerExit(status=status, reason=reason):
-                        self._note_exit(name, worker.pid, reason)
-                        if current is not None:
-                            ledger.write_worker_exit(current, number, status, reason)
-                        elif left == len(todo):
-                            if self._may_repeat("measure", name, number):
-                                return
-                            for cell in todo:
-                                ledger.write_failure(cell, number, *without_trial(name, status, reason))
-                        return
-                    case _:
-                        self._note_other(name, message)
-        if left == len(todo) and ledger.pending(name, number):
+                if isinstance(message, WorkerExit):
+                    self._note_exit(name, worker.pid, message.reason)
+                    if cells.current is not None:
+                        ledger.write_worker_exit(cells.current, number, message.status, message.reason)
+                    elif cells.none_ended and not self._may_repeat("measure", name, number):
+                        cells.refuse(range(len(todo)), *without_trial(name, message.status, message.reason))
+                    return
+                if not cells.note(message, worker.pid):
+                    self._note_other(name, message)
+        if cells.none_ended and ledger.pending(name, number):
             raise RetbenchError(
                 f"a worker of '{name}' ended without measuring anything and without a reason."
             )
@@ -301,6 +283,52 @@ class _Sweep:
                 self._read_curve = ceilings.read_curve
             case Failed():
                 raise message.error()
+
+
+class _CellsInFlight:
+    """The cells that one worker measures in a round.
+
+    Attributes:
+        current: The cell that the worker has started and not ended.
+    """
+
+    def __init__(self, ledger: Ledger, todo: list[Cell], number: int) -> None:
+        self.current: Cell | None = None
+        self._ledger = ledger
+        self._todo = todo
+        self._number = number
+        self._num_ended = 0
+
+    @property
+    def none_ended(self) -> bool:
+        """True if no cell has been measured or refused."""
+        return self._num_ended == 0
+
+    def note(self, message: Message, pid: int) -> bool:
+        """Note what a message of the worker says about its cells; return False if it says nothing about them."""
+        ledger, number = self._ledger, self._number
+        match message:
+            case Started(index=index):
+                self.current = self._todo[index]
+                ledger.notify(events.CellStarted(self.current, number, pid, ledger.progress))
+            case Advanced(num_tokens=done):
+                assert self.current is not None
+                ledger.notify(events.CellAdvanced(self.current, number, done, ledger.progress))
+            case Done(index=index, status=status, error=error):
+                ledger.mark_done(self._todo[index], number, status, error)
+                self.current = None
+                self._num_ended += 1
+            case Refused(cells=indices, status=status, error=error):
+                self.refuse(indices, status, error)
+            case _:
+                return False
+        return True
+
+    def refuse(self, indices: Iterable[int], status: Status, error: str) -> None:
+        """Write that cells cannot be measured."""
+        for index in indices:
+            self._ledger.write_failure(self._todo[index], self._number, status, error)
+            self._num_ended += 1
 
 
 def _unprepared(cells: list[Cell], streamed: int) -> list[Cell]:

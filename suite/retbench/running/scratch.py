@@ -7,7 +7,7 @@ Costs that other nodes and GPUs measure do not count here, so a command that mea
 and GPU.
 
 Each run has its own folder, since two runs may share `--out` without sharing the locks of a machine. Equal nodes of a
-cluster share the folder too, and not every shared disk tells one node of another's locks: a run removes what ended runs
+cluster share the folder too, and not every shared disk shows a node the locks of another: a run removes what ended runs
 of this node left, and leaves what belongs to other nodes.
 """
 

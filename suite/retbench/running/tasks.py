@@ -72,7 +72,7 @@ def do_task(job: Job, send: Send, requests: Iterator[MeasureCell]) -> None:
     settings = job.cells[0].settings
     environment.pin_process(settings.threads)
     if settings.memory_limit_bytes is not None:
-        allocator.return_freed_memory()  # what is kept when the limit is set could be taken beside it
+        allocator.return_freed_memory()  # freed memory that is held when the limit is set could be used in addition
     products.agree(job.products)
     if job.run.source is not None:
         source.take_over(job.run.source)

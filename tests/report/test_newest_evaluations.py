@@ -1,4 +1,4 @@
-"""Which records of quality are selection of one subject at one question, and which of them counts."""
+"""Selection of quality records: one per model, size, seed and task point, and which of several counts."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -39,10 +39,10 @@ def scores_records(tmp_path: Path) -> list[Record]:
     return ScoreMaker(tmp_path, seeds=SEEDS).everything()
 
 
-def test_a_question_is_all_that_was_asked(scores_records: list[Record]) -> None:
-    asked = [task_point_of(record) for record in scores_records if record.workload != "training_run"]
-    assert len(set(asked)) == len(asked) / 2  # of two models each
-    (one, *_) = [question for question in asked if question.workload == "perplexity"]
+def test_a_task_point_is_everything_that_was_measured(scores_records: list[Record]) -> None:
+    points = [task_point_of(record) for record in scores_records if record.workload != "training_run"]
+    assert len(set(points)) == len(points) / 2  # of two models each
+    (one, *_) = [point for point in points if point.workload == "perplexity"]
     assert (one.task, one.protocol, one.context_len) == ("litbank/original", "whole", 2048)
     record = scores_records[-1]
     other = record.model_copy(update={"point": record.point.model_copy(update={"stride": 7})})
@@ -87,8 +87,10 @@ def test_other_weights_replace_older_ones_and_it_is_said(tmp_path: Path) -> None
     assert "replaced by newer ones of the same model, size, seed and task point" in note
 
 
-def look(folder: Path, num_documents: int, *, after_h: float = 0, weights: str | None = None) -> list[Record]:
-    """Readings of the first documents alone, so many hours after the whole reading."""
+def evaluate_few(
+    folder: Path, num_documents: int, *, after_h: float = 0, weights: str | None = None
+) -> list[Record]:
+    """Return records of the first documents alone, measured some hours after those of the whole corpus."""
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments["settings"] |= {"limit": num_documents}
@@ -102,27 +104,29 @@ def look(folder: Path, num_documents: int, *, after_h: float = 0, weights: str |
     return one_corpus(folder, num_documents=num_documents, started=started, change=change).records
 
 
-def test_a_quick_look_does_not_replace_the_whole(tmp_path: Path) -> None:
+def test_an_evaluation_of_few_documents_does_not_replace_that_of_all(tmp_path: Path) -> None:
     whole = one_corpus(tmp_path / "whole").records
-    quick = [record for hour in (-1, 1) for record in look(tmp_path / str(hour), 1, after_h=hour)]
+    quick = [record for hour in (-1, 1) for record in evaluate_few(tmp_path / str(hour), 1, after_h=hour)]
     selection = select([*whole, *quick])
     assert selection.records == tuple(whole)
     (note,) = selection.left_out
     assert note.startswith("quality: 4 records of ")
     assert note.endswith(" of quality on 1 document, replaced by those of the same task point on 60.")
-    assert select([*look(tmp_path / "more", 9), *quick]).records == tuple(look(tmp_path / "again", 9))
+    assert select([*evaluate_few(tmp_path / "more", 9), *quick]).records == tuple(
+        evaluate_few(tmp_path / "again", 9)
+    )
 
 
-def test_a_quick_look_at_new_weights_replaces_the_whole_of_old_ones(tmp_path: Path) -> None:
+def test_an_evaluation_of_few_documents_with_new_weights_replaces_that_of_old_ones(tmp_path: Path) -> None:
     whole = one_corpus(tmp_path / "whole").records
-    quick = look(tmp_path / "quick", 1, after_h=1, weights="another")
+    quick = evaluate_few(tmp_path / "quick", 1, after_h=1, weights="another")
     selection = select([*whole, *quick])
     assert selection.records == tuple(quick)
     (note,) = selection.left_out
     assert "replaced by newer ones of the same model, size, seed and task point" in note
 
 
-def test_an_accuracy_needs_its_questions(scores_records: list[Record]) -> None:
+def test_an_accuracy_needs_its_number_of_documents(scores_records: list[Record]) -> None:
     answered = next(record for record in scores_records if record.workload == "zeroshot")
     assert answered.documents is not None
     assert accuracy(answered) == (answered.metrics["acc"].value, answered.documents.num_documents)
@@ -130,5 +134,5 @@ def test_an_accuracy_needs_its_questions(scores_records: list[Record]) -> None:
     for value in (-0.1, 1.1):
         metrics = answered.metrics | {"acc": Metric(unit="ratio", value=value)}
         assert accuracy(answered.model_copy(update={"metrics": metrics})) is None
-    read = next(record for record in scores_records if record.workload == "perplexity")
-    assert accuracy(read) is None
+    other = next(record for record in scores_records if record.workload == "perplexity")
+    assert accuracy(other) is None

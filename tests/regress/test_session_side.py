@@ -1,3 +1,5 @@
+"""The records of one side of a session, read while its workers write them."""
+
 from pathlib import Path
 
 import pytest
