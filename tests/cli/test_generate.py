@@ -26,6 +26,7 @@ from retbench.errors import CheckpointError
 from retbench.measure.devices import Device
 from retbench.models.build import build_model
 from tests.cli.conftest import invoke
+from tests.models.hf_models import save_hf_model
 
 DATA = os.environ.get("RETBENCH_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="needs the folder RETBENCH_DATA")
@@ -47,6 +48,25 @@ def untrained(tmp_path_factory):
     )
     save_checkpoint(folder, described, dict(model.named_parameters()))
     return folder
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mamba"])
+def test_a_model_of_transformers_continues_a_text_as_transformers_does(name, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    folder, tokenizer = save_hf_model(name, tmp_path / name), ByteTokenizer()
+    options = ("--format", "hf", "--tokenizer", "bytes", "--max-tokens", "8")
+    code, stdout, _ = run(str(folder), "--prompt", "sea", *options)
+    assert code == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = [tokenizer.bos_token_id, *tokenizer.encode("sea")]
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    for _ in range(8):
+        logits = theirs(torch.tensor([tokens])).logits[0, -1, : tokenizer.vocab_size]
+        token = int(logits.argmax())
+        if token in ends:
+            break
+        tokens.append(token)
+    assert stdout == tokenizer.decode(tokens) + "\n"
 
 
 @needs_data

@@ -81,6 +81,7 @@ def load_model(
     backend: str,
     chunk_size: int | None = None,
     decode_operators: str | None = None,
+    allow_pickle: bool = False,
     runs_code: bool = False,
 ) -> LanguageModel:
     """Build the model of a checkpoint of any format: a `Decoder`, or a model that another library runs.
@@ -92,6 +93,7 @@ def load_model(
         backend: A backend of the model.
         chunk_size: Tokens per chunk of the chunkwise form; the default when None.
         decode_operators: fused or eager; another library has its own, which are eager.
+        allow_pickle: Read weights written by torch.save, as tensors only; another library reads them in its own way.
         runs_code: Code that comes with the checkpoint may run.
     """
     library = FORMATS[checkpoint.format].library
@@ -103,6 +105,7 @@ def load_model(
             backend=backend,
             chunk_size=chunk_size,
             decode_operators=decode_operators,
+            allow_pickle=allow_pickle,
         )
     if decode_operators == "fused":
         raise UnsupportedError(

@@ -16,8 +16,8 @@ from retbench.errors import ConfigError, shown
 if TYPE_CHECKING:
     from retbench.checkpoints.reading import CheckpointInfo
     from retbench.data.tokenizers import Tokenizer
-    from retbench.models.decoder import Decoder
     from retbench.models.generation import Sampling
+    from retbench.models.language_model import LanguageModel
 
 app = new_app()
 FORMATS = "auto, retbench, fla, fla_gla, fla_rwkv6, llama, llama2c, mamba2, mistral, rwkv6, torchscale or hf"
@@ -192,12 +192,12 @@ def _encode(prompt: str, tokenizer: "Tokenizer") -> list[int]:
 
 def _load(
     checkpoint: str, info: "CheckpointInfo", device: str, dtype: str | None, *, allow_pickle: bool
-) -> "Decoder":
+) -> "LanguageModel":
     """Load the model; raise UnsupportedError if it does not fit in memory."""
     import torch
 
     from retbench.architectures.configs import default_backend
-    from retbench.checkpoints.loading import load_checkpoint
+    from retbench.checkpoints.loading import load_model
     from retbench.cli.in_process import within_memory
     from retbench.config.dtypes import Dtype
     from retbench.measure.environment import use_device
@@ -208,7 +208,7 @@ def _load(
     use_device(device)
     named = f"{shown(checkpoint)} at {dtype}"
     with within_memory(named, info.config, dtype, device, "Give another --dtype or --device."):
-        model = load_checkpoint(
+        model = load_model(
             info,
             dtype=getattr(torch, dtype),
             device=device,
@@ -221,7 +221,7 @@ def _load(
 
 
 def _stream(
-    model: "Decoder",
+    model: "LanguageModel",
     tokenizer: "Tokenizer",
     tokens: list[int],
     sampling: "Sampling",
