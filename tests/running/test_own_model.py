@@ -11,7 +11,7 @@ import torch
 from retbench.architectures.recorded import read_config
 from retbench.measure.environment import code_revision, describe_environment
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import ReadRate, Record, utc_now
+from retbench.records.record import Ceilings, ReadRate, Record, utc_now
 from retbench.report.frames import load_results
 from retbench.running import tasks
 from retbench.running.protocol import Checked, Job, MeasureCell, Message, RunInfo, Streamed
@@ -42,7 +42,11 @@ TIMED = """decode = {context_len = [64], batch_size = [2]}
 prefill = {context_len = [64]}
 memory = {context_len = [64]}
 """
-READ_CURVE = (ReadRate(footprint_bytes=2**28, bytes_per_s=1e10, kernel="dot", measured_at=utc_now()),)
+CEILINGS = Ceilings(
+    read_bandwidth_bytes_per_s=1e10,
+    matmul_flops_per_s=1e15,
+    read_curve=(ReadRate(footprint_bytes=2**28, bytes_per_s=1e10, kernel="dot", measured_at=utc_now()),),
+)
 LARGEST_BATCH = "largest_batch = {context_len = [64]}\n"
 
 
@@ -64,7 +68,7 @@ def work_on(plan: Plan, folder: Path) -> None:
         cells=plan.cells,
         records_path=folder / "out" / "records.jsonl",
         states_dir=folder / "states",
-        read_curve=READ_CURVE,
+        ceilings=CEILINGS,
         parent_pid=os.getpid(),
     )
     (folder / "out").mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from retbench.errors import CapacityError, CheckpointError, ConfigError, RetbenchError, UnsupportedError
+from retbench.measure import ceilings
 from retbench.models.equivalence import LENGTHS
 from retbench.ops import attention
 from retbench.planning.plan import Plan
@@ -189,8 +190,9 @@ def test_the_first_worker_of_a_run_measures_the_read_curve_and_later_ones_take_i
     measure_job: MeasureJob,
 ) -> None:
     first = measure_job(PROMPT, gate=PASSED)
-    (curve,) = [message.ceilings.read_curve for message in measured(first) if isinstance(message, Measured)]
-    later = measured(first.model_copy(update={"read_curve": curve, "round": 1}))
+    (found,) = [message.ceilings for message in measured(first) if isinstance(message, Measured)]
+    curve, best = found.read_curve, found.model_copy(update={"matmul_flops_per_s": 1e15})
+    later = measured(first.model_copy(update={"ceilings": best, "round": 1}))
     assert not any(isinstance(message, Measured) for message in later)
     records, _ = read_records(first.records_path)
     assert [record.round for record in records] == [0, 0]
@@ -199,6 +201,24 @@ def test_the_first_worker_of_a_run_measures_the_read_curve_and_later_ones_take_i
         others = set(record.ceilings.read_curve) - set(curve)
         assert [rate.footprint_bytes for rate in others] == [prefill_bytes(first.cells[0])]
         assert all(rate.measured_at for rate in record.ceilings.read_curve)
+
+
+def test_a_product_rate_that_was_disturbed_is_that_of_the_best_worker(
+    measure_job: MeasureJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate of a hundredth made the shares of a step a hundredfold."""
+    rates = iter([2e9, 9e9, 1e9, 5e10])
+    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: next(rates))
+    job, known, sent = measure_job(PROMPT, gate=PASSED), None, []
+    for number in range(3):
+        messages = measured(job.model_copy(update={"ceilings": known, "round": number}))
+        found = [message.ceilings for message in messages if isinstance(message, Measured)]
+        sent.append(len(found))
+        known = found[0] if found else known
+    records, _ = read_records(job.records_path)
+    counted = [record.ceilings.matmul_flops_per_s for record in records if record.ceilings]
+    assert counted == [9e9, 9e9, 5e10]  # the first worker measures twice
+    assert sent == [1, 0, 1]
 
 
 def test_only_shares_of_a_ceiling_have_it_measured(

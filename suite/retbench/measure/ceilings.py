@@ -64,13 +64,13 @@ def measure_ceilings(
 
 
 def with_product_rate(ceilings: Ceilings, device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure the product rate again, after a cell, and return the ceilings with the better of both rates.
+    """Measure the product rate again, and return the ceilings with the better of both rates.
 
     A shared machine changes within minutes: one process measured 108 GFLOP/s at its start and reached 156 later. The
     ceilings stay as they are where the memory does not suffice.
 
     Args:
-        ceilings: Measured before the cell.
+        ceilings: Measured some time before.
         device: `cpu` or `cuda:N`; nothing else may run on it.
         dtype: Floating-point type of the model.
     """

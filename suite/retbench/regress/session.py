@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from retbench.errors import ConfigError, NotComparableError, RetbenchError, StorageError
 from retbench.planning.cells import Cell, ModelUnderTest
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, ReadRate, Record
+from retbench.records.record import Ceilings, Gate, Record
 from retbench.records.store import parse_record
 from retbench.regress.comparability import FactDifference, key_differences
 from retbench.regress.items import MeasurementPoint, Pair, Times, combine_blocks
@@ -82,8 +82,7 @@ class SessionSide:
     """One side of a session: its code, and what its workers stored and reported.
 
     `gates` are the results of the equivalence checks by the label of the model. `failed` are the points that cannot be
-    measured any more, with the reasons. `read_curve` is the read bandwidth by size that its first measuring worker
-    found.
+    measured any more, with the reasons. `ceilings` are the best that its workers have found.
     """
 
     revision: Revision
@@ -91,7 +90,7 @@ class SessionSide:
     inbox: Inbox = field(default_factory=SimpleQueue)
     gates: dict[str, Gate] = field(default_factory=dict)
     failed: dict[MeasurementPoint, str] = field(default_factory=dict)
-    read_curve: tuple[ReadRate, ...] = ()
+    ceilings: Ceilings | None = None
     _records: list[Record] = field(default_factory=list)
     _num_bytes_read: int = 0
 
@@ -293,7 +292,7 @@ class InterleavedSession:
             states_dir=side.states,
             gate=side.gates.get(todo[0].under_test.label),
             products=self._products,
-            read_curve=side.read_curve,
+            ceilings=side.ceilings,
             variables=side.revision.variables,
             python=side.revision.python,
         )
@@ -335,7 +334,7 @@ class InterleavedSession:
                 case protocol.Ready() | protocol.Done(status="ok"):
                     return True
                 case protocol.Measured(ceilings=ceilings):
-                    side.read_curve = ceilings.read_curve
+                    side.ceilings = ceilings
                     continue
                 case protocol.Done(status=status, error=error) | protocol.Refused(status=status, error=error):
                     reason = f"{status} ({error or 'no reason was given'})"

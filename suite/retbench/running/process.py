@@ -23,7 +23,7 @@ from retbench.measure.environment import worker_environment
 from retbench.measure.machine import own_cgroups, read_text
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, ReadRate, Status
+from retbench.records.record import Ceilings, Gate, Status
 from retbench.running.locks import Interrupted
 from retbench.running.protocol import (
     CELL_MARK,
@@ -242,7 +242,7 @@ def start_worker(
     round_number: int = 0,
     gate: Gate | None = None,
     products: Mapping[str, int] = _NO_PRODUCTS,
-    read_curve: tuple[ReadRate, ...] = (),
+    ceilings: Ceilings | None = None,
     variables: Mapping[str, str] = _NO_VARIABLES,
     python: Path | None = None,
 ) -> Worker:
@@ -259,7 +259,7 @@ def start_worker(
         round_number: Round of the records.
         gate: Equivalence check that holds; see `Job`.
         products: Outcomes that earlier workers have found; see `Job`.
-        read_curve: Read bandwidth by size that an earlier worker has measured.
+        ceilings: The best that earlier workers have measured; see `Job`.
         variables: Variables of its environment in addition to those of its threads and its device.
         python: The interpreter; the runner's own when None.
     """
@@ -273,7 +273,7 @@ def start_worker(
         states_dir=states_dir.absolute(),
         data_dir=plan.data_dir,
         products=dict(products),
-        read_curve=read_curve,
+        ceilings=ceilings,
         parent_pid=os.getpid(),
     )
     settings = plan.settings

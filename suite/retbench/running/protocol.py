@@ -12,7 +12,7 @@ from retbench import errors
 from retbench.errors import RetbenchError
 from retbench.measure.source import FoundHashes
 from retbench.planning.cells import Cell
-from retbench.records.record import Ceilings, Gate, ReadRate, Status
+from retbench.records.record import Ceilings, Gate, Status
 from retbench.strict import Strict
 
 if TYPE_CHECKING:  # a worker needs no plan
@@ -85,8 +85,8 @@ class Job(Strict):
 
     Which of two near equals is the faster is chance, and models that are compared must be multiplied alike.
     """
-    read_curve: tuple[ReadRate, ...] = ()
-    """The read bandwidth by size, if an earlier worker of the run has measured it: it is that of the machine."""
+    ceilings: Ceilings | None = None
+    """The best that earlier workers of the run have found: they are those of the machine."""
     parent_pid: int
     """The runner; a worker with another parent has been orphaned."""
 
@@ -162,7 +162,7 @@ class Done(Strict):
 
 
 class Measured(Strict):
-    """The measured ceilings: the result of an estimate, or sent by the first worker of a run that needs them."""
+    """The measured ceilings: the result of an estimate, or what later workers of a run are given."""
 
     event: Literal["measured"] = "measured"
     ceilings: Ceilings

@@ -16,7 +16,7 @@ from retbench.files import check_writable, own_path
 from retbench.measure import environment, machine, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
-from retbench.records.record import Gate, ReadRate, Status
+from retbench.records.record import Ceilings, Gate, Status
 from retbench.records.store import new_run_id
 from retbench.running import events
 from retbench.running.events import Notify, RunSummary
@@ -144,7 +144,7 @@ class _Sweep:
         self._inbox = inbox
         self._repeated: set[tuple[Task, str, int]] = set()
         self._products = dict(products)
-        self._read_curve: tuple[ReadRate, ...] = ()
+        self._ceilings: Ceilings | None = None
 
     def run(self, gates: Mapping[str, Gate]) -> None:
         """Prepare each model, then measure round by round; raise Interrupted after a stop signal.
@@ -193,7 +193,7 @@ class _Sweep:
             round_number=number,
             gate=self._ledger.gates.get(name),
             products=self._products,
-            read_curve=self._read_curve,
+            ceilings=self._ceilings,
         )
 
     def _prepare(self, name: str, todo: list[Cell]) -> bool:
@@ -280,7 +280,7 @@ class _Sweep:
                 if name not in self._ledger.gates:
                     self._note_gate(name, gate)
             case Measured(ceilings=ceilings):
-                self._read_curve = ceilings.read_curve
+                self._ceilings = ceilings
             case Failed():
                 raise message.error()
 

@@ -15,7 +15,7 @@ from retbench.architectures import costs
 from retbench.data import text
 from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedError
 from retbench.measure import allocator, environment, products, source
-from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate
+from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate, with_product_rate
 from retbench.measure.clock import has_failed_capture
 from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory
 from retbench.measure.nvml import watch_device
@@ -221,7 +221,7 @@ def _set_up(
         the model: its cells are then refused as out of memory.
     """
     settings, gate = job.cells[0].settings, job.gate
-    ceilings = _measure_ceilings(job, device, send)
+    ceilings = _measure_ceilings(job, device)
     if settings.memory_limit_bytes is not None:
         # Threads, buffers of products and what building a model asks for take memory that is not the model's.
         if device.type == "cpu":
@@ -243,6 +243,8 @@ def _set_up(
         return None
     if gate is None:
         gate = job_model.check_gate(job, model)
+    if ceilings is not None:
+        ceilings = _best_ceilings(ceilings, job, device, send)
     free_memory(device)  # every cell must begin with the same reserved memory, whichever is the first
     gc.freeze()  # each trial of a batch would else scan the whole library that a model of transformers loads
     if job.gate is None or products.found() != job.products:
@@ -252,14 +254,26 @@ def _set_up(
     return (model, Surroundings(facts, gate, ceilings)) if gate.passed else None
 
 
-def _measure_ceilings(job: Job, device: torch.device, send: Send) -> Ceilings | None:
-    """Measure the ceilings if a cell needs them; send the read curve to the runner, which hands it to later workers."""
+def _measure_ceilings(job: Job, device: torch.device) -> Ceilings | None:
+    """Measure the ceilings if a cell needs them; the read curve is that of the job, if it has one."""
     if not any(find_workload(cell.workload).needs_ceilings for cell in job.cells):
         return None
-    dtype = getattr(torch, job.cells[0].settings.dtype)
-    ceilings = measure_ceilings(device, dtype, job.read_curve)
-    if not job.read_curve:
-        send(Measured(ceilings=ceilings))
+    read_curve = job.ceilings.read_curve if job.ceilings else ()
+    return measure_ceilings(device, getattr(torch, job.cells[0].settings.dtype), read_curve)
+
+
+def _best_ceilings(ceilings: Ceilings, job: Job, device: torch.device, send: Send) -> Ceilings:
+    """Return the ceilings with the best product rate that is known; send it to the runner if it is this worker's.
+
+    A rate that was measured while other processes disturbed it is too low. The first worker of a run, for which there
+    is no other, measures it again some time after it has first.
+    """
+    settings, known = job.cells[0].settings, job.ceilings
+    if known is None and settings.memory_limit_bytes is None:
+        ceilings = with_product_rate(ceilings, device, getattr(torch, settings.dtype))
+    if known is not None and known.matmul_flops_per_s >= ceilings.matmul_flops_per_s:
+        return ceilings.model_copy(update={"matmul_flops_per_s": known.matmul_flops_per_s})
+    send(Measured(ceilings=ceilings))
     return ceilings
 
 
