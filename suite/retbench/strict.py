@@ -6,7 +6,13 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema
 
 from retbench.errors import shown
@@ -31,6 +37,19 @@ class Strict(BaseModel):
     """A model that is immutable and has no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, fields: Any) -> Any:
+        """Refuse true and false where a number is meant: pydantic takes them as 1 and 0."""
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            field = cls.model_fields.get(name)
+            values = value if isinstance(value, list | tuple) else (value,)
+            if field is not None and any(isinstance(one, bool) for one in values):
+                kinds = _kinds(field.annotation)
+                if bool not in kinds and kinds & {int, float}:
+                    raise ValueError(f"'{name}' is {shown(value)}: give a number")
+        return fields
 
     @classmethod
     def described_by(cls) -> type[BaseModel]:
@@ -126,7 +145,7 @@ _REASONS = {
     "literal_error": "give {expected}",
     "too_long": "give at most {max_length}",
     "too_short": "give a list of at least {min_length}",
-    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "give a whole number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "give a whole number"),
     **dict.fromkeys(("float_parsing", "float_type"), "give a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "give true or false"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "give a table"),
@@ -201,6 +220,13 @@ def _bare(annotation: Any) -> Any:
         return _bare(get_args(annotation)[0])
     rest = [one for one in get_args(annotation) if one is not NoneType]
     return _bare(rest[0]) if len(rest) == 1 and NoneType in get_args(annotation) else annotation
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation consists of."""
+    inner = getattr(annotation, "__value__", None)  # of a named type
+    parts = get_args(annotation) if inner is None else (inner,)
+    return {annotation} if not parts else set().union(*map(_kinds, parts))
 
 
 def _tags(table: type[BaseModel]) -> set[str]:

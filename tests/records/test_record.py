@@ -61,11 +61,34 @@ def curves() -> st.SearchStrategy[tuple[ReadRate, ...]]:
 
 
 def in_stated_units(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """Give metrics whose names state a unit this unit, without which a record is refused."""
+    """Give metrics whose names state a unit this unit, and values above 0, without which a record is refused."""
     return {
-        name: metric.model_copy(update={"unit": stated_unit(name) or metric.unit})
+        name: Metric(unit=unit, value=abs(metric.value) + 1, samples=())
+        if (unit := stated_unit(name))
+        else metric
         for name, metric in metrics.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "is_possible"),
+    [
+        ("s", 0.0, False),
+        ("s", -1.0, False),
+        ("tokens/s", 0.0, False),
+        ("bytes", -1.0, False),
+        ("bytes", 0.0, True),
+        ("J", -0.1, False),
+        ("nats", -1.0, True),
+    ],
+)
+def test_a_metric_that_nothing_can_have_is_refused(unit: str, value: float, is_possible: bool) -> None:
+    for fields in ({"value": value}, {"value": 1.0, "samples": (2.0, value)}):
+        if is_possible:
+            assert Metric(unit=unit, **fields)
+        else:
+            with pytest.raises(ValidationError, match=f"a value in {unit} is {value:g}"):
+                Metric(unit=unit, **fields)
 
 
 checks = st.builds(

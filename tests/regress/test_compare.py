@@ -451,13 +451,17 @@ def test_where_a_scheduler_put_a_process_is_no_comparability_key(base: Path, tmp
     assert run(base, write(tmp_path / "head.jsonl", HEAD, rewrite=elsewhere)).exit_code == 0
 
 
-def test_a_metric_that_is_no_cost_is_refused(base: Path, tmp_path: Path) -> None:
-    def zero(arguments: dict[str, Any]) -> dict[str, Any]:
-        return steady(arguments, 0.0)
-
-    done = run(base, write(tmp_path / "head.jsonl", HEAD, zero))
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_records_of_an_impossible_time_are_left_out(base: Path, tmp_path: Path, value: float) -> None:
+    head = write(tmp_path / "head.jsonl", HEAD)
+    lines = [json.loads(line) for line in head.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for metric in line["metrics"].values():
+            metric["value"] = value
+    head.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    done = run(base, head)
     assert done.exit_code == 2
-    assert "tpot_s is 0.0, and a cost is positive" in done.stderr
+    assert f"a value in s is {value:g}" in done.stderr
 
 
 def test_what_is_not_there_is_refused(base: Path, tmp_path: Path) -> None:

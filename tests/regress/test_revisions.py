@@ -379,7 +379,7 @@ def test_an_installed_package_has_no_commits(monkeypatch: pytest.MonkeyPatch, tm
         (["--always"], "--always says what is timed"),
         (["--against", "HEAD", "--baseline", "x.json"], "Give one of them"),
         (["--against", "HEAD", "--rounds", "2"], "too few for an interval"),
-        (["--against", "HEAD", "--budget", "0"], "a budget of 0 s"),
+        (["--against", "HEAD", "--budget", "0"], "a budget of 0 minutes"),
         (["--against", "HEAD", "--blocks", "0"], "0 sample blocks per round"),
         (["--against", "HEAD", "--margin", "5"], "the margin is 5"),
         (["--against", "HEAD", "--experiment", "latncy"], "Did you mean 'latency'"),

@@ -50,6 +50,9 @@ Code = TypeVar("Code")
 TimedCode = TypeVar("TimedCode", contravariant=True)
 
 
+MAX_PAIRS = 1000
+
+
 @dataclass(frozen=True)
 class PairLimits(RoundLimits):
     """Limits of a comparison.
@@ -63,8 +66,8 @@ class PairLimits(RoundLimits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pairs is not None and self.pairs < 1:
-            raise ConfigError(f"{self.pairs} pairs per round: give 1 or more.")
+        if self.pairs is not None and not 1 <= self.pairs <= MAX_PAIRS:
+            raise ConfigError(f"{self.pairs:,} pairs per round: give 1 to {MAX_PAIRS:,}.")
 
 
 class Timer(Protocol[TimedCode]):

@@ -289,9 +289,9 @@ def _empty_report(revisions: tuple[Revision, Revision]) -> CheckReport:
 
 def with_rounds(report: CheckReport, sampled: SampledRounds, missing: Sequence[MissingPoint]) -> CheckReport:
     """Add the decisions on rounds that have ended, and the points that failed, to a report."""
-    all_rounds = [*sampled.rounds, *sampled.repeats]
+    # Values and changes are those of the rounds that were decided on. What repeats measured is listed with them.
     base, head = (
-        [{point: pair[side] for point, pair in times.items()} for times in all_rounds] for side in (0, 1)
+        [{point: pair[side] for point, pair in times.items()} for times in sampled.rounds] for side in (0, 1)
     )
     decisions = {
         item: decision
@@ -322,4 +322,4 @@ def with_rounds(report: CheckReport, sampled: SampledRounds, missing: Sequence[M
         notes=notes,
         is_interrupted=is_interrupted,
     )
-    return with_decisions(report, decisions, PairedEvidence((base, head), all_rounds))
+    return with_decisions(report, decisions, PairedEvidence((base, head), sampled.rounds))

@@ -46,7 +46,7 @@ class RoundLimits:
     def __post_init__(self) -> None:
         plan_analyses(self.max_rounds)
         if not self.budget_s > 0:
-            raise ConfigError(f"a budget of {self.budget_s:g} s: give a positive time.")
+            raise ConfigError(f"a budget of {self.budget_s / 60:g} minutes: give a positive time.")
 
 
 @dataclass(frozen=True)

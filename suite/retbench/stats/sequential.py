@@ -37,8 +37,9 @@ MARGIN = 0.02
 FLOOR_S = 10e-6
 """Slow-downs up to this time do not matter either: timers and launches jitter by microseconds."""
 
-FIRST_ANALYSES = (5, 7, 10, 14, 20, 28, 40, 56, 80)
+FIRST_ANALYSES = (5, 7, 10, 14, 20, 28, 40, 56, 80, 113, 160, 226, 320, 452, 640, 905)
 """Rounds after which an interim analysis takes place, each about the square root of 2 times those before."""
+MAX_ROUNDS = 1000
 LAST_SHARE = 0.5
 """Share of the rate that the last analysis may spend; those before it divide the rest equally."""
 MIN_ROUNDS = 3
@@ -98,6 +99,10 @@ def plan_analyses(max_rounds: int) -> tuple[InterimAnalysis, ...]:
     """Return the analyses of a run of at most `max_rounds`; the last is at its end."""
     if max_rounds < MIN_ROUNDS:
         raise ConfigError(f"{max_rounds} rounds are too few for an interval. Give {MIN_ROUNDS} or more.")
+    if max_rounds > MAX_ROUNDS:
+        raise ConfigError(
+            f"{max_rounds:,} rounds are more than any comparison needs. Give at most {MAX_ROUNDS:,}."
+        )
     early = list(takewhile(lambda rounds: rounds < max_rounds, FIRST_ANALYSES))
     if not early:
         return (InterimAnalysis(max_rounds, 1.0),)
