@@ -166,7 +166,7 @@ def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
     assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name, known in WORKLOADS.items() if known.kind == "quality"])
+@pytest.mark.parametrize("name", [name for name, known in WORKLOADS.items() if not known.measures_cost])
 @pytest.mark.parametrize("metric", ["acc", "state_bytes", "guess"])
 def test_a_score_without_its_companions_makes_a_report(name: str, metric: str) -> None:
     """A damaged record, or one of another version, may lack what a figure places it by."""
@@ -186,7 +186,7 @@ def test_scores_of_a_package_are_shown_as_answers_whatever_its_metrics_are_calle
         MetricSpec(name, name, lower_is_better=False, unit=stated_unit(name) or "ratio")
         for name in ("acc", "guess", "choice", "state_bytes")
     )
-    theirs = Workload("riddles", "Riddles", "quality", metrics, "accuracy", replicate="document")
+    theirs = Workload("riddles", "Riddles", metrics, "accuracy", replicate="document")
     monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "riddles": theirs})
     values = {spec.name: Metric(unit="ratio", value=0.5) for spec in metrics}
     documents = Documents(file="x.gz", sha256="", num_documents=3)

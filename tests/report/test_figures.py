@@ -85,9 +85,7 @@ def test_a_metric_of_any_unit_is_drawn_in_it_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, name: str, unit: str | None, base: str
 ) -> None:
     value = {"ratio": 0.8, "bytes": 5e7, "nats": 2.0}[base]
-    theirs = Workload(
-        "ranks", "Ranks", "cost", (MetricSpec(name, name, has_interval=True, unit=base),), "rank"
-    )
+    theirs = Workload("ranks", "Ranks", (MetricSpec(name, name, has_interval=True, unit=base),), "rank")
     monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "ranks": theirs})
     metric = Metric(unit=base, value=value)
     records = Maker(

@@ -18,6 +18,7 @@ from retbench.report.frames import (
     keep_latest,
     load_results,
     observations,
+    on_one_node,
     results_frame,
     set_of,
 )
@@ -100,6 +101,17 @@ def test_equal_nodes_and_gpus_are_told_apart_and_a_model_of_one_node_is_kept() -
     assert {record.run_id for record in keep_latest([*rounds, *again])} == {"2"}
     other = on_node("b", "transformer", 0, "3")
     assert kept_on([*rounds, other]) == [("retnet", 0, "a"), ("retnet", 1, "a"), ("transformer", 0, "b")]
+
+
+def test_scores_of_a_workload_that_is_not_installed_are_kept_of_every_node() -> None:
+    costs = [
+        on_node(node, "retnet", 0, run).model_copy(update={"workload": "riddles"})
+        for node, run in (("a", "1"), ("b", "2"))
+    ]
+    point = costs[0].point.model_copy(update={"task": "riddles"})
+    scores = [record.model_copy(update={"point": point}) for record in costs]
+    assert on_one_node(costs) == costs[1:]
+    assert on_one_node(scores) == scores
 
 
 def test_no_such_folder_says_what_to_run(tmp_path: Path) -> None:

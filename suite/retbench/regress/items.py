@@ -26,7 +26,7 @@ Pair = tuple[float, float]
 def is_compared(workload: str) -> bool:
     """Return whether a workload is compared by a cost of which less is better."""
     found = WORKLOADS.get(workload)
-    return found is not None and found.kind == "cost" and found.primary.lower_is_better is True
+    return found is not None and found.measures_cost and found.primary.lower_is_better is True
 
 
 def is_timed(workload: str) -> bool:

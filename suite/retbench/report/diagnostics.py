@@ -10,10 +10,11 @@ from retbench.records.record import FAULTY_CEILING, Record, excessive_load
 from retbench.report.cells import Cell, length_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
-from retbench.report.points import fact, instance_of, measures_cost, task_point_of
+from retbench.report.points import fact, instance_of, task_point_of
 from retbench.report.sweeps import CostSweep
 from retbench.report.wording import describe_status, section_title
 from retbench.units import format_tokens
+from retbench.workloads.workload import measures_cost
 
 NOISY_RATIO = 0.10
 """A point is noisy where the half-width of its interval exceeds this share of its value."""

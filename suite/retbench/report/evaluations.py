@@ -20,7 +20,6 @@ from retbench.report.points import (
     learning_rate,
     lineup,
     num_trained_tokens,
-    replicate_of,
     scores_of,
     task_point_of,
     trained_length,
@@ -28,7 +27,7 @@ from retbench.report.points import (
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
 from retbench.units import format_count, format_size, format_tokens
-from retbench.workloads.workload import WORKLOADS, Scores
+from retbench.workloads.workload import WORKLOADS, Scores, replicate_of
 
 _CHOICES = {
     **dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "sciq"), 4),

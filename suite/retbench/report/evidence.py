@@ -13,12 +13,13 @@ from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
 from retbench.report.frames import Results
-from retbench.report.points import group, lineup, measures_cost
+from retbench.report.points import group, lineup
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import matched_groups
 from retbench.report.tables import Contents, cost_table, quality_table
 from retbench.report.wording import section_title
+from retbench.workloads.workload import measures_cost
 
 BlockKind = Literal[
     "text",

@@ -16,7 +16,7 @@ from retbench.errors import RecordError
 from retbench.records.dates import date_sentences, recorded_start, started
 from retbench.records.record import FAULTY_CEILING, SHARES, Documents, Record, computing_versions
 from retbench.records.store import read_files, visible
-from retbench.workloads.workload import is_cost
+from retbench.workloads.workload import measures_cost
 
 Value = TypeVar("Value")
 
@@ -228,7 +228,7 @@ def on_one_node(records: Iterable[Record]) -> list[Record]:
     Quality does not depend on the node: its records are all returned.
     """
     records = list(records)
-    points = [_compared_at(record) if is_cost(record.workload) else None for record in records]
+    points = [_compared_at(record) if measures_cost(record) else None for record in records]
     places = list(zip(points, map(hardware_of, records), strict=True))
     if len(set(places)) == len(set(points)):
         return records
@@ -310,7 +310,7 @@ def results_frame(results: Results) -> pd.DataFrame:
     """
     places: dict[object, list[Record]] = {}
     for record in results.records:
-        places.setdefault(hardware_of(record) if is_cost(record.workload) else None, []).append(record)
+        places.setdefault(hardware_of(record) if measures_cost(record) else None, []).append(record)
     latest = {id(record) for found in places.values() for record in keep_latest(found)}
     kept = [record for record in results.records if id(record) in latest]
     rows = [

@@ -17,26 +17,13 @@ from retbench.records.record import ModelInfo, Record
 from retbench.report.frames import by_parts, session_of
 from retbench.report.wording import file_stem
 from retbench.units import format_percent, format_size, format_tokens
-from retbench.workloads.workload import WORKLOADS, Replicate, Scores
+from retbench.workloads.workload import WORKLOADS, Scores
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
 UNMATCHED = "a model of another library is not matched to a size"
 """Why such a model is shown beside the others and not compared with them."""
-
-
-def replicate_of(record: Record) -> Replicate:
-    """Return the unit of replication; of a workload that is not installed here, as its record shows."""
-    known = WORKLOADS.get(record.workload)
-    if known is not None:
-        return known.replicate
-    return "document" if record.documents or record.point.task else "round"
-
-
-def measures_cost(record: Record) -> bool:
-    """Return whether a record is about cost, not about quality."""
-    return replicate_of(record) == "round"
 
 
 def scores_of(workload: str) -> Scores:

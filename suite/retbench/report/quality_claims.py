@@ -11,7 +11,7 @@ from retbench.records.record import Record
 from retbench.report.document_comparisons import Folders
 from retbench.report.frames import Results, set_of
 from retbench.report.judged_claims import ClaimFinding, ClaimRow, Scope, in_order
-from retbench.report.points import fact, group, is_final, num_trained_tokens, replicate_of
+from retbench.report.points import fact, group, is_final, num_trained_tokens
 from retbench.report.quality_rules import (
     QualityLead,
     Replicates,
@@ -26,6 +26,7 @@ from retbench.report.quality_rules import (
 from retbench.report.selection import newest_evaluations
 from retbench.stats.paired import MIN_SEEDS
 from retbench.units import format_count, format_size, format_tokens
+from retbench.workloads.workload import replicate_of
 
 
 def quality_rows(claim: Claim, records: Iterable[Record], results: Results) -> list[ClaimRow]:

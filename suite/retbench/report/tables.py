@@ -21,14 +21,13 @@ from retbench.report.points import (
     is_final,
     learning_rate,
     num_trained_tokens,
-    replicate_of,
     scores_of,
     state_bytes_of,
     task_point_of,
 )
 from retbench.report.selection import Selection
 from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
-from retbench.workloads.workload import WORKLOADS, MetricSpec
+from retbench.workloads.workload import WORKLOADS, MetricSpec, replicate_of
 
 RATIO = "ratio_to_reference"
 REFERENCE = "reference"
