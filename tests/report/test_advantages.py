@@ -36,7 +36,7 @@ def ratio(value: float, low: float = nan, high: float = nan, *, unpaired: bool =
     ],
 )
 def test_a_ratio_is_stated_in_its_direction(metric: MetricSpec, value: float, words: str) -> None:
-    assert advantage(metric, ratio(value)).clause("RetNet", "Transformer") == words
+    assert advantage(metric, ratio(value)).clause("RetNet", "the Transformer") == words
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_lead_names_the_shortest_context_only_if_it_says_something_else() ->
 
 
 def test_sessions_that_differ_are_named() -> None:
-    clause = advantage(TIME, ratio(0.5, 0.4, 0.6, unpaired=True)).clause("RetNet", "Transformer")
+    clause = advantage(TIME, ratio(0.5, 0.4, 0.6, unpaired=True)).clause("RetNet", "the Transformer")
     assert clause.endswith("unpaired: the models were measured in different sessions)")
 
 

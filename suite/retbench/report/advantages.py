@@ -74,9 +74,14 @@ class Advantage(NamedTuple):
         return [note for note in (self.interval, unclear, unpaired, lone) if note]
 
     def clause(self, label: str, other: str) -> str:
-        """Return the comparison as a clause: 'RetNet is 7.63× faster (95 % CI [6.94, 8.39])'."""
+        """Return the comparison as a clause: 'RetNet is 7.63× faster (95 % CI [6.94, 8.39])'.
+
+        Args:
+            label: The model, as `Lineup.named` names it.
+            other: The reference likewise: 'the Transformer'.
+        """
         if self.size == _EQUAL:
-            return f"{label} and the {other} are equal"
+            return f"{label} and {other} are equal"
         notes = f" ({', '.join(self.notes)})" if self.notes else ""
         return f"{label} {self.verb} {self.size}{notes}"
 

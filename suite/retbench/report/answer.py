@@ -6,14 +6,11 @@ Of several models it names the best one. What was not measured says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import pandas as pd
 
 from retbench.records.dates import started
 from retbench.records.record import Record, excessive_load
 from retbench.report.advantages import lead_of_ends, superlative
-from retbench.report.comparisons import cost_ratio, find_primary_crossover, pair_ratios
+from retbench.report.comparisons import Comparison, cost_ratio, find_primary_crossover
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
@@ -26,7 +23,6 @@ from retbench.report.quality_findings import (
     interval_note,
     trained_note,
 )
-from retbench.report.sweeps import CostSweep
 from retbench.report.tables import Contents
 from retbench.report.wording import (
     describe_estimate,
@@ -38,7 +34,7 @@ from retbench.report.wording import (
 )
 from retbench.stats.paired import ratio_over_seeds
 from retbench.units import format_count, format_tokens
-from retbench.workloads.workload import WORKLOADS, Workload
+from retbench.workloads.workload import WORKLOADS
 
 HEADLINES = ("decode", "memory", "prefill")
 """Workloads that always have a line, in this order; others have one where none of these was measured."""
@@ -85,7 +81,8 @@ class Answer:
 
 def find_answer(contents: Contents) -> Answer:
     """Return the answer that the records of a selection give."""
-    compared = [found for sweep in contents.sweeps if (found := _compare(sweep))]
+    made = [Comparison(sweep) for sweep in contents.sweeps if sweep.primary]
+    compared = [one for one in made if not one.ratios.empty]
     measured = [name for name in WORKLOADS if any(one.sweep.workload == name for one in compared)]
     topics = HEADLINES if not measured or {*HEADLINES} & {*measured} else tuple(measured)
     main = next((_farthest(compared, name) for name in topics if name in measured), None)
@@ -111,70 +108,31 @@ def find_answer(contents: Contents) -> Answer:
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """A sweep with the ratios of its models to the reference."""
-
-    sweep: CostSweep
-    ratios: pd.DataFrame
-
-    @property
-    def workload(self) -> Workload:
-        return WORKLOADS[self.sweep.workload]
-
-    @property
-    def deepest(self) -> int:
-        """Longest context at which a model is compared."""
-        return int(self.ratios["context_len"].max())
-
-    @cached_property
-    def ranking(self) -> list[str]:
-        """The models compared at the longest context, the best one first."""
-        rows = self.ratios[self.ratios["context_len"] == self.deepest]
-        ascending = self.workload.primary.lower_is_better is not False
-        return [str(model) for model in rows.sort_values("ratio", ascending=ascending)["model"]]
-
-    @property
-    def lineup(self) -> tuple[object, ...]:
-        """Models and their size."""
-        return self.sweep.models.models, self.sweep.records[0].model.size
-
-    def label(self, model: str | None) -> str:
-        """Return the name of a model as a sentence has it."""
-        label = self.sweep.models.labels[str(model)]
-        return f"the {label}" if model == self.sweep.models.reference else label
-
-    def ends(self, model: str) -> list[End]:
-        """Return the comparison at the shortest and at the longest context; one where they are the same."""
-        return find_ends(self.sweep, self.ratios[self.ratios["model"] == model])
-
-
-def _compare(sweep: CostSweep) -> _Comparison | None:
-    """Return the comparison of a sweep's models; None where no two were measured at the same point."""
-    ratios = pair_ratios(sweep.metrics, sweep.models) if sweep.primary else pd.DataFrame()
-    return None if ratios.empty else _Comparison(sweep, ratios)
-
-
 def _farthest(
-    compared: Sequence[_Comparison], workload: str, main: _Comparison | None = None
-) -> _Comparison | None:
+    compared: Sequence[Comparison], workload: str, main: Comparison | None = None
+) -> Comparison | None:
     """Return the comparison of a workload that reaches farthest, if possible of the models and batch of `main`."""
 
-    def rank(one: _Comparison) -> tuple[object, ...]:
-        same_models = main is not None and one.lineup == main.lineup
+    def rank(one: Comparison) -> tuple[object, ...]:
+        same_models = main is not None and _lineup(one) == _lineup(main)
         same_batch = main is not None and one.sweep.batch_size == main.sweep.batch_size
         return same_models, same_batch, one.deepest, len(one.sweep.lengths), -one.sweep.batch_size
 
     return max((one for one in compared if one.sweep.workload == workload), key=rank, default=None)
 
 
-def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -> AnswerLine:
+def _lineup(found: Comparison) -> tuple[object, ...]:
+    """Return the models of a comparison and their size."""
+    return found.sweep.models.models, found.sweep.records[0].model.size
+
+
+def _cost_line(name: str, found: Comparison | None, main: Comparison | None) -> AnswerLine:
     """Return the line of one workload."""
     topic = _topic(name)
     if found is None:
         return AnswerLine(topic, NOT_MEASURED, "")
     best, sweep = found.ranking[0], found.sweep
-    ends = found.ends(best)
+    ends = find_ends(found, best)
     last, several = ends[-1], len(sweep.models.challengers) > 1
     ties = _ties(found)
     lead = _lead_of_best(found, last, len(ties)) if several else lead_of_ends([end[:2] for end in ends])
@@ -183,9 +141,9 @@ def _cost_line(name: str, found: _Comparison | None, main: _Comparison | None) -
         f"{found.workload.quantity}{steps} {_values(last)}{_notes(last)}",
         *(_other_end(ends[0], lead) if len(ends) > 1 else []),
         *_crossing(found, best, ends),
-        *([f"not significantly different from {found.label(best)}: {join_words(ties)}"] if ties else []),
+        *([f"not significantly different from {found.named(best)}: {join_words(ties)}"] if ties else []),
         *([_range_of_others(found)] if len(found.ranking) > 1 else []),
-        *filter(None, [sweep.reason_beyond((best, str(sweep.models.reference)), last.length)]),
+        *filter(None, [sweep.reason_beyond((best, found.reference), last.length)]),
         *_other_setting(found, main),
     ]
     return AnswerLine(topic, lead, "; ".join(parts))
@@ -195,9 +153,9 @@ def _topic(workload: str) -> str:
     return workload.replace("_", " ").capitalize()
 
 
-def _lead_of_best(found: _Comparison, last: End, num_ties: int) -> str:
+def _lead_of_best(found: Comparison, last: End, num_ties: int) -> str:
     """Return the lead of several models: the best one, and its advantage over the reference."""
-    best, reference = found.label(found.ranking[0]), found.label(found.sweep.models.reference)
+    best, reference = found.named(found.ranking[0]), found.named(found.reference)
     first, at = superlative(found.workload.primary), f"at {format_tokens(last.length)}"
     if num_ties:
         best += f" ({num_ties} other{'s' if num_ties > 1 else ''} not significantly different)"
@@ -207,7 +165,7 @@ def _lead_of_best(found: _Comparison, last: End, num_ties: int) -> str:
     return f"{first}: {best}, {last.advantage.lead} {than} {reference} {at}"
 
 
-def _ties(found: _Comparison) -> list[str]:
+def _ties(found: Comparison) -> list[str]:
     """Return the models that do not differ significantly from the best one at the longest context."""
     rows = found.sweep.metrics
     at_end = rows[(rows["metric"] == found.workload.primary.name) & (rows["context_len"] == found.deepest)]
@@ -216,7 +174,7 @@ def _ties(found: _Comparison) -> list[str]:
     for model in found.ranking[1:]:
         ratio = cost_ratio(sides[found.ranking[0]], sides[model])
         if ratio and ratio.low <= 1 <= ratio.high:
-            tied.append(found.label(model))
+            tied.append(found.named(model))
     return tied
 
 
@@ -239,7 +197,7 @@ def _other_end(first: End, lead: str) -> list[str]:
     return [f"{first.advantage.lead} at {at}{_notes(first)}"]
 
 
-def _crossing(found: _Comparison, model: str, ends: Sequence[End]) -> list[str]:
+def _crossing(found: Comparison, model: str, ends: Sequence[End]) -> list[str]:
     """Return where the curves cross, if the better model is not the same at both ends."""
     if len({end.advantage.outcome for end in ends}) == 1:
         return []
@@ -249,16 +207,18 @@ def _crossing(found: _Comparison, model: str, ends: Sequence[End]) -> list[str]:
     return [f"crossover at about {format_length(crossing[1].value)} tokens (interpolated)"]
 
 
-def _range_of_others(found: _Comparison) -> str:
+def _range_of_others(found: Comparison) -> str:
     """Return the advantages of all models but the best one at the longest context."""
-    second, last = (found.ends(model)[-1].advantage.lead for model in (found.ranking[1], found.ranking[-1]))
+    second, last = (
+        find_ends(found, model)[-1].advantage.lead for model in (found.ranking[1], found.ranking[-1])
+    )
     count = len(found.ranking) - 1
     if count == 1:
-        return f"{found.label(found.ranking[1])} {second}"
+        return f"{found.named(found.ranking[1])} {second}"
     return f"the other {count} models {second} to {last}"
 
 
-def _other_setting(found: _Comparison, main: _Comparison | None) -> list[str]:
+def _other_setting(found: Comparison, main: Comparison | None) -> list[str]:
     """Return size and batch size of a sweep where they are not those of the answer's setting."""
     if main is None or found.workload.finds_batch:
         return []
@@ -338,7 +298,7 @@ def _models_words(models: Lineup) -> str:
     return f"{compared}; {join_words([models.labels[name] for name in models.refusals])} not compared"
 
 
-def _setting(records: Sequence[Record], main: _Comparison | None) -> str:
+def _setting(records: Sequence[Record], main: Comparison | None) -> str:
     """Return device, dtype, parameters and batch size of records."""
     latest = max(records, key=started)
     cores = latest.environment.get("physical_cores")

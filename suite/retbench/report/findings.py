@@ -14,12 +14,12 @@ from retbench.report.advantages import Advantage, advantage, lead_of_ends
 from retbench.report.cells import format_metric
 from retbench.report.comparisons import (
     LEVEL_MARGIN,
+    Comparison,
     Line,
     cost_ratio,
     find_primary_crossover,
     find_slope,
     fit_line,
-    pair_ratios,
 )
 from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
@@ -32,7 +32,7 @@ from retbench.report.wording import (
 )
 from retbench.stats.intervals import Crossover, Equivalence
 from retbench.units import format_bytes, format_tokens
-from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
+from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 THROUGHPUT = MetricSpec("tokens_per_s", "tokens/s", lower_is_better=False, better="more throughput")
 
@@ -65,15 +65,11 @@ class End(NamedTuple):
     theirs: str
 
 
-def find_ends(sweep: CostSweep, ratios: pd.DataFrame) -> list[End]:
-    """Return one model's comparison at the shortest and at the longest context; one where they are the same.
-
-    Args:
-        sweep: The sweep.
-        ratios: Rows of `pair_ratios` of the model.
-    """
-    metric, rows = WORKLOADS[sweep.workload].primary, ratios.sort_values("context_len")
-    values, ends = sweep.rows(metric.name), []
+def find_ends(found: Comparison, model: str) -> list[End]:
+    """Return one model's comparison at the shortest and at the longest context; one where they are the same."""
+    metric = found.workload.primary
+    rows = found.ratios[found.ratios["model"] == model].sort_values("context_len")
+    values, ends = found.sweep.rows(metric.name), []
     for _, row in rows.iloc[[0, -1] if len(rows) > 1 else slice(None)].iterrows():
         length = int(row["context_len"])
         mine, theirs = (
@@ -84,37 +80,6 @@ def find_ends(sweep: CostSweep, ratios: pd.DataFrame) -> list[End]:
     return ends
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A model and the reference in one sweep, with the wording of its workload and the rows of `pair_ratios`."""
-
-    sweep: CostSweep
-    workload: Workload
-    model: str
-    ratios: pd.DataFrame
-
-    @property
-    def reference(self) -> str:
-        return str(self.sweep.models.reference)
-
-    @property
-    def label(self) -> str:
-        label = self.sweep.models.labels[self.model]
-        return f"the {label}" if " " in label else label
-
-    @property
-    def other(self) -> str:
-        return self.sweep.models.labels[self.reference]
-
-    @property
-    def metric(self) -> MetricSpec:
-        return self.workload.primary
-
-    @property
-    def batch(self) -> str:
-        return "" if self.workload.finds_batch else f", batch {self.sweep.batch_size}"
-
-
 def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
     """Return every finding on cost, in the order of the workloads; none where no two models were measured."""
     order = list(WORKLOADS)
@@ -122,12 +87,13 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
     groups = by_workload(known)
     swept = [of_one for of_one in groups if swept_by_batch(of_one) and len(of_one[0].rows("tokens_per_s"))]
     found = [
-        finding.of(pair.model, pair.sweep.models)
+        finding.of(model, sweep.models)
         for of_one in groups
         if of_one not in swept
         for sweep in of_one
-        for pair in _pairs(sweep)
-        for finding in _findings(pair)
+        for compared in [Comparison(sweep)]
+        for model in sweep.models.challengers
+        for finding in _findings(compared, model)
     ]
     return found + [
         finding.of(model, of_one[0].models)
@@ -137,45 +103,38 @@ def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
     ]
 
 
-def _pairs(sweep: CostSweep) -> list[_Pair]:
-    """Return each model beside the reference; the ratios of all are computed once."""
-    ratios = pair_ratios(sweep.metrics, sweep.models)
-    workload = WORKLOADS[sweep.workload]
-    return [
-        _Pair(sweep, workload, model, ratios[ratios["model"] == model]) for model in sweep.models.challengers
-    ]
-
-
-def _findings(pair: _Pair) -> list[KeyFinding]:
+def _findings(found: Comparison, model: str) -> list[KeyFinding]:
     """Return the ratios at both ends, the crossover, and the growth with the context length, as far as they apply."""
-    found = _ends(pair)
-    sweep, crossing = pair.sweep, find_primary_crossover(pair.sweep, pair.model)
-    if crossing and (pair.workload.starts_from_state or crossing[1].value is not None):
-        found.append(_crossover(pair, *crossing))
-    if pair.workload.starts_from_state:
-        slope = find_slope(sweep.metrics, pair.metric.name, pair.model)
-        found += [_level(pair, *slope)] if slope else []
-    if any(spec.name == "peak_bytes" for spec in pair.workload.metrics[1:]):
-        line = fit_line(sweep.points, "peak_bytes", pair.model)
-        found += [_growth(pair, line)] if line else []
-    return found
+    sweep, workload = found.sweep, found.workload
+    findings = _ends(found, model)
+    crossing = find_primary_crossover(sweep, model)
+    if crossing and (workload.starts_from_state or crossing[1].value is not None):
+        findings.append(_crossover(found, model, *crossing))
+    if workload.starts_from_state:
+        slope = find_slope(sweep.metrics, workload.primary.name, model)
+        findings += [_level(found, model, *slope)] if slope else []
+    if any(spec.name == "peak_bytes" for spec in workload.metrics[1:]):
+        line = fit_line(sweep.points, "peak_bytes", model)
+        findings += [_growth(found, model, line)] if line else []
+    return findings
 
 
-def _ends(pair: _Pair) -> list[KeyFinding]:
+def _ends(found: Comparison, model: str) -> list[KeyFinding]:
     """Compare the two models at the longest context that both reached, and at the shortest one."""
-    sweep, ends = pair.sweep, find_ends(pair.sweep, pair.ratios)
+    sweep, ends = found.sweep, find_ends(found, model)
     if not ends:
         return []
+    label, other = found.named(model), found.named(found.reference)
     last, length, mine, theirs = ends[-1]
     limits = sweep.rows("memory_limit_bytes")["value"]
     limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
-        f"At {format_tokens(length)} the {pair.workload.quantity}{limit} is {mine} for {pair.label} and {theirs} "
-        f"for the {pair.other}{pair.batch}: {last.clause(pair.label, pair.other)}."
+        f"At {format_tokens(length)} the {found.workload.quantity}{limit} is {mine} for {label} and {theirs} "
+        f"for {other}{found.batch}: {last.clause(label, other)}."
     )
     if len(ends) > 1:
-        text += f" At {format_tokens(ends[0].length)} {ends[0].advantage.clause(pair.label, pair.other)}."
-    reason = sweep.reason_beyond((pair.model, pair.reference), length)
+        text += f" At {format_tokens(ends[0].length)} {ends[0].advantage.clause(label, other)}."
+    reason = sweep.reason_beyond((model, found.reference), length)
     text += f" {reason[0].upper()}{reason[1:]}." if reason else ""
     return [KeyFinding(lead_of_ends([end[:2] for end in ends]), text)]
 
@@ -195,32 +154,34 @@ def _limit(sweeps: Sequence[CostSweep]) -> str:
     return f" in {format_bytes(min(known))}" if known else ""
 
 
-def _crossover(pair: _Pair, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
+def _crossover(found: Comparison, model: str, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
     """State the context length from which on the model costs less."""
+    label, other = found.named(model), found.named(found.reference)
     reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
     if crossing.value is None:
         where = describe_absence(crossing, lengths)
-        text = f"Crossover of the {pair.workload.quantity}, {reach}{pair.batch}: {pair.label} is {where}."
-        note = crossing.note.replace("the first model", pair.label)
+        text = f"Crossover of the {found.workload.quantity}, {reach}{found.batch}: {label} is {where}."
+        note = crossing.note.replace("the first model", label)
         return KeyFinding(where, f"{text} {note}".strip())
     length = format_length(crossing.value)
     text = (
-        f"The {pair.workload.quantity} of {pair.label} is below that of the {pair.other} from a context of about "
-        f"{length} tokens on, interpolated between the measured lengths{pair.batch}"
+        f"The {found.workload.quantity} of {label} is below that of {other} from a context of about "
+        f"{length} tokens on, interpolated between the measured lengths{found.batch}"
     )
     if ends := crossing_ends(crossing):
         text += f" (95 % CI [{', '.join(ends)}])"
     return KeyFinding(
-        f"{pair.metric.better} from about {length} tokens on", f"{text}. {crossing.note}".strip()
+        f"{found.workload.primary.better} from about {length} tokens on", f"{text}. {crossing.note}".strip()
     )
 
 
-def _level(pair: _Pair, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
+def _level(found: Comparison, model: str, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
     """State whether the model's time is constant in context length."""
     first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
     limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
     value = slope.measured.value
-    text = f"The {pair.workload.quantity} of {pair.label} at {last} is {value:.3f} of that at {first}{pair.batch}"
+    time = f"The {found.workload.quantity} of {found.named(model)}"
+    text = f"{time} at {last} is {value:.3f} of that at {first}{found.batch}"
     if slope.low is None or slope.high is None:
         text += f": one round, so there is no interval to compare with {limits}."
     else:
@@ -240,19 +201,21 @@ def _level_words(slope: Equivalence, limits: str) -> str:
     )
 
 
-def _growth(pair: _Pair, line: Line) -> KeyFinding:
+def _growth(found: Comparison, model: str, line: Line) -> KeyFinding:
     """State whether the model's peak memory is linear in the length, with the line, and compare it at the last one."""
     last = line.lengths[-1]
     missed = max(0.01, 100 * line.largest_residual)
     text = (
         f"From {format_tokens(line.lengths[0])} to {format_tokens(last)} the peak memory "
-        f"{pair.workload.quantity.removeprefix('time ')} of {pair.label}{pair.batch}, is"
+        f"{found.workload.quantity.removeprefix('time ')} of {found.named(model)}{found.batch}, is"
     )
-    peaks = pair.sweep.rows("peak_bytes")
+    peaks = found.sweep.rows("peak_bytes")
     compared = ""
-    if last in set(peaks[peaks["model"] == pair.reference]["context_len"]):
-        mine, theirs = (format_bytes(_value(peaks, name, last)) for name in (pair.model, pair.reference))
-        compared = f" At {format_tokens(last)} it is {mine}, and that of the {pair.other} {theirs}."
+    if last in set(peaks[peaks["model"] == found.reference]["context_len"]):
+        mine, theirs = (format_bytes(_value(peaks, name, last)) for name in (model, found.reference))
+        compared = (
+            f" At {format_tokens(last)} it is {mine}, and that of {found.named(found.reference)} {theirs}."
+        )
     if not line.fits:
         fit = f"a line misses a point by {missed:.2g} %, R² {line.r_squared:.4f}"
         return KeyFinding("not linear", f"{text} not linear in context length ({fit}).{compared}")
@@ -271,12 +234,12 @@ def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
         ratio = cost_ratio(peaks[0][1], peaks[1][1]) if len(peaks) == 2 else None
         if ratio is None:
             continue
-        label, other = (models.labels[name] for name in names)
+        label, other = map(models.named, names)
         sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
         found = advantage(THROUGHPUT, pd.Series(ratio._asdict()))
         text = (
             f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
-            f"throughput of {label} is {peaks[0][0]} and that of the {other} {peaks[1][0]}: "
+            f"throughput of {label} is {peaks[0][0]} and that of {other} {peaks[1][0]}: "
             f"{found.clause(label, other)}."
         )
         return [
@@ -309,7 +272,7 @@ def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: 
         if not mine.empty:
             first = mine.sort_values("batch_size").iloc[0]
             text += (
-                f" At batch {int(first['batch_size'])} the {sweeps[0].models.labels[model]} has no value: "
+                f" At batch {int(first['batch_size'])} {sweeps[0].models.named(model)} has no value: "
                 f"{describe_status(str(first['status']))}{limit}."
             )
     return text

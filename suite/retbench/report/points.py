@@ -214,6 +214,11 @@ class Lineup:
             return ()
         return tuple(name for name in self.models if name != self.reference and name not in self.refusals)
 
+    def named(self, model: str) -> str:
+        """Return the name of a model in a sentence: 'RetNet', 'the Transformer', 'the fused Transformer'."""
+        article = "the " if is_baseline(self.architectures[model]) else ""
+        return f"{article}{self.labels[model]}"
+
 
 def lineup(records: Sequence[Record]) -> Lineup:
     """Return the models of these records."""

@@ -156,8 +156,8 @@ class CostSweep:
         if failed.empty:
             return ""
         first = failed.sort_values("context_len").iloc[0]
-        label, status = self.models.labels[str(first["model"])], describe_status(str(first["status"]))
-        return f"at {format_tokens(int(first['context_len']))} the {label} has no value: {status}"
+        label, status = self.models.named(str(first["model"])), describe_status(str(first["status"]))
+        return f"at {format_tokens(int(first['context_len']))} {label} has no value: {status}"
 
     def subtitle(self, metric: str) -> str:
         """Return the batch size and the meaning of the error bars."""
