@@ -10,7 +10,7 @@ from report.synthetic_records import CPU, GPU, Maker
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Metric, Record
 from retbench.report.answer import Answer, AnswerLine, find_answer
-from retbench.report.frames import Results, load_results
+from retbench.report.results import Results, load_results
 from retbench.report.selection import select
 from retbench.report.tables import contents_of
 

@@ -13,8 +13,8 @@ from retbench.records.record import Documents, Metric, ModelInfo, Point, Record,
 from retbench.records.store import append_record
 from retbench.report.answer import find_answer
 from retbench.report.formats import FORMATS, render
-from retbench.report.frames import Results
 from retbench.report.report import make_page, write_report
+from retbench.report.results import Results
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
 from retbench.units import stated_unit

@@ -33,8 +33,8 @@ from retbench.planning import plan
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Metric, Record, WeightsInfo
 from retbench.report.claims import judge
-from retbench.report.frames import Results, load_results
 from retbench.report.judged_claims import Scope
+from retbench.report.results import Results, load_results
 
 RETNET, TRANSFORMER = Side(architecture="retnet"), Side(architecture="transformer")
 CLAIMS = {claim.name: claim for claim in load_claims()}

@@ -19,9 +19,9 @@ from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.claim_tables import ClaimGroup, make_claim_section
 from retbench.report.claim_words import describe_number, describe_paper, describe_sources, shorten_metric
 from retbench.report.claims import judge, judge_claims
-from retbench.report.frames import Results, load_results
 from retbench.report.judged_claims import JudgedClaim
 from retbench.report.report import write_report
+from retbench.report.results import Results, load_results
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
 

@@ -18,10 +18,10 @@ from retbench.records.record import GateCheck, Metric, Record
 from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
 from retbench.report.claims import judge, judge_claims
 from retbench.report.cost_claims import describe_setup, find_setups
-from retbench.report.frames import Results, load_results
 from retbench.report.judged_claims import ClaimRow, JudgedClaim
 from retbench.report.points import trained_length
 from retbench.report.quality_rules import QualityLead, judge_ahead
+from retbench.report.results import Results, load_results
 from retbench.workloads.workload import WORKLOADS
 
 CLAIMS = {claim.name: claim for claim in load_claims()}

@@ -13,7 +13,7 @@ from report.synthetic_scores import KIN, ScoreMaker, evaluations_of
 from retbench.records.record import Record
 from retbench.report.compact_tables import CompactTable, cost_tables, quality_tables
 from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import load_results
+from retbench.report.results import load_results
 from retbench.report.selection import select
 from retbench.report.sweeps import make_sweeps
 from retbench.report.tables import quality_table

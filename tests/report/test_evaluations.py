@@ -11,8 +11,8 @@ from retbench.cli.table import table
 from retbench.errors import ConfigError
 from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations, make_evaluations, weights_table
-from retbench.report.frames import Results, load_results
 from retbench.report.points import ModelInstance
+from retbench.report.results import Results, load_results
 from retbench.report.selection import select
 from retbench.units import format_count
 

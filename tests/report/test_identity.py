@@ -10,8 +10,8 @@ import pytest
 from retbench.records.record import Record
 from retbench.report.findings import find_costs
 from retbench.report.formats import render
-from retbench.report.frames import load_results
 from retbench.report.readable_tables import readable_tables
+from retbench.report.results import load_results
 from retbench.report.selection import select
 from retbench.report.tables import RATIO, UNPAIRED, Contents, contents_of, table_of
 

@@ -18,8 +18,8 @@ from retbench.records.record import Record
 from retbench.report.claim_tables import claims_json, claims_markdown
 from retbench.report.claims import judge_claims
 from retbench.report.formats import FORMATS, render
-from retbench.report.frames import load_results
 from retbench.report.report import make_page
+from retbench.report.results import load_results
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
 

@@ -13,7 +13,7 @@ from retbench.config.own_models import OwnModels
 from retbench.measure.environment import code_revision, describe_environment
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import ReadRate, Record, utc_now
-from retbench.report.frames import load_results
+from retbench.report.results import load_results
 from retbench.running import tasks
 from retbench.running.protocol import Checked, Job, MeasureCell, Message, RunInfo, Streamed
 from retbench.running.recording import Surroundings

@@ -33,7 +33,7 @@ def claims(
     """
     from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
     from retbench.report.claims import judge_claims
-    from retbench.report.frames import Results
+    from retbench.report.results import Results
 
     form = output_format(form, FORMATS, as_json=as_json)
     if results.exists() or "--results" in given_options(call):

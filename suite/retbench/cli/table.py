@@ -13,7 +13,7 @@ from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
     from retbench.report.cells import ReadableTable
-    from retbench.report.frames import Results
+    from retbench.report.results import Results
 
 app = new_app()
 FORMATS = ("text", "md", "csv", "json", "latex")
@@ -49,7 +49,7 @@ def find_measured(experiment: str, results: "Results", path: Path) -> str:
 
 def read_results(path: Path) -> "Results":
     """Return the records at a path; print on stderr which ones cannot be read."""
-    from retbench.report.frames import load_results
+    from retbench.report.results import load_results
 
     found = load_results(path)
     print_problems(found.problems)

@@ -157,7 +157,7 @@ def recorded_target(path: Path, dtype: str | None, models: Models) -> Prediction
     Raises:
         RecordError: there are no such records.
     """
-    from retbench.report.frames import load_results, set_of
+    from retbench.report.results import load_results, set_of
     from retbench.report.selection import choose_conditions
 
     records = [

@@ -14,7 +14,6 @@ from retbench.report.comparisons import Comparison, cost_ratio, find_primary_cro
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
-from retbench.report.frames import set_of
 from retbench.report.points import Lineup, group, is_matched
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
@@ -23,6 +22,7 @@ from retbench.report.quality_findings import (
     interval_note,
     trained_note,
 )
+from retbench.report.results import set_of
 from retbench.report.tables import Contents
 from retbench.report.wording import (
     describe_estimate,

@@ -14,9 +14,9 @@ from retbench.papers.claims import Claim, GateRule, QualityRule, Verdict, load_c
 from retbench.report.claim_words import describe_conditions, describe_missing
 from retbench.report.cost_claims import cost_rows
 from retbench.report.cost_rules import largest_error
-from retbench.report.frames import Results
 from retbench.report.judged_claims import ClaimFinding, ClaimRow, JudgedClaim, Scope
 from retbench.report.quality_claims import quality_rows
+from retbench.report.results import Results
 
 
 def judge_claims(results: Results) -> list[JudgedClaim]:

@@ -9,9 +9,10 @@ from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.claim_words import FEATURE_WORDS
 from retbench.report.cost_rules import Setup, judge_cost
-from retbench.report.frames import keep_latest, set_of
 from retbench.report.judged_claims import ClaimRow, Scope, in_order
+from retbench.report.latest import keep_latest
 from retbench.report.points import group, mismatch
+from retbench.report.results import set_of
 from retbench.report.selection import model_settings, shared_settings
 from retbench.report.wording import device_name
 from retbench.units import format_size

@@ -23,10 +23,10 @@ from retbench.papers.claims import (
 from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
-from retbench.report.frames import session_of
 from retbench.report.judged_claims import ClaimFinding, decided
 from retbench.report.points import group
 from retbench.report.provenance import checks_of, share_of_limit
+from retbench.report.results import session_of
 from retbench.report.wording import describe_status, format_factor, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens

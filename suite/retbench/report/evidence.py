@@ -12,10 +12,10 @@ from retbench.records.record import Record
 from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
-from retbench.report.frames import Results
 from retbench.report.points import group, lineup
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
+from retbench.report.results import Results
 from retbench.report.selection import matched_groups
 from retbench.report.tables import Contents, cost_table, quality_table
 from retbench.report.wording import section_title

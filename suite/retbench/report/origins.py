@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retbench.records.record import Record
-from retbench.report.frames import ComparableSet, Results, set_of
 from retbench.report.points import group
+from retbench.report.results import ComparableSet, Results, set_of
 from retbench.report.selection import Selection, choose_conditions, describe_count, select
 from retbench.workloads.workload import Replicate, measures_cost, replicate_of
 

@@ -14,7 +14,7 @@ from retbench.architectures.recorded import concatenates_cache
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
 from retbench.records.record import ModelInfo, Record
-from retbench.report.frames import by_parts, session_of
+from retbench.report.results import by_parts, session_of
 from retbench.report.wording import file_stem
 from retbench.units import format_percent, format_size, format_tokens
 from retbench.workloads.workload import WORKLOADS, Scores

@@ -9,7 +9,6 @@ from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, Scal
 from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.document_comparisons import Folders
-from retbench.report.frames import Results, set_of
 from retbench.report.judged_claims import ClaimFinding, ClaimRow, Scope, in_order
 from retbench.report.points import fact, group, is_final, num_trained_tokens
 from retbench.report.quality_rules import (
@@ -23,6 +22,7 @@ from retbench.report.quality_rules import (
     judge_near,
     judge_slices,
 )
+from retbench.report.results import Results, set_of
 from retbench.report.selection import newest_evaluations
 from retbench.stats.paired import MIN_SEEDS
 from retbench.units import format_count, format_size, format_tokens

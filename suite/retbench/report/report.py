@@ -22,10 +22,10 @@ from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
 from retbench.report.figures import make_drawings
 from retbench.report.formats import html_cells, html_text, markdown_table
-from retbench.report.frames import Results, load_results
 from retbench.report.looks import colour_rules
 from retbench.report.markdown import code_block, escape_markdown, markdown_text
 from retbench.report.origins import select_by_origin
+from retbench.report.results import Results, load_results
 from retbench.report.score_figures import draw_scores
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
