@@ -25,7 +25,7 @@ from retbench.records.record import Metric, Record
 from retbench.report import looks, style
 from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.selection import select
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 

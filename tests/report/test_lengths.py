@@ -9,8 +9,8 @@ from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.report.curves import draw_row
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.lineup import Lineup
 from retbench.report.panels import Panel, Point
-from retbench.report.points import Lineup
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.score_figures import draw_scores

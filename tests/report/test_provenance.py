@@ -8,7 +8,7 @@ import pandas as pd
 
 from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.records.record import Gate, GateCheck, Record
-from retbench.report.points import lineup
+from retbench.report.lineup import lineup
 from retbench.report.provenance import (
     describe_conditions,
     environment_table,

@@ -9,8 +9,8 @@ from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.hf import TransformersLayers
 from retbench.records.record import ModelInfo, Record
 from retbench.report.answer import find_answer
+from retbench.report.lineup import lineup, mismatch
 from retbench.report.memory_figure import memory_rows
-from retbench.report.points import lineup, mismatch
 from retbench.report.provenance import matching_sentence, mismatch_sentence
 from retbench.report.selection import matched_groups, select
 from retbench.report.sweeps import make_sweeps

@@ -14,9 +14,10 @@ from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations, chance
 from retbench.report.labels import add_text, label_width_in, shorten
+from retbench.report.lineup import Lineup
 from retbench.report.looks import look_of
 from retbench.report.panels import Point
-from retbench.report.points import Lineup, TaskPoint, accuracy, instance_of, instance_row, task_point_of
+from retbench.report.points import TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.wording import POINTS, describe_p, file_stem, with_interval
 from retbench.stats.paired import proportion_interval
 from retbench.units import format_size

@@ -14,7 +14,8 @@ from retbench.report.comparisons import Comparison, cost_ratio, find_primary_cro
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.evaluations import Evaluations
 from retbench.report.findings import End, find_ends
-from retbench.report.points import Lineup, group, is_matched
+from retbench.report.lineup import Lineup, is_matched
+from retbench.report.points import group
 from retbench.report.provenance import describe_steps
 from retbench.report.quality_findings import (
     advantage_of_losses,

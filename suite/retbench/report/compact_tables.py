@@ -15,7 +15,7 @@ from retbench.report.cells import Cell, Column, ReadableTable, format_metric, le
 from retbench.report.columns import NONE
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.readable_scores import MOST_MODELS, Row, models_by_point
 from retbench.report.readable_tables import readable_tables
 from retbench.report.sweeps import CostSweep, by_workload

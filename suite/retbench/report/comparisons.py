@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.sweeps import POINT_KEY, CostSweep, value_and_ends
 from retbench.stats.intervals import (
     CONFIDENCE,

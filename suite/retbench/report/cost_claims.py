@@ -11,7 +11,8 @@ from retbench.report.claim_words import FEATURE_WORDS
 from retbench.report.cost_rules import Setup, judge_cost
 from retbench.report.judged_claims import ClaimRow, Scope, in_order
 from retbench.report.latest import keep_latest
-from retbench.report.points import group, mismatch
+from retbench.report.lineup import mismatch
+from retbench.report.points import group
 from retbench.report.results import set_of
 from retbench.report.selection import model_settings, shared_settings
 from retbench.report.wording import device_name

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from retbench.files import write_atomic
 from retbench.records.record import Record
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.provenance import describe_conditions
 from retbench.report.style import house_style
 from retbench.report.wording import csv_text

@@ -9,8 +9,8 @@ from retbench.records.record import Record
 from retbench.report.cells import Cell, plain_cell
 from retbench.report.columns import NONE
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
+from retbench.report.lineup import Lineup, lineup
 from retbench.report.points import (
-    Lineup,
     ModelInstance,
     TaskPoint,
     fact,
@@ -18,7 +18,6 @@ from retbench.report.points import (
     instance_of,
     is_final,
     learning_rate,
-    lineup,
     num_trained_tokens,
     scores_of,
     task_point_of,

@@ -12,7 +12,8 @@ from retbench.records.record import Record
 from retbench.report import diagnostics, provenance
 from retbench.report.evaluations import Evaluations, weights_table
 from retbench.report.findings import find_costs
-from retbench.report.points import group, lineup
+from retbench.report.lineup import lineup
+from retbench.report.points import group
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.results import Results

@@ -20,9 +20,10 @@ from retbench.report import curves, style
 from retbench.report.cost_claims import describe_setup
 from retbench.report.drawing import Drawing, View
 from retbench.report.labels import Label, add_text, label_ends
+from retbench.report.lineup import Lineup
 from retbench.report.looks import HOLLOW
 from retbench.report.panels import TIME_UNITS, Panel, Units, frame_points, highest
-from retbench.report.points import Lineup, group
+from retbench.report.points import group
 from retbench.report.sweeps import DATA_COLUMNS, CostSweep, by_workload, describe_rounds, with_failures
 from retbench.report.wording import bind_units, file_stem
 from retbench.units import GB, format_printed, format_rate, format_tokens

@@ -21,7 +21,7 @@ from retbench.report.comparisons import (
     find_slope,
     fit_line,
 )
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
 from retbench.report.wording import (
     crossing_ends,

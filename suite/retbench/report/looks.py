@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.style import GRID, INK, MUTED, NEUTRAL, PAPER
 
 

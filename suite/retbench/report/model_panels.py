@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from retbench.report import style
 from retbench.report.curves import draw_line
+from retbench.report.lineup import Lineup
 from retbench.report.looks import Look, look_of
 from retbench.report.panels import Point, frame_points
-from retbench.report.points import Lineup
 from retbench.report.wording import with_interval
 from retbench.units import format_size
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from retbench.report.labels import shorten
+from retbench.report.lineup import Lineup
 from retbench.report.looks import FILLED, Look, look_of, repeats
-from retbench.report.points import Lineup
 from retbench.report.sweeps import CostSweep
 from retbench.report.wording import with_interval
 from retbench.units import GIB, MIB

@@ -17,7 +17,8 @@ from retbench.records.dates import dates_of, started
 from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record
 from retbench.report.cells import Cell
 from retbench.report.columns import NONE
-from retbench.report.points import Lineup, is_final, is_matched
+from retbench.report.lineup import Lineup, is_matched
+from retbench.report.points import is_final
 from retbench.report.results import Results, set_of
 from retbench.report.wording import bind_units, device_name, range_of
 from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens

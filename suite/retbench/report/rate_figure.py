@@ -11,10 +11,10 @@ from retbench.report import style
 from retbench.report.curves import describe_crosses
 from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations
+from retbench.report.lineup import Lineup
 from retbench.report.model_panels import add_model_panels, draw_model_line
 from retbench.report.panels import PERCENT
 from retbench.report.points import (
-    Lineup,
     TaskPoint,
     group,
     instance_of,

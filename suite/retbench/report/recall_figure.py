@@ -18,10 +18,10 @@ from retbench.report.curves import draw_row
 from retbench.report.drawing import Drawing, View
 from retbench.report.evaluations import Evaluations
 from retbench.report.labels import Anchor, add_note, add_text
+from retbench.report.lineup import Lineup
 from retbench.report.model_panels import add_model_panels, draw_model_line
 from retbench.report.panels import PERCENT, Panel, frame_points
 from retbench.report.points import (
-    Lineup,
     TaskPoint,
     group,
     learning_rate,

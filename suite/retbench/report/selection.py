@@ -17,7 +17,8 @@ from retbench.errors import RecordError, unknown_name
 from retbench.records.dates import dates_of, started
 from retbench.records.record import Documents, ModelInfo, Record, conditions
 from retbench.report.latest import keep_latest, on_one_node
-from retbench.report.points import group, instance_of, is_final, is_matched, learning_rate, task_point_of
+from retbench.report.lineup import is_matched
+from retbench.report.points import group, instance_of, is_final, learning_rate, task_point_of
 from retbench.report.results import ComparableSet, by_parts, set_of
 from retbench.workloads.workload import measures_cost, replicate_of
 

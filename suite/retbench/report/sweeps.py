@@ -9,7 +9,8 @@ import pandas as pd
 
 from retbench.records.record import SHARES, Record
 from retbench.report.frames import observations
-from retbench.report.points import Lineup, group, lineup
+from retbench.report.lineup import Lineup, lineup
+from retbench.report.points import group
 from retbench.report.selection import Selection, matched_groups
 from retbench.report.wording import describe_status, file_stem, join_words, section_title
 from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
