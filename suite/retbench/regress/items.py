@@ -33,7 +33,7 @@ def is_timed(workload: str) -> bool:
     """Return whether a workload is compared by a time."""
     if workload == WALL_TIME:
         return True
-    return is_compared(workload) and WORKLOADS[workload].primary.name.endswith("_s")
+    return is_compared(workload) and WORKLOADS[workload].primary.unit == "s"
 
 
 @dataclass(frozen=True, order=True)

@@ -30,6 +30,7 @@ from retbench.report.results import session_of
 from retbench.report.wording import describe_status, format_factor, with_interval
 from retbench.stats.intervals import Interval, geometric_interval, ratio_interval, slope_equivalence
 from retbench.units import format_percent, format_tokens
+from retbench.workloads.workload import WORKLOADS
 
 TOLERANCE = 0.1
 """Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
@@ -120,8 +121,9 @@ def _failure(sides: Sequence[Cells], point: Point) -> str:
     return ""
 
 
-def _is_counted(metric: str) -> bool:
-    return metric.endswith(("_bytes", "_batch"))
+def _is_counted(rule: RatioRule | LevelRule | GrowsRule) -> bool:
+    """Return whether the metric of a rule is the same in every round, so that one value decides."""
+    return not WORKLOADS[rule.workload].metric(rule.metric).has_interval
 
 
 class _Series(NamedTuple):
@@ -221,7 +223,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
     words = f"{(_saving_words if rule.saved else _ratio_words)(advantage)} {_at(point)}"
     words += " (unpaired: measured in different sessions)" if unpaired else ""
     distance = _distance(point, wanted)
-    if advantage.low is None and not _is_counted(rule.metric):
+    if advantage.low is None and not _is_counted(rule):
         return _one_round(words)._replace(distance=distance)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
@@ -259,7 +261,7 @@ def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding
     costs, range_words, _ = series
     margin = LEVEL_MARGIN if rule.margin is None else rule.margin
     steps, by_round = list(costs), list(zip(*costs.values(), strict=True))
-    if _is_counted(rule.metric):
+    if _is_counted(rule):
         ratio = max(by_round[0]) / min(by_round[0])
         return decided(ratio <= 1 + margin, f"{ratio:.3f}× {range_words}")
     found = slope_equivalence(steps, by_round, margin)
@@ -279,7 +281,7 @@ def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding
 def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFinding:
     """Look for a rise at every step, and where the claim says so for a straight line."""
     by_length, range_words, _ = series
-    is_counted = _is_counted(rule.metric)
+    is_counted = _is_counted(rule)
     costs = [values[:1] if is_counted else values for values in by_length.values()]
     whole = ratio_interval(costs[-1], costs[0])
     words = f"{_ratio_words(whole)} {range_words}"

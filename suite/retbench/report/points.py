@@ -1,5 +1,4 @@
-"""Identity of a record in the report: its task point and its model instance; and facts that it states.
-"""
+"""Identity of a record in the report: its task point and its model instance; and facts that it states."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, TypeVar

@@ -64,7 +64,8 @@ class MetricSpec:
         name: As records hold it; it ends in its base unit, or `unit` states it.
         heading: Column heading in tables for people.
         lower_is_better: None where neither direction is an advantage.
-        has_interval: Measured anew in each round, so that tables show its 95 % interval.
+        has_interval: Timed in each round, so that tables show its 95 % interval. Other costs are counted, and one round
+            decides.
         optional: A measurement may lack it without a reason, because only some devices or tasks have it. Tables leave
             it out where no point has a value.
         better: How a model with the better value is described: "faster", "smaller".
@@ -149,6 +150,10 @@ class Workload:
     def primary(self) -> MetricSpec:
         """The metric by which models are compared."""
         return self.metrics[0]
+
+    def metric(self, name: str) -> MetricSpec:
+        """Return the metric of this name, which it has."""
+        return next(metric for metric in self.metrics if metric.name == name)
 
     @property
     def measures_cost(self) -> bool:
