@@ -27,6 +27,7 @@ from retbench.report.drawing import Drawing, save_drawing
 from retbench.report.figures import make_drawings
 from retbench.report.lineup import Lineup
 from retbench.report.selection import select
+from retbench.report.tables import contents_of
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 
 NAMES = [
@@ -69,7 +70,7 @@ def failed_training() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def drawings(cpu_records: list[Record]) -> list[Drawing]:
-    return make_drawings(select(cpu_records))
+    return make_drawings(contents_of(select(cpu_records)))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_metric_of_any_unit_is_drawn_in_it_or_not_at_all(
     records = Maker(
         CPU, change=lambda given: given | {"workload": "ranks", "metrics": {name: metric}}
     ).latency()
-    drawings = make_drawings(select([one for one in records if one.point.batch_size == 1]))
+    drawings = make_drawings(contents_of(select([one for one in records if one.point.batch_size == 1])))
     found = [each for each in drawings if "ranks" in each.name]
     assert len(found) == (unit is not None)
     for each in found:
@@ -101,7 +102,11 @@ def test_a_metric_of_any_unit_is_drawn_in_it_or_not_at_all(
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     """The files of every figure of the newest comparable records."""
-    return [path for drawing in make_drawings(select(records)) for path in save_drawing(drawing, folder)]
+    return [
+        path
+        for drawing in make_drawings(contents_of(select(records)))
+        for path in save_drawing(drawing, folder)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +178,7 @@ def test_a_mixer_that_is_not_installed_here_has_no_analytical_size(mixer: str | 
         config = with_mixer(model.config, mixer=mixer)
         return arguments | {"model": model.model_copy(update={"config": config})}
 
-    (drawing,) = make_drawings(select(Maker(CPU, change=change).memory()))[:1]
+    (drawing,) = make_drawings(contents_of(select(Maker(CPU, change=change).memory())))[:1]
     sized = drawing.data[drawing.data["metric"] == "expected_weight_and_state_bytes"]
     assert set(drawing.data["model"]) == {"retnet", "transformer"}
     assert set(sized["model"]) == {"transformer"}
@@ -189,7 +194,7 @@ def test_axes_do_not_bend_straight_lines(drawings: list[Drawing]) -> None:
 
 
 def test_the_crossover_is_marked_where_the_drawn_lines_meet(cpu_records: list[Record]) -> None:
-    for drawing in make_drawings(select(cpu_records)):
+    for drawing in make_drawings(contents_of(select(cpu_records))):
         crossings = drawing.data[drawing.data["metric"] == "crossover_context_len"]
         if crossings.empty or crossings["value"].isna().all():
             continue
@@ -205,7 +210,9 @@ def test_the_crossover_is_marked_where_the_drawn_lines_meet(cpu_records: list[Re
 
 def test_batch_sizes_are_panels_of_one_figure() -> None:
     maker = Maker(GPU)
-    found = make_drawings(select(maker.latency(batch_sizes=(1, 8)) + maker.memory(batch_sizes=(1, 8))))
+    found = make_drawings(
+        contents_of(select(maker.latency(batch_sizes=(1, 8)) + maker.memory(batch_sizes=(1, 8))))
+    )
     named = {drawing.name: drawing for drawing in found}
     assert list(named)[:3] == ["latency_decode", "latency_prefill", "memory"]
     assert [axes.get_title(loc="left") for axes in named["latency_decode"].figure.axes] == [
@@ -218,7 +225,7 @@ def test_batch_sizes_are_panels_of_one_figure() -> None:
 
 
 def test_training_shows_speed_above_memory_and_the_lines_through_it(training_records: list[Record]) -> None:
-    drawing = make_drawings(select(training_records))[0]
+    drawing = make_drawings(contents_of(select(training_records)))[0]
     assert drawing.name == "training_cost_training_batch1"
     speed, memory = drawing.figure.axes
     data = drawing.data
@@ -255,7 +262,7 @@ def all_words(drawing: Drawing) -> list[str]:
 
 
 def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[Record]) -> None:
-    for drawing in make_drawings(select(gpu_records)):
+    for drawing in make_drawings(contents_of(select(gpu_records))):
         failed = drawing.data[drawing.data["status"] == "oom"]
         words = " ".join(all_words(drawing))
         if "prefill" in drawing.name or "figure6" in drawing.name:  # no longer than 8K
@@ -269,7 +276,7 @@ def test_points_that_failed_are_in_the_data_and_in_the_figure(gpu_records: list[
 def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
     swept_records: list[Record],
 ) -> None:
-    drawing = make_drawings(select(swept_records))[0]
+    drawing = make_drawings(contents_of(select(swept_records)))[0]
     assert drawing.name == "throughput_decode_throughput"
     assert "crosses: out of memory" in drawing.figure.texts[1].get_text()
     panels = drawing.figure.axes
@@ -296,7 +303,7 @@ def test_throughput_of_one_batch_is_drawn_against_the_bytes_of_the_state() -> No
         for model in maker.machine.models
         for length in (1024, 2048, 4096)
     ]
-    (drawing, *_) = make_drawings(select(records))
+    (drawing, *_) = make_drawings(contents_of(select(records)))
     assert drawing.name == "kin_throughput_batch32_by_state"
     assert drawing.figure.axes[0].get_title(loc="left") == "batch 32"
     sizes = {model: rows["state_bytes"] for model, rows in drawing.data.groupby("model")}
@@ -325,7 +332,9 @@ def test_throughput_without_a_value_or_a_known_state_is_no_error(status: str) ->
         for model in maker.machine.models
         for batch_size in (2, 8)
     ]
-    names = [drawing.name for drawing in make_drawings(select(records)) if "by_state" in drawing.name]
+    names = [
+        drawing.name for drawing in make_drawings(contents_of(select(records))) if "by_state" in drawing.name
+    ]
     assert names == (["kin_throughput_by_state"] if status == "timeout" else [])
 
 
@@ -380,19 +389,19 @@ def test_conditions_stand_at_the_foot(drawings: list[Drawing]) -> None:
     ],
 )
 def test_no_word_leaves_its_figure_or_covers_another(make: Any) -> None:
-    for drawing in make_drawings(select(make())):
+    for drawing in make_drawings(contents_of(select(make()))):
         check_words(drawing)
 
 
 def test_an_interval_far_wider_than_the_values_does_not_flatten_them() -> None:
-    drawing = make_drawings(select(noisy_records()))[0]
+    drawing = make_drawings(contents_of(select(noisy_records())))[0]
     highest = drawing.data[drawing.data["metric"] == "tpot_s"]["value"].max()
     assert drawing.data["high"].max() > 3 * highest
     assert drawing.figure.axes[0].get_ylim()[1] / 1000 < 2 * highest
 
 
 def test_nothing_measured_is_drawn_as_failures_not_as_a_crash() -> None:
-    drawings = make_drawings(select(failed_records()))
+    drawings = make_drawings(contents_of(select(failed_records())))
     assert len(drawings) == 3
     assert all("timed out" in " ".join(all_words(drawing)) for drawing in drawings)
 
@@ -455,7 +464,7 @@ def test_ten_models_have_looks_and_names_of_their_own() -> None:
     maker = Maker(GPU)
     records = maker.latency(batch_sizes=(8,)) + maker.memory(batch_sizes=(8,))
     records += maker.throughput((1024, 2048, 4096, 8192), (1, 4, 16))
-    for drawing in make_drawings(select(ten_models(records))):
+    for drawing in make_drawings(contents_of(select(ten_models(records)))):
         check_words(drawing)
         if drawing.name == "latency_decode_batch8":
             lines = model_lines(drawing.figure.axes[0])
@@ -472,7 +481,11 @@ def test_ten_models_have_looks_and_names_of_their_own() -> None:
 @pytest.mark.parametrize("lengths", [(2048,), (1024, 4096)])
 def test_the_intervals_of_many_models_stand_side_by_side(lengths: tuple[int, ...]) -> None:
     records = [one for one in Maker(CPU).latency() if one.point.context_len in lengths]
-    drawing = next(d for d in make_drawings(select(ten_models(records))) if d.name == "latency_decode_batch1")
+    drawing = next(
+        d
+        for d in make_drawings(contents_of(select(ten_models(records))))
+        if d.name == "latency_decode_batch1"
+    )
     (axes,) = drawing.figure.axes
     places = [line.get_transform().transform(line.get_xydata()) for line in model_lines(axes)]
     firsts = sorted((float(at[0][0]), float(at[0][1])) for at in places)
@@ -490,7 +503,7 @@ def test_the_intervals_of_many_models_stand_side_by_side(lengths: tuple[int, ...
 @pytest.mark.parametrize("lengths", [(1024, 4096), (1024, 32768)])
 def test_points_side_by_side_stay_inside_of_their_axes(lengths: tuple[int, ...]) -> None:
     records = [one for one in Maker(CPU).latency() if one.point.context_len in lengths]
-    drawings = {drawing.name: drawing for drawing in make_drawings(select(ten_models(records)))}
+    drawings = {drawing.name: drawing for drawing in make_drawings(contents_of(select(ten_models(records))))}
     for name in {"latency_decode_batch1", "latency_figure6"} & drawings.keys():
         (axes,) = drawings[name].figure.axes
         for line in model_lines(axes):
@@ -499,7 +512,7 @@ def test_points_side_by_side_stay_inside_of_their_axes(lengths: tuple[int, ...])
 
 
 def test_the_values_beside_several_panels_are_those_of_the_last() -> None:
-    drawings = make_drawings(select(Maker(GPU).latency(batch_sizes=(1, 8))))
+    drawings = make_drawings(contents_of(select(Maker(GPU).latency(batch_sizes=(1, 8)))))
     figure = next(drawing.figure for drawing in drawings if drawing.name == "latency_decode")
     first, last = figure.axes
     assert not first.texts
@@ -549,7 +562,7 @@ def test_a_name_of_any_length_leaves_room_for_the_curves(cpu_records: list[Recor
         for record in records
         if record.model.name == longest
     ]
-    drawings = make_drawings(select([*records, *other]))
+    drawings = make_drawings(contents_of(select([*records, *other])))
     assert len(drawings) > 4
     for drawing in drawings:
         for axes in drawing.figure.axes:
@@ -565,8 +578,9 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
         "from retbench.report.drawing import save_drawing\n"
         "from retbench.report.figures import make_drawings\n"
         "from retbench.report.selection import select\n"
+        "from retbench.report.tables import contents_of\n"
         "before = mpl.rcParams.copy()\n"
-        "for drawing in make_drawings(select(Maker().memory())):\n"
+        "for drawing in make_drawings(contents_of(select(Maker().memory()))):\n"
         f"    save_drawing(drawing, Path({str(tmp_path)!r}))\n"
         "assert mpl.rcParams.copy() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
@@ -615,5 +629,5 @@ def test_seconds_are_drawn_in_a_unit_that_fits() -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=42e-6)}}
 
-    drawing = make_drawings(select(Maker(CPU, change=change).latency()))[0]
+    drawing = make_drawings(contents_of(select(Maker(CPU, change=change).latency())))[0]
     assert any(text.get_text().startswith("µs, batch 1") for text in drawing.figure.texts)

@@ -9,11 +9,11 @@ from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.report.curves import draw_row
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.figures import draw_scores
 from retbench.report.lineup import Lineup
 from retbench.report.panels import Panel, Point
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
-from retbench.report.score_figures import draw_scores
 from retbench.report.style import model_of
 from retbench.report.tables import quality_table
 

@@ -7,9 +7,9 @@ from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.report.evaluations import Evaluations
+from retbench.report.figures import draw_scores
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
-from retbench.report.score_figures import draw_scores
 from retbench.report.tables import quality_table
 
 SEEDS = {"1m": (0,)}

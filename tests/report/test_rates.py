@@ -12,8 +12,8 @@ from report.synthetic_scores import KIN, ScoreMaker, evaluations_of
 from report.words import check_words
 from retbench.records.record import Metric
 from retbench.report.drawing import Drawing
+from retbench.report.figures import draw_scores
 from retbench.report.rate_figure import RING_PT
-from retbench.report.score_figures import draw_scores
 from retbench.report.style import marks_of
 
 NAME = "quality_training_run_classic_books_2048_rates"

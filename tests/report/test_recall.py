@@ -15,10 +15,10 @@ from retbench.cli import app, layout
 from retbench.records.record import Metric
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
+from retbench.report.figures import draw_scores
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.recall_figure import frontier, seed_means
-from retbench.report.score_figures import draw_scores
 from retbench.report.tables import quality_table
 from retbench.stats.intervals import mean_interval
 

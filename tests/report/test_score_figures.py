@@ -14,9 +14,9 @@ from report.words import check_words
 from retbench.report import looks
 from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.figures import draw_scores
 from retbench.report.points import is_final
 from retbench.report.results import load_results
-from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select
 from retbench.stats.paired import proportion_interval
 

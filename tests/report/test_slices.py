@@ -10,10 +10,10 @@ from retbench.papers.claims import load_claims
 from retbench.report.claims import judge
 from retbench.report.compact_tables import quality_tables
 from retbench.report.evaluations import Evaluations, make_evaluations
+from retbench.report.figures import draw_scores
 from retbench.report.quality_findings import find_quality
 from retbench.report.readable_tables import readable_tables
 from retbench.report.results import load_results
-from retbench.report.score_figures import draw_scores
 from retbench.report.selection import select
 from retbench.report.tables import quality_table
 

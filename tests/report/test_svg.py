@@ -14,11 +14,12 @@ from retbench.report.figures import make_drawings
 from retbench.report.selection import select
 from retbench.report.style import marks_of, model_of
 from retbench.report.svg import describe, inline_svgs
+from retbench.report.tables import contents_of
 
 
 @pytest.fixture(scope="module")
 def drawings(cpu_records: list[Record]) -> dict[str, Drawing]:
-    return {drawing.name: drawing for drawing in make_drawings(select(cpu_records))}
+    return {drawing.name: drawing for drawing in make_drawings(contents_of(select(cpu_records)))}
 
 
 def test_a_figure_takes_a_fraction_of_its_file_and_keeps_its_words(
@@ -80,7 +81,7 @@ def test_a_model_of_any_name_can_be_found_in_the_figure() -> None:
         is_retnet = model.name == "retnet"
         return arguments | ({"model": model.model_copy(update={"name": name})} if is_retnet else {})
 
-    first, *_ = make_drawings(select(Maker(CPU, change=change).latency((1024, 2048))))
+    first, *_ = make_drawings(contents_of(select(Maker(CPU, change=change).latency((1024, 2048)))))
     picture = ElementTree.fromstring(inline_svgs(first, "f")[0])
     assert {node.attrib["data-model"] for node in picture.iter() if "data-model" in node.attrib} == {
         name,

@@ -1,29 +1,40 @@
-"""The figures of cost: which are drawn from the records of which workload.
+"""The figures of a report: which are drawn from which records. Each kind of figure has its module.
 
-The metrics of a workload decide on its figure: a time becomes curves against the context length, memory becomes
-stacked bars, and a workload that measures both becomes two rows. Each figure has its module; `score_figures` draws
-quality.
+The metrics of a workload of cost decide on its figure: a time becomes curves against the context length, memory becomes
+stacked areas, and a workload that measures both becomes two rows. What a workload of quality scores decides on its.
 """
 
 from collections.abc import Sequence
 
 from retbench.report import style
+from retbench.report.accuracy_figure import draw_accuracies
 from retbench.report.drawing import Drawing
+from retbench.report.evaluations import Evaluations
 from retbench.report.figure6 import draw_figure6
 from retbench.report.length_figure import draw_lengths
 from retbench.report.memory_figure import draw_memory
+from retbench.report.needle_figure import draw_needles
 from retbench.report.panels import UNITS
+from retbench.report.rate_figure import draw_rates
+from retbench.report.recall_figure import draw_distances, draw_length_recall, draw_recall
 from retbench.report.roofline_figure import draw_rooflines
-from retbench.report.selection import Selection
-from retbench.report.sweeps import CostSweep, by_workload, make_sweeps, swept_by_batch
+from retbench.report.series_figures import draw_gains, draw_learning, draw_positions
+from retbench.report.size_figures import draw_bits, draw_figure5, draw_states
+from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
+from retbench.report.tables import Contents
 from retbench.report.throughput_figures import draw_throughput, draw_throughput_by_state
 from retbench.report.training_figure import draw_training
 from retbench.workloads.workload import WORKLOADS, Workload
 
 
-def make_drawings(selection: Selection) -> list[Drawing]:
+def make_drawings(contents: Contents) -> list[Drawing]:
     """Return every figure that the records of a selection allow, in the order of the report."""
-    sweeps = make_sweeps(selection)
+    scores = contents.evaluations
+    return [*draw_costs(contents.sweeps), *(draw_scores(scores) if scores else [])]
+
+
+def draw_costs(sweeps: Sequence[CostSweep]) -> list[Drawing]:
+    """Return every figure that the costs allow, in the order of the workloads."""
     with style.house_style():
         by_name = [
             drawing
@@ -50,3 +61,23 @@ def _of_workload(sweeps: Sequence[CostSweep], workload: Workload) -> list[Drawin
     if "tokens_per_s" in metrics and swept_by_batch(sweeps):
         return [draw_throughput(sweeps)]
     return [draw_lengths(sweeps, workload)] if workload.primary.unit in UNITS else []
+
+
+def draw_scores(scores: Evaluations) -> list[Drawing]:
+    """Return every figure that the scores allow, in the order of the report."""
+    trainings = scores.task_points("seed")
+    with style.house_style():
+        return [
+            *(each for task_point in trainings for each in draw_figure5(scores, task_point)),
+            *draw_bits(scores),
+            *draw_states(scores),
+            *(each for task_point in scores.longest_texts() for each in draw_positions(scores, task_point)),
+            *(each for points in scores.groups("answers") for each in draw_accuracies(scores, points)),
+            *(each for task_point in scores.scored("slices") for each in draw_gains(scores, task_point)),
+            *(each for points in scores.groups("needles") for each in draw_needles(scores, points)),
+            *(each for points in scores.groups("recall") for each in draw_recall(scores, points)),
+            *(each for points in scores.groups("recall") for each in draw_distances(scores, points)),
+            *(each for points in scores.groups("lengths") for each in draw_length_recall(scores, points)),
+            *(each for task_point in trainings for each in draw_learning(scores, task_point)),
+            *(each for task_point in trainings for each in draw_rates(scores, task_point)),
+        ]

@@ -29,7 +29,7 @@ from retbench.workloads.workload import Workload
 
 PARTS = ("weight_bytes", "state_bytes", "workspace_bytes")
 EXPECTED = "expected_weight_and_state_bytes"
-"""Analytical size of what a bar shows without the workspace."""
+"""Analytical size of the stacked areas without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
 _MOST_PANELS = 4

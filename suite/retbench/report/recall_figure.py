@@ -123,7 +123,7 @@ def _draw_pairs(
     return view.drawing(figure, data)
 
 
-def draw_lengths(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
+def draw_length_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) -> Iterator[Drawing]:
     """Yield the accuracy against the length of the examples, a figure per size and a panel per task."""
     trained = [
         record for point in task_points for record in scores.measured(point) if noted_trained_len(record)

@@ -26,7 +26,6 @@ from retbench.report.looks import colour_rules
 from retbench.report.markdown import code_block, escape_markdown, markdown_text
 from retbench.report.origins import select_by_origin
 from retbench.report.results import Results, load_results
-from retbench.report.score_figures import draw_scores
 from retbench.report.svg import inline_svgs
 from retbench.report.tables import Contents, contents_of
 
@@ -156,8 +155,7 @@ def _origins(results: Results) -> list[_Origin]:
     found: list[_Origin] = []
     for selection in select_by_origin(results):
         contents = contents_of(selection)
-        drawings = make_drawings(selection) if contents.sweeps else []
-        drawings += draw_scores(contents.evaluations) if contents.evaluations else []
+        drawings = make_drawings(contents)
         taken = {drawing.name for origin in found for drawing in origin.drawings}
         named = [replace(d, name=f"{selection.anchor}_{d.name}") if d.name in taken else d for d in drawings]
         found.append(_Origin(contents, named))
