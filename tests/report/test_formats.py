@@ -6,12 +6,13 @@ import pytest
 from retbench.records.record import Record
 from retbench.report.compact_tables import cost_tables
 from retbench.report.diagnostics import failure_table
-from retbench.report.evaluations import Evaluations, weights_table
+from retbench.report.evaluations import Evaluations
 from retbench.report.formats import html_cells
 from retbench.report.readable_tables import readable_tables
 from retbench.report.selection import select
 from retbench.report.sweeps import make_sweeps
 from retbench.report.tables import cost_table, quality_table
+from retbench.report.trainings import weights_table
 
 
 def keys_of(table: pd.DataFrame, heading: str) -> dict[str, float | None]:

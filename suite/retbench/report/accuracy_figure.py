@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from retbench.papers.tasks import chance
 from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.document_comparisons import DocumentComparison
 from retbench.report.drawing import Drawing, View
-from retbench.report.evaluations import Evaluations, chance
+from retbench.report.evaluations import Evaluations
 from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.lineup import Lineup
 from retbench.report.looks import look_of

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from retbench.papers.tasks import chance, paper_average
 from retbench.records.record import Record
 from retbench.report.document_comparisons import DocumentComparison
-from retbench.report.evaluations import Evaluations, chance, paper_average
+from retbench.report.evaluations import Evaluations
 from retbench.report.findings import KeyFinding
 from retbench.report.points import TaskPoint, accuracy, group
 from retbench.report.wording import POINTS, describe_p, join_words

@@ -104,7 +104,7 @@ def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
         rows.append(row)
     of_columns = {labels[model]: model for model in grid.models}
     of_columns |= {f"{labels[model]} {grid.versus}": model for model in compared}
-    return _without_constants(caption, pd.DataFrame(rows, dtype=object), ("batch", "context"), of_columns)
+    return _captioned(caption, pd.DataFrame(rows, dtype=object), ("batch", "context"), of_columns)
 
 
 def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
@@ -122,7 +122,7 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
             row[grid.versus] = NONE
         rows.append(row)
         of_rows.append(model)
-    return _without_constants(caption, pd.DataFrame(rows, dtype=object), ("batch",), {}, tuple(of_rows))
+    return _captioned(caption, pd.DataFrame(rows, dtype=object), ("batch",), {}, tuple(of_rows))
 
 
 def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
@@ -186,7 +186,7 @@ def _quality_table(table: ReadableTable, primary: MetricSpec, caption: str, mode
     headings = [labels.get(at, table.columns[at].heading) for at in chosen]
     shown = frame.iloc[:, chosen].set_axis(headings, axis="columns")
     of_columns = {labels[at]: str(table.columns[at].model) for at in own}
-    return _without_constants(caption, shown, [table.columns[at].heading for at in lead], of_columns)
+    return _captioned(caption, shown, [table.columns[at].heading for at in lead], of_columns)
 
 
 def _tables_per_point(
@@ -253,7 +253,7 @@ def _mean(column: Column, sides: Sequence[Row]) -> str:
     return Cell(describe_interval(found), found.value)
 
 
-def _without_constants(
+def _captioned(
     caption: str,
     frame: pd.DataFrame,
     lead: Sequence[str],

@@ -7,14 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from retbench.architectures.recorded import config_facts
 from retbench.records.dates import dates_of, started
-from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record
+from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record, median_curve
 from retbench.report.cells import Cell
 from retbench.report.columns import NONE
 from retbench.report.lineup import Lineup, is_matched
@@ -286,20 +285,6 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
         )
     rows += [[name, _changing(name, values)] for name, values in facts.items()]
     return pd.DataFrame(rows, columns=["fact", "value"])
-
-
-def median_curve(curves: Iterable[Sequence[ReadRate]]) -> tuple[ReadRate, ...]:
-    """Return the median bandwidth of each size that all curves have but for empty ones."""
-    measured = [{rate.footprint_bytes: rate for rate in curve} for curve in curves if curve]
-    sizes = sorted(set(measured[0]).intersection(*measured[1:])) if measured else []
-    return tuple(
-        ReadRate(
-            footprint_bytes=size,
-            bytes_per_s=median(each[size].bytes_per_s for each in measured),
-            kernel=measured[0][size].kernel,
-        )
-        for size in sizes
-    )
 
 
 def _by_size(curves: Sequence[Sequence[ReadRate]]) -> str:

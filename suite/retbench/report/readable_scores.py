@@ -6,6 +6,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from retbench.papers.tasks import paper_average
 from retbench.report.cells import (
     Cell,
     Column,
@@ -19,12 +20,14 @@ from retbench.report.cells import (
     plain_cell,
 )
 from retbench.report.columns import NONE
-from retbench.report.evaluations import ACCURACIES, paper_average
 from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, REFERENCE
 from retbench.report.wording import POINTS, describe_status, format_p, with_interval
 from retbench.units import format_bytes, format_count, format_percent, format_size
 from retbench.workloads.workload import WORKLOADS, Workload
+
+ACCURACIES = ("acc", "acc_norm")
+"""Metrics that are a share of right answers."""
 
 Row = Mapping[str, Any]
 

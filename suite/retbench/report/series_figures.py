@@ -14,10 +14,11 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import draw_row, three_decimals
 from retbench.report.drawing import Drawing, View
-from retbench.report.evaluations import Evaluations, describe_rates
+from retbench.report.evaluations import Evaluations
 from retbench.report.labels import add_note, beside
 from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, instance_row, is_final, loss_unit
+from retbench.report.trainings import describe_rates
 from retbench.units import format_size, format_tokens
 
 _MOST_PANELS = 4

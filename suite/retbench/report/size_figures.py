@@ -15,10 +15,11 @@ from retbench.records.record import Record
 from retbench.report import style
 from retbench.report.curves import draw_row, three_decimals
 from retbench.report.drawing import Drawing, View
-from retbench.report.evaluations import Evaluations, describe_rates
+from retbench.report.evaluations import Evaluations
 from retbench.report.panels import Panel, frame_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final, state_bytes_of
 from retbench.report.readable_scores import MOST_MODELS
+from retbench.report.trainings import describe_rates
 from retbench.report.wording import file_stem, join_words, range_of
 from retbench.units import format_count, format_tokens
 
