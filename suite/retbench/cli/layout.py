@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from retbench.errors import printable, unknown_name
-from retbench.report.columns import align_columns
+from retbench.report.aligned_text import align_columns
 from retbench.report.markdown import markdown_rows
 
 WIDEST_PROSE = 100

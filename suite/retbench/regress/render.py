@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from retbench.errors import printable
 from retbench.files import write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
-from retbench.report.columns import align_columns
+from retbench.report.aligned_text import align_columns
 from retbench.report.markdown import escape_markdown, markdown_rows
 from retbench.stats.intervals import Interval
 

@@ -17,7 +17,7 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.labels import add_text, label_width_in, shorten
 from retbench.report.lineup import Lineup
 from retbench.report.looks import look_of
-from retbench.report.panels import Point
+from retbench.report.panels import PlotPoint
 from retbench.report.points import TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.wording import POINTS, describe_p, file_stem, with_interval
 from retbench.stats.paired import proportion_interval
@@ -39,7 +39,7 @@ class TaskRows:
     """
 
     task: str
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
     notes: tuple[str, ...]
     chance: float | None
 
@@ -71,9 +71,9 @@ def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> It
     yield view.drawing(figure, pd.DataFrame([_data_row(*each) for each in largest]))
 
 
-def _point(record: Record, share: float, count: int) -> Point:
+def _point(record: Record, share: float, count: int) -> PlotPoint:
     """Return an accuracy with its interval."""
-    return Point(record.model.name, 0, share, *proportion_interval(round(share * count), count))
+    return PlotPoint(record.model.name, 0, share, *proportion_interval(round(share * count), count))
 
 
 def _data_row(record: Record, share: float, count: int) -> dict[str, object]:

@@ -5,6 +5,7 @@ interval is a factor of 2 or more. Of a time both are of speed where it is short
 Of memory a percentage is a share of the reference's.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -97,7 +98,7 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
         ratio: ratio, low, high and unpaired, as in `comparisons.CostRatio`.
     """
     value, low, high = (float(ratio[name]) for name in ("ratio", "low", "high"))
-    has_interval, unpaired = low == low, bool(ratio["unpaired"])
+    has_interval, unpaired = not math.isnan(low), bool(ratio["unpaired"])
     if value == 1:
         return Advantage(_EQUAL, "", "equal", "", unpaired)
     widest = max(high, 1 / low) if has_interval and low > 0 else 1.0

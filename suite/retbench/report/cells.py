@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 import pandas as pd
 
-from retbench.report.columns import NONE
+from retbench.report.aligned_text import NONE
 from retbench.units import (
     format_bytes,
     format_energy,
@@ -22,7 +22,7 @@ from retbench.units import (
 Kind = Literal["key", "value", "comparison"]
 
 
-class Cell(str):
+class TableCell(str):
     """Text of a cell of a table, with the number that it shows: a page sorts the rows by it."""
 
     number: float | None
@@ -52,7 +52,7 @@ class Column:
     metric: str | None = None
 
 
-Line = dict[Column, str]
+TableLine = dict[Column, str]
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,20 @@ def number_of(value: object) -> float | None:
 
 def number_cell(value: float | None, write: Callable[[float], str]) -> str:
     """Return a number as a cell; a dash where there is none."""
-    return NONE if value is None else Cell(write(value), value)
+    return NONE if value is None else TableCell(write(value), value)
 
 
 def plain_cell(value: object) -> str:
     """Return a text or a whole number as a cell; a dash where there is none."""
-    return NONE if is_missing(value) else Cell(str(value), number_of(value))
+    return NONE if is_missing(value) else TableCell(str(value), number_of(value))
 
 
 def length_cell(num_tokens: float) -> str:
     """Return a context length as a cell: '32K'."""
-    return Cell(format_tokens(int(num_tokens)), num_tokens)
+    return TableCell(format_tokens(int(num_tokens)), num_tokens)
 
 
-def key_cells(**cells: str) -> Line:
+def key_cells(**cells: str) -> TableLine:
     """Return the cells that say what a row is about, by their headings."""
     return {Column(heading, "key"): cell for heading, cell in cells.items()}
 

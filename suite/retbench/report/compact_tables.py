@@ -11,11 +11,12 @@ from itertools import product
 import pandas as pd
 
 from retbench.report.advantages import advantage
-from retbench.report.cells import Cell, Column, ReadableTable, format_metric, length_cell, number_of
-from retbench.report.columns import NONE
+from retbench.report.aligned_text import NONE
+from retbench.report.cells import Column, ReadableTable, TableCell, format_metric, length_cell, number_of
 from retbench.report.comparisons import pair_ratios
 from retbench.report.evaluations import Evaluations
 from retbench.report.lineup import Lineup
+from retbench.report.points import CostPoint
 from retbench.report.readable_scores import MOST_MODELS, Row, models_by_point
 from retbench.report.readable_tables import readable_tables
 from retbench.report.sweeps import CostSweep, by_workload
@@ -25,9 +26,6 @@ from retbench.stats.intervals import geometric_interval, mean_interval
 from retbench.stats.paired import MIN_SEEDS
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
-
-Point = tuple[int, int]
-"""Batch size and context length."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class _Grid:
     """The primary metric of one experiment and workload in words, by model and point."""
 
     sweeps: Sequence[CostSweep]
-    values: Mapping[tuple[str, Point], str]
-    ratios: Mapping[tuple[str, Point], Cell]
+    values: Mapping[tuple[str, CostPoint], str]
+    ratios: Mapping[tuple[str, CostPoint], TableCell]
 
     @property
     def lineup(self) -> Lineup:
@@ -70,12 +68,12 @@ class _Grid:
         return [model for model in self.lineup.models if model in measured]
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[CostPoint]:
         return [(sweep.batch_size, length) for sweep in self.sweeps for length in sweep.lengths]
 
     def batch_words(self, batch_size: int) -> str:
         known = WORKLOADS.get(self.sweeps[0].workload)
-        return NONE if known and known.finds_batch else Cell(str(batch_size), batch_size)
+        return NONE if known and known.finds_batch else TableCell(str(batch_size), batch_size)
 
     @property
     def versus(self) -> str:
@@ -117,7 +115,7 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
         deepest = next((n for n in reversed(lengths) if (model, (batch, n)) in grid.ratios), None)
         if grid.versus and deepest is not None:
             found = grid.ratios[model, (batch, deepest)]
-            row[grid.versus] = Cell(f"{found} at {format_tokens(deepest)}", found.number)
+            row[grid.versus] = TableCell(f"{found} at {format_tokens(deepest)}", found.number)
         elif grid.versus:
             row[grid.versus] = NONE
         rows.append(row)
@@ -125,7 +123,7 @@ def _row_per_model(grid: _Grid, caption: str) -> CompactTable:
     return _captioned(caption, pd.DataFrame(rows, dtype=object), ("batch",), {}, tuple(of_rows))
 
 
-def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], str]]:
+def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, CostPoint], str]]:
     """Yield the value of each model at each point, or why there is none."""
     failed, rows = sweep.failed, sweep.rows(metric.name)
     for model, length, status in zip(failed["model"], failed["context_len"], failed["status"], strict=True):
@@ -133,18 +131,18 @@ def _values(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, P
     for model, length, value in zip(rows["model"], rows["context_len"], rows["value"], strict=True):
         yield (
             (str(model), (sweep.batch_size, int(length))),
-            Cell(format_metric(metric.name, float(value), metric.unit), float(value)),
+            TableCell(format_metric(metric.name, float(value), metric.unit), float(value)),
         )
 
 
-def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, Point], Cell]]:
+def _ratios(sweep: CostSweep, metric: MetricSpec) -> Iterator[tuple[tuple[str, CostPoint], TableCell]]:
     """Yield how each model compares with the reference at each point: '7.63× faster [6.94, 8.39]'."""
     if sweep.primary is None:
         return
     for _, row in pair_ratios(sweep.metrics, sweep.models).iterrows():
         found = advantage(metric, row)
         text = f"{found.size} {found.interval.removeprefix('95 % CI ')}".strip()
-        cell = Cell(text, float(row["ratio"]))
+        cell = TableCell(text, float(row["ratio"]))
         yield (str(row["model"]), (sweep.batch_size, int(row["context_len"]))), cell
 
 
@@ -250,7 +248,7 @@ def _mean(column: Column, sides: Sequence[Row]) -> str:
         return NONE
     estimate = geometric_interval if column.kind == "comparison" else mean_interval
     found = estimate(values)
-    return Cell(describe_interval(found), found.value)
+    return TableCell(describe_interval(found), found.value)
 
 
 def _captioned(

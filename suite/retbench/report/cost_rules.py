@@ -24,7 +24,7 @@ from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
 from retbench.report.judged_claims import ClaimFinding, decided
-from retbench.report.points import group
+from retbench.report.points import CostPoint, group
 from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.results import session_of
 from retbench.report.wording import describe_status, format_factor, with_interval
@@ -35,10 +35,7 @@ from retbench.workloads.workload import WORKLOADS
 TOLERANCE = 0.1
 """Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
 
-Point = tuple[int, int]
-"""Batch size and context length."""
-
-Cells = Mapping[Point, Sequence[Record]]
+Cells = Mapping[CostPoint, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
 
 
@@ -99,7 +96,7 @@ def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
     return sorted(set.intersection(*(set(values) for values in tables)))
 
 
-def _nearest(points: Collection[Point], wanted: Point, at_scale: bool) -> Point | None:
+def _nearest(points: Collection[CostPoint], wanted: CostPoint, at_scale: bool) -> CostPoint | None:
     """Return `wanted` where it was measured; else, unless `at_scale`, the nearest of no larger context and batch."""
     if wanted in points or at_scale:
         return wanted if wanted in points else None
@@ -107,12 +104,12 @@ def _nearest(points: Collection[Point], wanted: Point, at_scale: bool) -> Point 
     return min(below, key=lambda point: (_distance(point, wanted), -point[1]), default=None)
 
 
-def _distance(point: Point, wanted: Point) -> tuple[float]:
+def _distance(point: CostPoint, wanted: CostPoint) -> tuple[float]:
     """Return how many doublings of batch size and context length lie between two points."""
     return (sum(abs(math.log2(one / other)) for one, other in zip(point, wanted, strict=True)),)
 
 
-def _failure(sides: Sequence[Cells], point: Point) -> str:
+def _failure(sides: Sequence[Cells], point: CostPoint) -> str:
     """Describe why a model has no value at a point; empty where every model has one."""
     for cells in sides:
         statuses = [record.status for record in cells[point]]
@@ -164,7 +161,7 @@ def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bo
     return None
 
 
-def _at(point: Point) -> str:
+def _at(point: CostPoint) -> str:
     return f"at batch {point[0]}, {format_tokens(point[1])}"
 
 

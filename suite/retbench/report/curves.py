@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import isnan
 from typing import Any, Literal
 
 from matplotlib.artist import Artist
@@ -12,7 +13,7 @@ from matplotlib.transforms import Transform, offset_copy
 
 from retbench.report import style
 from retbench.report.labels import Label, add_text, label_ends, label_width_in
-from retbench.report.panels import Panel, Point, lowest
+from retbench.report.panels import Panel, PlotPoint, lowest
 from retbench.report.wording import describe_status, span
 from retbench.units import format_tokens
 
@@ -38,7 +39,7 @@ _ASIDE_MARKER_PT = 2.6
 """Size of a marker beside the line of its model: of a seed that only one size has."""
 
 Scale = Literal["zero", "span", "log"]
-Describe = Callable[[Point], str]
+Describe = Callable[[PlotPoint], str]
 
 
 def draw_row(
@@ -112,7 +113,7 @@ def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:
     size, measured = panels[0].size, [point for panel in panels for point in panel.measured]
     top, values = max(panel.top for panel in panels) / size, [point.value / size for point in measured]
     if scale == "span":
-        ends = [end / size for point in measured for end in (point.low, point.high) if end == end]
+        ends = [end / size for point in measured for end in (point.low, point.high) if not isnan(end)]
         style.set_value_axis(axes, max([*values, *ends]), min([*values, *ends]))
     elif scale == "log" and any(value > 0 for value in values):
         style.set_log_value_axis(axes, lowest(measured) / size, top)
@@ -225,7 +226,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
 def draw_line(
     axes: Axes,
     model: str,
-    points: Sequence[Point],
+    points: Sequence[PlotPoint],
     size: float,
     words: Describe,
     *,
@@ -284,10 +285,10 @@ def _make_room(axes: Axes, places: Sequence[float], aside_pt: float) -> None:
 
 
 def _draw_intervals(
-    axes: Axes, points: Sequence[Point], size: float, colour: str, place: Transform
+    axes: Axes, points: Sequence[PlotPoint], size: float, colour: str, place: Transform
 ) -> list[Artist]:
     """Draw the intervals of the points that have one, and return what was drawn."""
-    bars = [(point.x, point.low / size, point.high / size) for point in points if point.low == point.low]
+    bars = [(point.x, point.low / size, point.high / size) for point in points if not isnan(point.low)]
     if not bars:
         return []
     x, low, high = zip(*bars, strict=True)
@@ -348,12 +349,12 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
     return labels
 
 
-def with_length(words: str, point: Point, longest: float) -> str:
+def with_length(words: str, point: PlotPoint, longest: float) -> str:
     """Return words for the last value of a curve, with its context length if longer ones exist."""
     return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
 
 
-def three_decimals(point: Point) -> str:
+def three_decimals(point: PlotPoint) -> str:
     """Return the value of a point without a unit."""
     return f"{point.value:.3f}"
 

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from retbench.errors import unknown_name
-from retbench.report.cells import Cell, is_missing
+from retbench.report.cells import TableCell, is_missing
 from retbench.report.markdown import markdown_rows, markdown_text
 from retbench.report.readable_tables import readable_tables
 from retbench.report.wording import bind_units, csv_text
@@ -42,7 +42,7 @@ def html_cells(table: pd.DataFrame) -> Iterator[list[tuple[str, str | None]]]:
 
 
 def _sort_key(cell: object) -> str | None:
-    number = cell.number if isinstance(cell, Cell) else None
+    number = cell.number if isinstance(cell, TableCell) else None
     return None if number is None else f"{number:.6g}"
 
 

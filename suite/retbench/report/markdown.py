@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from retbench.report.columns import is_numeric
+from retbench.report.aligned_text import is_numeric
 
 
 def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

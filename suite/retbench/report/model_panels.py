@@ -14,7 +14,7 @@ from retbench.report import style
 from retbench.report.curves import draw_line
 from retbench.report.lineup import Lineup
 from retbench.report.looks import Look, look_of
-from retbench.report.panels import Point, frame_points
+from retbench.report.panels import PlotPoint, frame_points
 from retbench.report.wording import with_interval
 from retbench.units import format_size
 
@@ -103,7 +103,7 @@ def draw_model_line(line: ModelLine, axis: str, unit: tuple[float, str], more: S
     """
     size, name = unit
 
-    def words(point: Point) -> str:
+    def words(point: PlotPoint) -> str:
         value = with_interval(*(f"{number / size:.4g}" for number in point.estimate))
         return f"{line.label}, {point.x:g}: {value} {name}"
 

@@ -7,7 +7,7 @@ seed of its training, or one per context length.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -33,7 +33,7 @@ UNITS = {"tokens/s": RATE_UNITS, "s": TIME_UNITS, "bytes": MEMORY_UNITS, "ratio"
 """Units that figures draw a metric in, by its base unit."""
 
 
-class Point(NamedTuple):
+class PlotPoint(NamedTuple):
     """One point of a figure: a value with its 95 % interval, or the reason why there is none."""
 
     model: str
@@ -47,12 +47,12 @@ class Point(NamedTuple):
     @property
     def estimate(self) -> tuple[float, ...]:
         """Value, and the ends of its interval if it has one."""
-        return (self.value, self.low, self.high) if self.low == self.low else (self.value,)
+        return (self.value, self.low, self.high) if not isnan(self.low) else (self.value,)
 
 
 def frame_points(
     rows: pd.DataFrame, failed: pd.DataFrame | None = None, axis: str = "context_len", curve: str = ""
-) -> tuple[Point, ...]:
+) -> tuple[PlotPoint, ...]:
     """Return the points of one metric along an axis, and those without a value.
 
     Args:
@@ -64,7 +64,7 @@ def frame_points(
     ends = rows.reindex(columns=["low", "high"], fill_value=nan).astype(float)  # None: too few documents
     names = rows[curve] if curve else [""] * len(rows)
     measured = [
-        Point(str(model), float(x), float(value), float(low), float(high), curve=str(name))
+        PlotPoint(str(model), float(x), float(value), float(low), float(high), curve=str(name))
         for model, x, value, low, high, name in zip(
             rows["model"], rows[axis], rows["value"], ends["low"], ends["high"], names, strict=True
         )
@@ -72,19 +72,19 @@ def frame_points(
     if failed is None:
         return tuple(measured)
     missing = zip(failed["model"], failed[axis], failed["status"], strict=True)
-    return (*measured, *(Point(str(model), float(x), status=str(status)) for model, x, status in missing))
+    return (*measured, *(PlotPoint(str(model), float(x), status=str(status)) for model, x, status in missing))
 
 
-def highest(points: Sequence[Point]) -> float:
+def highest(points: Sequence[PlotPoint]) -> float:
     """Return the highest value or end of an interval; far wider intervals are cut, for they would flatten all."""
-    values = [point.value for point in points if point.value == point.value]
+    values = [point.value for point in points if not isnan(point.value)]
     if not values:
         return 1.0
-    ends = [point.high for point in points if point.high == point.high]
+    ends = [point.high for point in points if not isnan(point.high)]
     return min(max(ends), _WIDEST * max(values)) if ends else max(values)
 
 
-def lowest(points: Sequence[Point]) -> float:
+def lowest(points: Sequence[PlotPoint]) -> float:
     """Return the lowest value or end of an interval above zero; far wider intervals are cut, as by `highest`."""
     least = min(point.value for point in points if point.value > 0)
     ends = [point.low for point in points if point.low > 0]
@@ -113,7 +113,7 @@ class Panel:
         aside_pt: Distance of the first model's points from those of the last at the same place.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
     models: Lineup
     title: str = ""
     places: tuple[float, ...] = ()
@@ -124,9 +124,9 @@ class Panel:
     aside_pt: float = 0.0
 
     @cached_property
-    def curves(self) -> dict[str, list[list[Point]]]:
+    def curves(self) -> dict[str, list[list[PlotPoint]]]:
         """The curves of each model, in the order of the models; each from left to right."""
-        found: dict[str, dict[str, list[Point]]] = {}
+        found: dict[str, dict[str, list[PlotPoint]]] = {}
         for point in self.measured:
             found.setdefault(point.model, {}).setdefault(point.curve, []).append(point)
         return {
@@ -136,12 +136,12 @@ class Panel:
         }
 
     @property
-    def measured(self) -> list[Point]:
+    def measured(self) -> list[PlotPoint]:
         """The points that have a value."""
         return [point for point in self.points if point.status == "ok"]
 
     @property
-    def failed(self) -> list[Point]:
+    def failed(self) -> list[PlotPoint]:
         """The points that have none."""
         return [point for point in self.points if point.status != "ok"]
 
@@ -179,7 +179,7 @@ class Panel:
         mark = f"{FILLED[self.look(model).marker]} " if repeats(len(self.models.models)) else ""
         return f"{mark}{shorten(self.models.labels[model])}"
 
-    def words(self, point: Point, place: str) -> str:
+    def words(self, point: PlotPoint, place: str) -> str:
         """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
         value = with_interval(*(f"{number / self.size:,.3g}" for number in point.estimate))
         curve = f" {point.curve}" if point.curve else ""

@@ -12,6 +12,9 @@ from retbench.workloads.workload import WORKLOADS, Scores
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 
+CostPoint = tuple[int, int]
+"""Batch size and context length at which a cost is measured."""
+
 
 def scores_of(workload: str) -> Scores:
     """Return what a workload of quality scores; of one that is not installed here, answers."""

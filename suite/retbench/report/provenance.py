@@ -14,8 +14,8 @@ import pandas as pd
 from retbench.architectures.recorded import config_facts
 from retbench.records.dates import dates_of, started
 from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record, median_curve
-from retbench.report.cells import Cell
-from retbench.report.columns import NONE
+from retbench.report.aligned_text import NONE
+from retbench.report.cells import TableCell
 from retbench.report.lineup import Lineup, is_matched
 from retbench.report.points import is_final
 from retbench.report.results import Results, set_of
@@ -221,10 +221,10 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
         [
             models.labels[model],
             name,
-            Cell(f"{length:,}", length),
+            TableCell(f"{length:,}", length),
             dtype,
-            Cell(f"{error:.1e}", error),
-            Cell(f"{limit:g}", limit),
+            TableCell(f"{error:.1e}", error),
+            TableCell(f"{limit:g}", limit),
             "equal" if error <= limit else "NOT EQUAL",
         ]
         for (model, name, length, dtype), (error, limit) in worst.items()
@@ -329,5 +329,5 @@ def _changing(name: str, values: Sequence[object]) -> str:
 def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:
     """Return the record files behind the report, with their paths below the results folder."""
     counts = Counter(results.source_of(record).path for record in records)
-    rows = [[path, Cell(str(count), count)] for path, count in sorted(counts.items())]
+    rows = [[path, TableCell(str(count), count)] for path, count in sorted(counts.items())]
     return pd.DataFrame(rows, columns=["file below the results folder", "records used"], dtype=object)

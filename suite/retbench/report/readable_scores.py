@@ -7,10 +7,11 @@ from itertools import groupby
 from typing import Any
 
 from retbench.papers.tasks import paper_average
+from retbench.report.aligned_text import NONE
 from retbench.report.cells import (
-    Cell,
     Column,
-    Line,
+    TableCell,
+    TableLine,
     format_metric,
     is_missing,
     key_cells,
@@ -19,7 +20,6 @@ from retbench.report.cells import (
     number_of,
     plain_cell,
 )
-from retbench.report.columns import NONE
 from retbench.report.points import scores_of
 from retbench.report.tables import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, REFERENCE
 from retbench.report.wording import POINTS, describe_status, format_p, with_interval
@@ -41,7 +41,7 @@ _NOT_SCORES = ("num_examples", "num_requests", "num_truncated", "num_tokens", "t
 """Metrics of an evaluation that are not scores."""
 
 
-def score_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
+def score_lines(workload: str, rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield the readable rows of the scores of one workload."""
     known = WORKLOADS.get(workload)
     if known is not None and known.replicate == "seed":
@@ -73,7 +73,7 @@ def models_by_point(rows: Sequence[Row]) -> Iterator[tuple[dict[str, str], dict[
 
 def _size(row: Row) -> str:
     """Return the name of a model's size, with its parameters as its number."""
-    return Cell(format_size(str(row["size"])), number_of(row["num_params_nonembedding"]))
+    return TableCell(format_size(str(row["size"])), number_of(row["num_params_nonembedding"]))
 
 
 def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -83,7 +83,7 @@ def _models(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return list(models), [model for model in models if model in compared]
 
 
-def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
+def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield the losses of the models at each point, and the ratio of their bits per byte or token.
 
     Few models stand side by side in one row; more of them have a row each.
@@ -112,7 +112,7 @@ def _loss_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
         yield line
 
 
-def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
+def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield a row per slice of a text, with the scores of the models and their differences from the reference's."""
     models, challengers = _models(rows)
     column = Column("difference", "comparison")
@@ -125,7 +125,9 @@ def _slice_lines(workload: str, rows: Sequence[Row]) -> Iterator[Line]:
             yield line | _compared(sides, challengers, difference, column, lambda value: f"{value:+.3f}")
 
 
-def _model_line(workload: str, model: str, sides: Mapping[str, Row], compared: Mapping[str, Column]) -> Line:
+def _model_line(
+    workload: str, model: str, sides: Mapping[str, Row], compared: Mapping[str, Column]
+) -> TableLine:
     """Return one model's parameters, its state after the context, its losses and its ratios to the reference."""
     side = sides.get(model, {})
     line = key_cells(model=model)
@@ -147,7 +149,9 @@ def _loss(sides: Mapping[str, Row], model: str, metric: str) -> str:
     tokenizers = {plain_cell(side["tokenizer"]) for side in sides.values()}
     if metric.endswith("_per_token") and len(tokenizers) > 1 and model in sides:
         # A loss per token of another tokenizer is not comparable.
-        return Cell(f"{cell} ({plain_cell(sides[model]['tokenizer'])})", number_of(sides[model].get(metric)))
+        return TableCell(
+            f"{cell} ({plain_cell(sides[model]['tokenizer'])})", number_of(sides[model].get(metric))
+        )
     return cell
 
 
@@ -162,7 +166,7 @@ def _score(side: Row | None, metric: str) -> str:
     value, error = number_of(side.get(metric)), number_of(side.get(f"{metric}_stderr"))
     if value is None:
         return NONE if side["status"] == "ok" else describe_status(str(side["status"]))
-    return Cell(_write_score(metric, value, error), value)
+    return TableCell(_write_score(metric, value, error), value)
 
 
 def _write_score(metric: str, value: float, error: float | None) -> str:
@@ -181,9 +185,9 @@ def _compared(
     metric: str,
     column: Column,
     write: Callable[[float], str],
-) -> Line:
+) -> TableLine:
     """Return a column per model that is compared with the reference: the value with its interval."""
-    line: Line = {}
+    line: TableLine = {}
     for model in challengers:
         side = sides.get(model, {})
         value, low, high = (number_of(side.get(f"{metric}{end}")) for end in ("", "_low", "_high"))
@@ -191,11 +195,11 @@ def _compared(
         own = replace(column, heading=f"{column.heading}, {model}") if len(challengers) > 1 else column
         is_refused = not is_missing(side.get("not_compared"))
         text = NONE if value is None else with_interval(write(value), *ends)
-        line[own] = "not compared" if is_refused else Cell(text, value)
+        line[own] = "not compared" if is_refused else TableCell(text, value)
     return line
 
 
-def _answer_lines(rows: Sequence[Row]) -> Iterator[Line]:
+def _answer_lines(rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield the scores of the models in each task with their differences, then the paper's average."""
     models, challengers = _models(rows)
     difference = Column("difference, points", "comparison")
@@ -243,7 +247,7 @@ def _scores_of(sides: Mapping[str, Row]) -> list[str]:
     return [*(m for m in ACCURACIES if m in found), *sorted(found - set(ACCURACIES))] or ["acc"]
 
 
-def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[Line]:
+def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield one row per training: its settings and its final metrics."""
     metrics = [
         metric
@@ -275,5 +279,5 @@ def _training_score(row: Row, metric: str) -> str:
     if metric == "learnt_step" and value is None and number_of(row.get("validation_acc")) is not None:
         return "not learnt"
     if metric == "validation_acc" and value is not None:
-        return Cell(format_percent(value), value)
+        return TableCell(format_percent(value), value)
     return _score(row, metric)

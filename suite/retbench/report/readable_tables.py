@@ -5,8 +5,16 @@ from functools import partial
 
 import pandas as pd
 
-from retbench.report.cells import Cell, Column, Line, ReadableTable, format_metric, is_missing, number_of
-from retbench.report.columns import NONE
+from retbench.report.aligned_text import NONE
+from retbench.report.cells import (
+    Column,
+    ReadableTable,
+    TableCell,
+    TableLine,
+    format_metric,
+    is_missing,
+    number_of,
+)
 from retbench.report.readable_scores import Row, score_lines
 from retbench.report.tables import (
     COST_LEAD,
@@ -39,7 +47,7 @@ def readable_tables(frame: pd.DataFrame, labels: Mapping[str, str] | None = None
     return tables
 
 
-def _table(lines: Sequence[Line]) -> ReadableTable:
+def _table(lines: Sequence[TableLine]) -> ReadableTable:
     """Return rows as a table, without the optional keys that no row has."""
     columns = tuple(
         column
@@ -52,7 +60,7 @@ def _table(lines: Sequence[Line]) -> ReadableTable:
     return ReadableTable(columns, frame)
 
 
-def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
+def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[TableLine]:
     """Yield the readable rows of one workload."""
     known = WORKLOADS.get(workload)
     costs = [row for row in rows if not is_missing(row.get("rounds"))]
@@ -63,7 +71,9 @@ def _lines(workload: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Ite
         yield from score_lines(workload, quality)
 
 
-def _cost_lines(known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]) -> Iterator[Line]:
+def _cost_lines(
+    known: Workload | None, rows: Sequence[Row], labels: Mapping[str, str]
+) -> Iterator[TableLine]:
     """Yield one row per (model, batch size, context length); the primary column says why a value is missing."""
     headings = {metric.name: metric.heading for metric in known.metrics} if known else {}
     units = {metric.name: metric.unit for metric in known.metrics} if known else {}
@@ -113,7 +123,7 @@ def _cost_cell(row: Row, name: str, main: str, unit: str | None) -> str:
     write = _format_ratio if name == RATIO else partial(format_metric, name, unit=unit)
     text = _with_unit([write(number) for number in numbers if number is not None])
     is_unpaired = name == RATIO and bool(number_of(row.get(UNPAIRED)))
-    return Cell(f"{text} (unpaired)" if is_unpaired else text, number_of(value))
+    return TableCell(f"{text} (unpaired)" if is_unpaired else text, number_of(value))
 
 
 def _format_ratio(ratio: float) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from retbench.report import style
 from retbench.report.curves import draw_row, draw_scales
 from retbench.report.drawing import Drawing, View
-from retbench.report.panels import Panel, Point, frame_points, highest
+from retbench.report.panels import Panel, PlotPoint, frame_points, highest
 from retbench.report.points import state_bytes_of
 from retbench.report.sweeps import (
     DATA_COLUMNS,
@@ -101,7 +101,7 @@ def _subtitle(sweep: CostSweep) -> str:
     return f"tokens/s; {describe_rounds(sweep.rows(_METRIC))}"
 
 
-def _describe_rate(point: Point) -> str:
+def _describe_rate(point: PlotPoint) -> str:
     return format_rate(point.value, "").strip()
 
 

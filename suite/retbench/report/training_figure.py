@@ -9,7 +9,7 @@ from retbench.report import style
 from retbench.report.comparisons import LINEAR_MARGIN, Line, fit_line
 from retbench.report.curves import draw_column, end_labels, with_length
 from retbench.report.drawing import Drawing, View
-from retbench.report.panels import MEMORY_UNITS, RATE_UNITS, Panel, Point, sweep_panel
+from retbench.report.panels import MEMORY_UNITS, RATE_UNITS, Panel, PlotPoint, sweep_panel
 from retbench.report.sweeps import CostSweep
 from retbench.units import format_bytes
 from retbench.workloads.workload import Workload
@@ -50,10 +50,10 @@ def draw_training(sweep: CostSweep, workload: Workload) -> Drawing:
 def _draw(sweep: CostSweep, texts: tuple[str, str, str], linear: Mapping[str, Line]) -> Figure:
     """Draw tokens/s above peak memory, with the lines of the models whose memory is linear in the length."""
 
-    def describe_speed(point: Point) -> str:
+    def describe_speed(point: PlotPoint) -> str:
         return with_length(f"{point.value:,.0f} tokens/s", point, sweep.lengths[-1])
 
-    def describe_memory(point: Point) -> str:
+    def describe_memory(point: PlotPoint) -> str:
         words = with_length(format_bytes(point.value), point, sweep.lengths[-1])
         line = linear.get(point.model)
         return f"{words}\n{format_bytes(line.slope)} per token" if line else words

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.cells import Cell, plain_cell
-from retbench.report.columns import NONE
+from retbench.report.aligned_text import NONE
+from retbench.report.cells import TableCell, plain_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import (
     fact,
@@ -65,9 +65,9 @@ def weights_table(evaluations: Evaluations) -> pd.DataFrame:
     rows = dict.fromkeys(
         (
             evaluations.models.labels[record.model.name],
-            Cell(format_size(record.model.size), record.model.num_params_nonembedding),
+            TableCell(format_size(record.model.size), record.model.num_params_nonembedding),
             plain_cell(instance_of(record).seed),
-            Cell(f"{record.model.num_params_nonembedding:,}", record.model.num_params_nonembedding),
+            TableCell(f"{record.model.num_params_nonembedding:,}", record.model.num_params_nonembedding),
             *_origin(record),
         )
         for record in finals
@@ -82,8 +82,8 @@ def _origin(record: Record) -> tuple[str, ...]:
         return NONE, NONE, NONE, "drawn from a seed, untrained", NONE
     return (
         weights.corpus or "not recorded",
-        "not recorded" if tokens is None else Cell(format_count(tokens), tokens),
-        "not recorded" if rate is None else Cell(f"{rate:.3g}", rate),
+        "not recorded" if tokens is None else TableCell(format_count(tokens), tokens),
+        "not recorded" if rate is None else TableCell(f"{rate:.3g}", rate),
         weights.source + (f" at {weights.revision}" if weights.revision else ""),
         weights.fingerprint,
     )

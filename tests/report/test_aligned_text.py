@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.report.columns import align_columns
+from retbench.report.aligned_text import align_columns
 
 WORDS = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=7)
 CELLS = st.lists(WORDS, min_size=1, max_size=9).map(" ".join)
