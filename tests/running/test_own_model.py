@@ -130,7 +130,7 @@ def test_the_version_of_transformers_is_part_of_the_model_s_code(
     """So that a run continues, and rounds are pooled, with one version only."""
     record = records["mistral", "decode"]
     assert record.environment["model_code"].endswith(f", transformers {version('transformers')}")
-    config = read_config(record.model.config)
+    config = read_config(record.model)
     assert config is not None
     assert code_of_parts(config, "decode")["model_code"] == record.environment["model_code"]
     monkeypatch.setattr(metadata, "version", lambda name: "1.0")

@@ -41,9 +41,7 @@ class Side(Strict):
     def has(self, record: Record) -> bool:
         """Return whether a record belongs to this side."""
         model = record.model
-        is_named = (
-            is_standard(model.architecture, model.config) if self.name is None else self.name == model.name
-        )
+        is_named = is_standard(model) if self.name is None else self.name == model.name
         return (
             model.architecture == self.architecture
             and is_named
@@ -241,7 +239,7 @@ class Scale(Strict):
 
     def has_kv_heads(self, record: Record) -> bool:
         """Return whether all attention of a record's model has the number of key-value heads."""
-        facts = config_facts(record.model.config) if self.num_kv_heads is not None else {}
+        facts = config_facts(record.model) if self.num_kv_heads is not None else {}
         heads = {value for name, value in facts.items() if name.rpartition(".")[2] == "num_kv_heads"}
         return self.num_kv_heads is None or heads == {self.num_kv_heads}
 

@@ -92,7 +92,7 @@ def _features(records: Iterable[Record]) -> frozenset[str] | None:
     """Return the features of the baseline as it ran; None without a baseline, or where it failed."""
     for record in records:
         if record.status == "ok" and is_baseline(record.model.architecture):
-            return baseline_features(record.model.architecture, record.model.config, record.backend)
+            return baseline_features(record.model, record.backend)
     return None
 
 
@@ -100,7 +100,7 @@ def describe_setup(records: Sequence[Record]) -> str:
     """Describe size, device, dtype, settings that differ from the defaults, and how the baseline ran."""
     record = records[0]
     model = record.model
-    unusual = unusual_settings(model.architecture, model.config, record.settings)
+    unusual = unusual_settings(model, record.settings)
     parts = [format_size(model.size), device_name(record), str(set_of(record).dtype), *unusual]
     features = _features(records)
     if features is not None:

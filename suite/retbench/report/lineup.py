@@ -8,7 +8,7 @@ from retbench.architectures.matching import MAX_MISMATCH
 from retbench.architectures.recorded import concatenates_cache
 from retbench.architectures.registry import architectures as registered
 from retbench.architectures.registry import is_baseline, title_of
-from retbench.records.record import ModelInfo, Record
+from retbench.records.record import Record
 from retbench.report.points import fact
 from retbench.report.results import by_parts, session_of
 from retbench.units import format_percent
@@ -52,7 +52,7 @@ def lineup(records: Sequence[Record]) -> Lineup:
     """Return the models of these records."""
     infos = {record.model.name: record.model for record in records}
     kinds = {name: info.architecture for name, info in infos.items()}
-    weak = {name for name, info in infos.items() if concatenates_cache(info.architecture, info.config)}
+    weak = {name for name, info in infos.items() if concatenates_cache(info)}
     places = {name: place for place, name in enumerate(registered())}
 
     def place(name: str) -> tuple[bool, int, bool, bool, str]:
@@ -95,9 +95,7 @@ def is_matched(record: Record) -> bool:
     return _is_matched(record.model)
 
 
-@by_parts
-def _is_matched(model: ModelInfo) -> bool:
-    return recorded.is_matched({**model.config, "architecture": model.architecture})
+_is_matched = by_parts(recorded.is_matched)
 
 
 def _refusals(records: Sequence[Record], reference: str | None) -> dict[str, str]:

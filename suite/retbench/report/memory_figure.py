@@ -56,9 +56,9 @@ def memory_rows(sweep: CostSweep) -> pd.DataFrame:
 
 def _analytical_bytes(record: Record) -> int | None:
     """Return the bytes of weights and of state or cache after one step; None where no formula is known."""
-    dtype, point, config = str(record.settings.get("dtype")), record.point, record.model.config
-    weights = recorded.weight_bytes(config, dtype)
-    state = recorded.state_bytes(config, dtype, point.context_len + 1, point.batch_size)
+    dtype, point, model = str(record.settings.get("dtype")), record.point, record.model
+    weights = recorded.weight_bytes(model, dtype)
+    state = recorded.state_bytes(model, dtype, point.context_len + 1, point.batch_size)
     return None if weights is None or state is None else weights + state
 
 
@@ -164,7 +164,7 @@ def _mark_sums(
 def _state_name(sweep: CostSweep, model: str) -> str:
     # A model of the experiment may have no record of this workload.
     found = next((record.model for record in sweep.records if record.model.name == model), None)
-    return "KV cache" if found and recorded.has_cache(found.architecture, found.config) else "state"
+    return "KV cache" if found and recorded.has_cache(found) else "state"
 
 
 def _draw_parts(axes: Axes, rows: pd.DataFrame, look: Look, size: float) -> None:

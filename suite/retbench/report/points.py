@@ -114,7 +114,7 @@ def instance_row(record: Record) -> dict[str, object]:
 def state_bytes_of(record: Record) -> int | None:
     """Return the analytical bytes of state or cache of one sequence of a record's context; None if not known."""
     dtype = str(record.settings.get("dtype"))
-    return recorded.state_bytes(record.model.config, dtype, record.point.context_len)
+    return recorded.state_bytes(record.model, dtype, record.point.context_len)
 
 
 def fact(record: Record, name: str) -> object:

@@ -97,7 +97,7 @@ def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     """Return configurations and parameters of the models in adjacent columns."""
     infos = {record.model.name: record.model for record in records}
     facts = {
-        name: {"architecture": info.architecture, "variant": info.variant, **config_facts(info.config)}
+        name: {"architecture": info.architecture, "variant": info.variant, **config_facts(info)}
         for name, info in infos.items()
     }
     names = dict.fromkeys(name for of_model in facts.values() for name in of_model)
@@ -123,7 +123,7 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
         return f"Only one matched model was measured: {models.labels[next(iter(infos))]}.{refused}"
     counts = [info.num_params_nonembedding for info in infos.values()]
     low, high = min(counts), max(counts)
-    configs = [config_facts(info.config) for info in infos.values()]
+    configs = [config_facts(info) for info in infos.values()]
     same = [
         name for name, value in configs[0].items() if all(config.get(name) == value for config in configs)
     ]

@@ -99,7 +99,7 @@ class Contents:
             f'{name} copies its key-value cache at every token (cache = "concat"); the usual cache is '
             "preallocated."
             for name, info in infos.items()
-            if concatenates_cache(info.architecture, info.config)
+            if concatenates_cache(info)
         ]
 
 
