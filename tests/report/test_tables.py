@@ -15,7 +15,7 @@ from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.cli import app
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Metric, Record
-from retbench.report import points
+from retbench.report import lineup
 from retbench.report.formats import FORMATS, render
 from retbench.report.selection import select
 from retbench.report.tables import contents_of, table_of
@@ -79,7 +79,7 @@ def test_the_ratio_is_the_challengers_and_of_the_first_metric(cpu_records: list[
 def test_the_heading_of_the_ratio_names_another_baseline(
     cpu_records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(points, "is_baseline", lambda architecture: architecture == "retnet")
+    monkeypatch.setattr(lineup, "is_baseline", lambda architecture: architecture == "retnet")
     text = render_table(cpu_records, "memory", "md")
     assert "memory ratio to RetNet" in text
     assert "Transformer" not in text
