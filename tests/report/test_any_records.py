@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from report.synthetic_records import CPU, Maker
 from retbench.records.record import Documents, Metric, ModelInfo, Point, Record, Series, WeightsInfo
 from retbench.records.store import append_record
-from retbench.report.answer import find_answer
-from retbench.report.formats import FORMATS, render
+from retbench.report.contents import contents_of
+from retbench.report.findings.answer import find_answer
 from retbench.report.report import make_page, write_report
 from retbench.report.results import Results
 from retbench.report.selection import select
-from retbench.report.tables import contents_of, table_of
+from retbench.report.tables.experiments import table_of
+from retbench.report.tables.formats import FORMATS, render
 from retbench.units import stated_unit
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 

@@ -6,16 +6,16 @@ import pytest
 from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
-from retbench.report.curves import draw_row
-from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
-from retbench.report.figures import draw_scores
+from retbench.report.figures.catalogue import draw_scores
+from retbench.report.figures.curves import draw_row
+from retbench.report.figures.drawing import Drawing
+from retbench.report.figures.panels import Panel, PlotPoint
+from retbench.report.figures.style import model_of
+from retbench.report.findings.quality import find_quality
 from retbench.report.lineup import Lineup
-from retbench.report.panels import Panel, PlotPoint
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
-from retbench.report.style import model_of
-from retbench.report.tables import quality_table
+from retbench.report.tables.experiments import quality_table
+from retbench.report.tables.readable import readable_tables
 
 
 @pytest.fixture(scope="module")

@@ -325,7 +325,7 @@ def _print_explanations(call: typer.Context, form: str) -> None:
         published_models,
     )
     from retbench.papers.papers import find_datasheet
-    from retbench.report.claim_words import describe_number
+    from retbench.report.claims.words import describe_number
 
     if given := {*given_options(call)} - {"--paper", "--format", "--json"}:
         raise typer.BadParameter(
@@ -369,7 +369,7 @@ def _print_explanations(call: typer.Context, form: str) -> None:
 
 def _step_row(each: "PublishedStep") -> tuple[str, ...]:
     """Return one published step, all times in ms."""
-    from retbench.report.claim_words import describe_number
+    from retbench.report.claims.words import describe_number
 
     launches = "not counted" if each.launches_s is None else _milliseconds(each.launches_s)
     share = format_percent(each.remainder_s / each.step_s)

@@ -1,6 +1,6 @@
 """Claims of papers as data: each statement, its conditions, and the rule by which records decide it.
 
-The claims are in `claims.toml` in this package; `retbench.report.claims` judges them. An architecture is a plain
+The claims are in `claims.toml` in this package; `retbench.report.claims.judge` judges them. An architecture is a plain
 name: a claim may be about one that is not installed.
 """
 

@@ -7,11 +7,11 @@ import pandas as pd
 
 from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.records.record import FAULTY_CEILING, Record, excessive_load
-from retbench.report.cells import TableCell, length_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
 from retbench.report.points import fact, instance_of, task_point_of
 from retbench.report.sweeps import CostSweep
+from retbench.report.tables.cells import TableCell, length_cell
 from retbench.report.wording import describe_status, section_title
 from retbench.units import format_tokens
 from retbench.workloads.workload import measures_cost

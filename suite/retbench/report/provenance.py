@@ -14,11 +14,11 @@ import pandas as pd
 from retbench.architectures.recorded import config_facts
 from retbench.records.dates import dates_of, started
 from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record, median_curve
-from retbench.report.aligned_text import NONE
-from retbench.report.cells import TableCell
 from retbench.report.lineup import Lineup, is_matched
 from retbench.report.points import is_final
 from retbench.report.results import Results, set_of
+from retbench.report.tables.aligned_text import NONE
+from retbench.report.tables.cells import TableCell
 from retbench.report.wording import bind_units, device_name, range_of
 from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
 from retbench.workloads.workload import WORKLOADS

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from retbench.records.record import Record
-from retbench.report.aligned_text import NONE
-from retbench.report.cells import TableCell, plain_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import (
     fact,
@@ -15,6 +13,8 @@ from retbench.report.points import (
     learning_rate,
     num_trained_tokens,
 )
+from retbench.report.tables.aligned_text import NONE
+from retbench.report.tables.cells import TableCell, plain_cell
 from retbench.units import format_count, format_size
 
 
