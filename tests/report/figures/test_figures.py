@@ -578,7 +578,7 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
         "from retbench.report.figures.drawing import save_drawing\n"
         "from retbench.report.figures.catalogue import make_drawings\n"
         "from retbench.report.selection import select\n"
-        "from retbench.report.tables.experiments import contents_of\n"
+        "from retbench.report.contents import contents_of\n"
         "before = mpl.rcParams.copy()\n"
         "for drawing in make_drawings(contents_of(select(Maker().memory()))):\n"
         f"    save_drawing(drawing, Path({str(tmp_path)!r}))\n"

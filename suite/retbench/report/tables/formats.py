@@ -95,7 +95,7 @@ FORMATS = tuple(_WRITERS)
 
 
 def render(frame: pd.DataFrame, format: str, labels: Mapping[str, str] | None = None) -> str:
-    """Return a table of `tables.table_of` as text that ends in a newline.
+    """Return a table of `experiments.table_of` as text that ends in a newline.
 
     Args:
         frame: The table.

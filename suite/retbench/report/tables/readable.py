@@ -34,7 +34,7 @@ _OPTIONAL_KEYS = ("seed", "protocol", "shots", "pairs")
 
 
 def readable_tables(frame: pd.DataFrame, labels: Mapping[str, str] | None = None) -> dict[str, ReadableTable]:
-    """Return a table of `tables.table_of` for people: one table of text per workload, with readable units.
+    """Return a table of `experiments.table_of` for people: one table of text per workload, with readable units.
 
     Args:
         frame: The table.
