@@ -180,7 +180,7 @@ def one_model(tiny_experiment: Path) -> Path:
 def _without_pictures() -> Iterator[None]:
     """For tests of pages and data: every figure is drawn for the page, and its files, SVG and PNG, are not written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retbench.report.drawing.save_figure", lambda figure, stem: [])
+        patch.setattr("retbench.report.figures.drawing.save_figure", lambda figure, stem: [])
         yield
 
 

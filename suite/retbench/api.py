@@ -20,7 +20,8 @@ def load(path: str | Path = "results") -> "pd.DataFrame":
     Raises:
         RecordError: the path does not exist, or holds no record that can be read.
     """
-    from retbench.report.frames import load_results, results_frame
+    from retbench.report.frames import results_frame
+    from retbench.report.results import load_results
 
     results = load_results(Path(path))
     for problem in results.problems:

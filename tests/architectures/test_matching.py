@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from architectures.recorded_models import info_of
 from retbench.architectures import costs, matching
 from retbench.architectures.architecture import FfnWidth, ModelSpec
 from retbench.architectures.configs import parse_model_config
@@ -228,9 +229,9 @@ def test_a_convolution_takes_the_place_and_the_parameters_of_the_first_mixer(nam
     counts = [costs.num_params_nonembedding(config) for config in (plain, led)]
     assert counts[1] == pytest.approx(counts[0], rel=0.003)
     assert parse_model_config(led.model_dump()) == led
-    words = unusual_settings(name.partition("-")[0], led.model_dump(), {"backend": spec.backend})
+    words = unusual_settings(info_of(led), {"backend": spec.backend})
     assert "short convolution first" in words or name == "transformer"
-    assert not is_standard(led.architecture, led.model_dump())
+    assert not is_standard(info_of(led))
     assert "convolution_first" not in plain.model_dump(), "earlier configurations keep their fingerprints"
 
 

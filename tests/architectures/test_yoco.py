@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from architectures.recorded_models import info_of
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig, parse_model_config, reading_backend
 from retbench.architectures.hybrid import HybridSpec
@@ -264,7 +265,7 @@ def test_a_label_states_what_differs_from_the_default(
     variant: str, backend: str | int, chunk_size: int | None, unusual: list[str]
 ) -> None:
     settings = {"backend": backend, "chunk_size": chunk_size}
-    assert unusual_settings("yoco", config_of(variant).model_dump(), settings) == unusual
+    assert unusual_settings(info_of(config_of(variant)), settings) == unusual
 
 
 def test_a_pattern_may_share_the_cache_of_the_nearest_earlier_layer() -> None:

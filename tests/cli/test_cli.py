@@ -469,7 +469,7 @@ def test_a_file_that_cannot_be_read_is_one_message_with_its_path(
         def read(*_: object) -> None:
             raise OSError(code, os.strerror(code), "some/file")
 
-        monkeypatch.setattr("retbench.report.frames.load_results", read)
+        monkeypatch.setattr("retbench.report.results.load_results", read)
         returned, _, stderr = invoke("table", "latency", "--results", str(tmp_path))
         return returned, stderr
 

@@ -8,7 +8,7 @@ from report.synthetic_records import CPU, GPU, SMALL, TRAINER, Maker, write_resu
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Record
 from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import Results, load_results
+from retbench.report.results import Results, load_results
 from retbench.report.selection import select
 
 

@@ -388,6 +388,21 @@ class Maker:
         return {name: Metric(unit="bytes", value=value) for name, value in parts.items()}
 
 
+def one(**changes: Any) -> Record:
+    """The first RetNet decode record, with some fields replaced."""
+    record = Maker().record("latency", "retnet", "decode", 1, 1024, 0)
+    return record.model_copy(update=changes)
+
+
+def on_node(node: str, model: str, number: int, run: str, **fields: Any) -> Record:
+    """A record of a run on a node, started in the order of the runs' names."""
+    found = Maker().record("latency", model, "decode", 1, 1024, number)
+    environment = {**found.environment, "node_id": node, **fields}
+    return found.model_copy(
+        update={"run_id": run, "started_at": f"2026-01-0{run}T00:00:00Z", "environment": environment}
+    )
+
+
 def write_results(root: Path, records: Iterable[Record]) -> Path:
     """The records as the runner lays them out: `<root>/<machine>/<experiment>/<run_id>.jsonl`."""
     for record in records:

@@ -15,7 +15,7 @@ from retbench.records.documents import write_documents
 from retbench.records.record import Metric, ModelInfo, Point, Record, Series, WeightsInfo
 from retbench.records.store import append_record
 from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import load_results
+from retbench.report.results import load_results
 from retbench.report.selection import select
 
 SIZES = ("1m", "6m", "25m")

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from report.synthetic_records import CPU, Maker
 from retbench.records.record import Documents, Metric, ModelInfo, Point, Record, Series, WeightsInfo
 from retbench.records.store import append_record
-from retbench.report.answer import find_answer
-from retbench.report.formats import FORMATS, render
-from retbench.report.frames import Results
+from retbench.report.contents import contents_of
+from retbench.report.findings.answer import find_answer
 from retbench.report.report import make_page, write_report
+from retbench.report.results import Results
 from retbench.report.selection import select
-from retbench.report.tables import contents_of, table_of
+from retbench.report.tables.experiments import table_of
+from retbench.report.tables.formats import FORMATS, render
 from retbench.units import stated_unit
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
 
@@ -166,7 +167,7 @@ def test_a_name_never_leads_out_of_the_folder_nor_into_the_page(
     assert "<b>" not in (out / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name, known in WORKLOADS.items() if known.kind == "quality"])
+@pytest.mark.parametrize("name", [name for name, known in WORKLOADS.items() if not known.measures_cost])
 @pytest.mark.parametrize("metric", ["acc", "state_bytes", "guess"])
 def test_a_score_without_its_companions_makes_a_report(name: str, metric: str) -> None:
     """A damaged record, or one of another version, may lack what a figure places it by."""
@@ -186,7 +187,7 @@ def test_scores_of_a_package_are_shown_as_answers_whatever_its_metrics_are_calle
         MetricSpec(name, name, lower_is_better=False, unit=stated_unit(name) or "ratio")
         for name in ("acc", "guess", "choice", "state_bytes")
     )
-    theirs = Workload("riddles", "Riddles", "quality", metrics, "accuracy", replicate="document")
+    theirs = Workload("riddles", "Riddles", metrics, "accuracy", replicate="document")
     monkeypatch.setitem(WORKLOADS.__dict__, "_found", {**WORKLOADS, "riddles": theirs})
     values = {spec.name: Metric(unit="ratio", value=0.5) for spec in metrics}
     documents = Documents(file="x.gz", sha256="", num_documents=3)

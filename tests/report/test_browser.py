@@ -13,8 +13,8 @@ import pytest
 
 from report.synthetic_records import CPU, Maker, write_results
 from retbench.records.record import Metric, Record
-from retbench.report.frames import load_results
 from retbench.report.report import write_report
+from retbench.report.results import load_results
 from tests.browsing import SCREENS, check_light, open_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"

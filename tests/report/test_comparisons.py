@@ -9,7 +9,7 @@ from report.synthetic_records import LENGTHS, Maker
 from retbench.records.record import Metric, Record
 from retbench.report.comparisons import find_crossover, find_slope, fit_line, pair_ratios, ratios_by_round
 from retbench.report.frames import observations
-from retbench.report.points import lineup
+from retbench.report.lineup import lineup
 from retbench.report.sweeps import summarise
 
 

@@ -10,10 +10,11 @@ from report.synthetic_scores import NUM_TOKENS, SEEDS, TRAINED_LEN, ScoreMaker, 
 from retbench.cli.table import table
 from retbench.errors import ConfigError
 from retbench.records.record import Record
-from retbench.report.evaluations import Evaluations, make_evaluations, weights_table
-from retbench.report.frames import Results, load_results
+from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.points import ModelInstance
+from retbench.report.results import Results, load_results
 from retbench.report.selection import select
+from retbench.report.trainings import weights_table
 from retbench.units import format_count
 
 

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from retbench.records.record import Record
-from retbench.report.findings import find_costs
-from retbench.report.formats import render
-from retbench.report.frames import load_results
-from retbench.report.readable_tables import readable_tables
+from retbench.report.contents import Contents, contents_of
+from retbench.report.findings.costs import find_costs
+from retbench.report.results import load_results
 from retbench.report.selection import select
-from retbench.report.tables import RATIO, UNPAIRED, Contents, contents_of, table_of
+from retbench.report.tables.experiments import RATIO, UNPAIRED, table_of
+from retbench.report.tables.formats import render
+from retbench.report.tables.readable import readable_tables
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 EXPERIMENT = "latency"

@@ -6,16 +6,16 @@ import pytest
 from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
-from retbench.report.curves import draw_row
-from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
-from retbench.report.panels import Panel, Point
-from retbench.report.points import Lineup
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
-from retbench.report.score_figures import draw_scores
-from retbench.report.style import model_of
-from retbench.report.tables import quality_table
+from retbench.report.figures.catalogue import draw_scores
+from retbench.report.figures.curves import draw_row
+from retbench.report.figures.drawing import Drawing
+from retbench.report.figures.panels import Panel, PlotPoint
+from retbench.report.figures.style import model_of
+from retbench.report.findings.quality import find_quality
+from retbench.report.lineup import Lineup
+from retbench.report.tables.experiments import quality_table
+from retbench.report.tables.readable import readable_tables
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_points_of_one_length_stand_side_by_side_with_their_intervals(drawings: 
 @pytest.mark.parametrize(("num_panels", "num_rows"), [(1, 1), (2, 1), (3, 3), (4, 2)])
 def test_the_rows_of_panels_are_full_and_the_names_beside_the_last(num_panels: int, num_rows: int) -> None:
     lineup = Lineup(("a",), None, {"a": "A model with a longer name"}, {"a": "retnet"})
-    panels = [Panel((Point("a", 1.0, 2.0),), lineup, f"panel {number}") for number in range(num_panels)]
+    panels = [Panel((PlotPoint("a", 1.0, 2.0),), lineup, f"panel {number}") for number in range(num_panels)]
     figure = draw_row(panels, ("title", "subtitle", "conditions"), lambda point: f"{point.value:g}")
     boxes = [axes.get_position() for axes in figure.axes]
     assert len({box.y0 for box in boxes}) == num_rows

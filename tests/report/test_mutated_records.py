@@ -15,13 +15,14 @@ from report.synthetic_records import CPU, SMALL, SMALL_TRAINER, Maker
 from report.synthetic_scores import ScoreMaker
 from retbench.errors import RecordError
 from retbench.records.record import Record
-from retbench.report.claim_tables import claims_json, claims_markdown
-from retbench.report.claims import judge_claims
-from retbench.report.formats import FORMATS, render
-from retbench.report.frames import load_results
+from retbench.report.claims.judge import judge_claims
+from retbench.report.claims.tables import claims_json, claims_markdown
+from retbench.report.contents import contents_of
 from retbench.report.report import make_page
+from retbench.report.results import load_results
 from retbench.report.selection import select
-from retbench.report.tables import contents_of, table_of
+from retbench.report.tables.experiments import table_of
+from retbench.report.tables.formats import FORMATS, render
 
 SEEDS = st.integers(0, 2**63)
 """A number per example. Of mutations that it draws itself hypothesis may report a conflict in place of an error."""

@@ -7,10 +7,10 @@ from matplotlib.text import Text
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.report.evaluations import Evaluations
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
-from retbench.report.score_figures import draw_scores
-from retbench.report.tables import quality_table
+from retbench.report.figures.catalogue import draw_scores
+from retbench.report.findings.quality import find_quality
+from retbench.report.tables.experiments import quality_table
+from retbench.report.tables.readable import readable_tables
 
 SEEDS = {"1m": (0,)}
 

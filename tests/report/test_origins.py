@@ -9,8 +9,8 @@ import pytest
 from report.synthetic_records import CPU, Maker, write_results
 from report.synthetic_scores import ScoreMaker
 from retbench.records.record import Record
-from retbench.report.frames import Results, load_results
 from retbench.report.origins import select_by_origin
+from retbench.report.results import Results, load_results
 
 LATER = replace(CPU, started=CPU.started + timedelta(days=1))
 

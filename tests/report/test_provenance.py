@@ -8,8 +8,7 @@ import pandas as pd
 
 from report.synthetic_records import CPU, Maker, with_mixer
 from retbench.records.record import Gate, GateCheck, Record
-from retbench.report.frames import load_results
-from retbench.report.points import lineup
+from retbench.report.lineup import lineup
 from retbench.report.provenance import (
     describe_conditions,
     environment_table,
@@ -18,6 +17,7 @@ from retbench.report.provenance import (
     match_table,
     mismatch_sentence,
 )
+from retbench.report.results import load_results
 
 
 def as_dict(table: pd.DataFrame) -> dict[str, list[str]]:

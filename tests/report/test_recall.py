@@ -13,13 +13,13 @@ from report.synthetic_scores import ScoreMaker, evaluations_of
 from report.words import check_words
 from retbench.cli import app, layout
 from retbench.records.record import Metric
-from retbench.report.drawing import Drawing
 from retbench.report.evaluations import Evaluations
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
-from retbench.report.recall_figure import frontier, seed_means
-from retbench.report.score_figures import draw_scores
-from retbench.report.tables import quality_table
+from retbench.report.figures.catalogue import draw_scores
+from retbench.report.figures.drawing import Drawing
+from retbench.report.figures.recall import frontier, seed_means
+from retbench.report.findings.quality import find_quality
+from retbench.report.tables.experiments import quality_table
+from retbench.report.tables.readable import readable_tables
 from retbench.stats.intervals import mean_interval
 
 

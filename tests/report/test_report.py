@@ -16,9 +16,9 @@ from report.synthetic_records import CPU, GPU, Maker, write_results
 from report.synthetic_scores import ScoreMaker
 from retbench.errors import ConfigError, RecordError
 from retbench.records.record import Record
-from retbench.report import drawing
-from retbench.report.frames import Results
+from retbench.report.figures import drawing
 from retbench.report.report import make_page, write_report
+from retbench.report.results import Results
 
 SECTIONS = ["Measured on this machine", "Claims of the papers", "Tables", "Checks and limitations"]
 EVIDENCE = [
@@ -400,10 +400,12 @@ def test_a_report_needs_no_torch(tmp_path: Path, cpu_records: list[Record]) -> N
 
 def test_a_table_needs_neither_torch_nor_matplotlib(results: Path) -> None:
     code = (
-        "from retbench.report.frames import load_results, observations\n"
-        "from retbench.report.formats import render\n"
+        "from retbench.report.frames import observations\n"
+        "from retbench.report.results import load_results\n"
+        "from retbench.report.tables.formats import render\n"
         "from retbench.report.selection import select\n"
-        "from retbench.report.tables import contents_of, table_of\n"
+        "from retbench.report.contents import contents_of\n"
+        "from retbench.report.tables.experiments import table_of\n"
         "records = load_results(Path(sys.argv[2])).records\n"
         "assert len(observations(records))\n"
         "print(render(table_of(contents_of(select(records, 'memory')), 'memory'), 'csv'))"

@@ -7,15 +7,15 @@ import pytest
 
 from report.synthetic_scores import ScoreMaker, evaluations_of
 from retbench.papers.claims import load_claims
-from retbench.report.claims import judge
-from retbench.report.compact_tables import quality_tables
+from retbench.report.claims.judge import judge
 from retbench.report.evaluations import Evaluations, make_evaluations
-from retbench.report.frames import load_results
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
-from retbench.report.score_figures import draw_scores
+from retbench.report.figures.catalogue import draw_scores
+from retbench.report.findings.quality import find_quality
+from retbench.report.results import load_results
 from retbench.report.selection import select
-from retbench.report.tables import quality_table
+from retbench.report.tables.compact import quality_tables
+from retbench.report.tables.experiments import quality_table
+from retbench.report.tables.readable import readable_tables
 
 (CLAIM,) = (claim for claim in load_claims() if claim.name == "recall_hits")
 SEEDS = {"1m": (0, 1), "6m": (0,)}

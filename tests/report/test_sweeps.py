@@ -11,7 +11,7 @@ from report.synthetic_records import Maker
 from retbench.records.record import Metric, ModelInfo, Record
 from retbench.report.comparisons import by_round
 from retbench.report.frames import observations
-from retbench.report.points import lineup
+from retbench.report.lineup import lineup
 from retbench.report.sweeps import failed_points, summarise
 
 

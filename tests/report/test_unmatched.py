@@ -8,13 +8,13 @@ from report.synthetic_records import Maker
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.hf import TransformersLayers
 from retbench.records.record import ModelInfo, Record
-from retbench.report.answer import find_answer
-from retbench.report.memory_figure import memory_rows
-from retbench.report.points import lineup, mismatch
+from retbench.report.contents import contents_of
+from retbench.report.figures.memory import memory_rows
+from retbench.report.findings.answer import find_answer
+from retbench.report.lineup import lineup, mismatch
 from retbench.report.provenance import matching_sentence, mismatch_sentence
 from retbench.report.selection import matched_groups, select
 from retbench.report.sweeps import make_sweeps
-from retbench.report.tables import contents_of
 
 NUM_PARAMS = 123_456
 

@@ -2,8 +2,8 @@
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from retbench.report import style
-from retbench.report.drawing import Drawing
+from retbench.report.figures import style
+from retbench.report.figures.drawing import Drawing
 
 
 def check_words(drawing: Drawing) -> None:

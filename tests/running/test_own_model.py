@@ -12,7 +12,7 @@ from retbench.architectures.recorded import read_config
 from retbench.measure.environment import code_revision, describe_environment
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings, ReadRate, Record, utc_now
-from retbench.report.frames import load_results
+from retbench.report.results import load_results
 from retbench.running import tasks
 from retbench.running.protocol import Checked, Job, MeasureCell, Message, RunInfo, Streamed
 from retbench.running.recording import Surroundings
@@ -134,7 +134,7 @@ def test_the_version_of_transformers_is_part_of_the_model_s_code(
     """So that a run continues, and rounds are pooled, with one version only."""
     record = records["mistral", "decode"]
     assert record.environment["model_code"].endswith(f", transformers {version('transformers')}")
-    config = read_config(record.model.config)
+    config = read_config(record.model)
     assert config is not None
     assert code_of_parts(config, "decode")["model_code"] == record.environment["model_code"]
     monkeypatch.setattr(metadata, "version", lambda name: "1.0")

@@ -25,7 +25,8 @@ from retbench.planning.shards import Shard
 from retbench.records.documents import write_documents
 from retbench.records.record import Record
 from retbench.records.store import append_record, read_records
-from retbench.report.frames import keep_latest, session_of
+from retbench.report.latest import keep_latest
+from retbench.report.results import session_of
 from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock

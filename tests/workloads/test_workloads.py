@@ -53,7 +53,6 @@ def test_every_workload_can_measure_and_has_a_primary_metric(name: str) -> None:
     found = find_workload(name)
     assert (found.measure is None) == (found.spec is None) == (name == "training_run")
     assert found.primary == found.metrics[0]
-    assert (found.kind == "quality") == (found.replicate != "round")
     assert len(found.code) == 12
     assert len({metric.name for metric in found.metrics}) == len(found.metrics)
 
@@ -80,7 +79,6 @@ def users_workload() -> Workload:
     return Workload(
         name="chat",
         title="Chat turns",
-        kind="cost",
         metrics=(
             MetricSpec("turn_s", "time per turn", True, has_interval=True, better="faster"),
             MetricSpec("turns", "turns", optional=True, unit="count"),

@@ -18,7 +18,6 @@ def measure(context: Any) -> Measurement:
 WORKLOAD = Workload(
     name="embedding",
     title="Embedding latency",
-    kind="cost",
     metrics=(MetricSpec("embed_s", "time to embed", True, has_interval=True, better="faster"),),
     quantity="time to embed the context",
     measure=measure,

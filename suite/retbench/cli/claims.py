@@ -11,7 +11,7 @@ from retbench.cli.table import read_results
 from retbench.errors import shown
 
 if TYPE_CHECKING:
-    from retbench.report.judged_claims import JudgedClaim
+    from retbench.report.claims.judged import JudgedClaim
 
 app = new_app()
 FORMATS = ("text", "md", "short", "json")
@@ -31,9 +31,9 @@ def claims(
     Only records under a paper's own conditions decide a claim. `md` adds all evidence; `short` is a Markdown table of a
     few claims.
     """
-    from retbench.report.claim_tables import claims_json, claims_markdown, headlines_markdown
-    from retbench.report.claims import judge_claims
-    from retbench.report.frames import Results
+    from retbench.report.claims.judge import judge_claims
+    from retbench.report.claims.tables import claims_json, claims_markdown, headlines_markdown
+    from retbench.report.results import Results
 
     form = output_format(form, FORMATS, as_json=as_json)
     if results.exists() or "--results" in given_options(call):
@@ -52,7 +52,7 @@ def claims(
 
 def _print_text(judged: "list[JudgedClaim]") -> None:
     """Print the counts, then per group what a verdict needs, and the claims that records bear on."""
-    from retbench.report.claim_tables import claim_table, make_claim_section
+    from retbench.report.claims.tables import claim_table, make_claim_section
 
     section = make_claim_section(judged)
     print_prose(section.counts)

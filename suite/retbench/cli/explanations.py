@@ -21,7 +21,7 @@ from retbench.papers.explanations import (
     published_models,
 )
 from retbench.papers.papers import find_datasheet
-from retbench.report.claim_words import describe_number
+from retbench.report.claims.words import describe_number
 from retbench.units import GB, format_percent, format_seconds
 
 

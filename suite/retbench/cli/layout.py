@@ -10,8 +10,8 @@ from typing import Any
 import typer
 
 from retbench.errors import printable, unknown_name
-from retbench.report.columns import align_columns
-from retbench.report.markdown import markdown_rows
+from retbench.report.tables.aligned_text import align_columns
+from retbench.report.tables.markdown import markdown_rows
 
 WIDEST_PROSE = 100
 """Characters of a line of prose on a wide terminal."""

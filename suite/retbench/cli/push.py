@@ -39,7 +39,7 @@ def push(
     from retbench.cli.table import print_problems
     from retbench.data.hub import check_dataset_name, push_dataset
     from retbench.report.card import CARD_NAME, published_files, write_card
-    from retbench.report.frames import load_results
+    from retbench.report.results import load_results
     from retbench.units import format_bytes
 
     check_dataset_name(hub)

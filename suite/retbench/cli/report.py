@@ -9,7 +9,7 @@ from retbench.cli.layout import print_prose
 from retbench.cli.options import ResultsPath, new_app, read_folder
 
 if TYPE_CHECKING:
-    from retbench.report.answer import Answer
+    from retbench.report.findings.answer import Answer
 
 app = new_app()
 

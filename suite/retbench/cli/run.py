@@ -158,7 +158,7 @@ def _print_results(plan: "Plan", out: Path, form: str) -> None:
     from dataclasses import replace
 
     from retbench.cli.table import print_records
-    from retbench.report.frames import load_results
+    from retbench.report.results import load_results
     from retbench.running.resume import identities_here, identity_of
 
     identities = identities_here(plan.cells)

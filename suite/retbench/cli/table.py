@@ -12,8 +12,8 @@ from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_opt
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
-    from retbench.report.cells import ReadableTable
-    from retbench.report.frames import Results
+    from retbench.report.results import Results
+    from retbench.report.tables.cells import ReadableTable
 
 app = new_app()
 FORMATS = ("text", "md", "csv", "json", "latex")
@@ -49,7 +49,7 @@ def find_measured(experiment: str, results: "Results", path: Path) -> str:
 
 def read_results(path: Path) -> "Results":
     """Return the records at a path; print on stderr which ones cannot be read."""
-    from retbench.report.frames import load_results
+    from retbench.report.results import load_results
 
     found = load_results(path)
     print_problems(found.problems)
@@ -71,10 +71,11 @@ def print_problems(problems: Sequence[str]) -> None:
 
 def print_records(results: "Results", experiment: str, form: str) -> None:
     """Print the newest comparable records; print on stderr which ones are left out."""
-    from retbench.report.formats import render
-    from retbench.report.readable_tables import readable_tables
+    from retbench.report.contents import contents_of
     from retbench.report.selection import select
-    from retbench.report.tables import contents_of, table_of
+    from retbench.report.tables.experiments import table_of
+    from retbench.report.tables.formats import render
+    from retbench.report.tables.readable import readable_tables
     from retbench.workloads.workload import WORKLOADS
 
     found = contents_of(select(results.records, experiment, results.folders))

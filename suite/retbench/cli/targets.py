@@ -22,7 +22,7 @@ from retbench.planning.prediction import (
     rates_from,
     roofline,
 )
-from retbench.records.record import Ceilings
+from retbench.records.record import Ceilings, median_curve
 from retbench.units import format_seconds
 
 Models = Mapping[str, tuple[ModelConfig, str]]
@@ -157,7 +157,7 @@ def recorded_target(path: Path, dtype: str | None, models: Models) -> Prediction
     Raises:
         RecordError: there are no such records.
     """
-    from retbench.report.frames import load_results, set_of
+    from retbench.report.results import load_results, set_of
     from retbench.report.selection import choose_conditions
 
     records = [
@@ -197,8 +197,6 @@ def _sheet_of(gpu: str) -> Datasheet | None:
 
 def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
     """Return the medians of the ceilings of several records, of the curve at the sizes that all curves have."""
-    from retbench.report.provenance import median_curve
-
     return Ceilings(
         read_bandwidth_bytes_per_s=median(each.read_bandwidth_bytes_per_s for each in found),
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),

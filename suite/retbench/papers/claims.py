@@ -1,6 +1,6 @@
 """Claims of papers as data: each statement, its conditions, and the rule by which records decide it.
 
-The claims are in `claims.toml` in this package; `retbench.report.claims` judges them. An architecture is a plain
+The claims are in `claims.toml` in this package; `retbench.report.claims.judge` judges them. An architecture is a plain
 name: a claim may be about one that is not installed.
 """
 
@@ -41,9 +41,7 @@ class Side(Strict):
     def has(self, record: Record) -> bool:
         """Return whether a record belongs to this side."""
         model = record.model
-        is_named = (
-            is_standard(model.architecture, model.config) if self.name is None else self.name == model.name
-        )
+        is_named = is_standard(model) if self.name is None else self.name == model.name
         return (
             model.architecture == self.architecture
             and is_named
@@ -241,7 +239,7 @@ class Scale(Strict):
 
     def has_config(self, record: Record) -> bool:
         """Return whether all parts of a record's model that have these fields have these values."""
-        facts = config_facts(record.model.config) if self.config else {}
+        facts = config_facts(record.model) if self.config else {}
         return all(
             {value for name, value in facts.items() if name.rpartition(".")[2] == field} == {wanted}
             for field, wanted in self.config.items()

@@ -61,7 +61,7 @@ def keep_comparable(points: Iterable[PaperPoint], records: Iterable[Record]) -> 
 def _holds(place: str, record: Record) -> bool:
     """Return whether nothing stated about a number contradicts a record."""
     model = record.model
-    features = recorded.baseline_features(model.architecture, model.config, record.backend)
+    features = recorded.baseline_features(model, record.backend)
     return _scale(_sheet(place)).holds(record) and "grouped" not in features
 
 

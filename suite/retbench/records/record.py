@@ -6,10 +6,11 @@
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import log
+from statistics import median
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -267,6 +268,20 @@ def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> 
         return high
     share = log(footprint_bytes / low_bytes) / log(high_bytes / low_bytes)
     return (1 - share) * low + share * high
+
+
+def median_curve(curves: Iterable[Sequence[ReadRate]]) -> tuple[ReadRate, ...]:
+    """Return the median bandwidth of each size that all curves have but for empty ones."""
+    measured = [{rate.footprint_bytes: rate for rate in curve} for curve in curves if curve]
+    sizes = sorted(set(measured[0]).intersection(*measured[1:])) if measured else []
+    return tuple(
+        ReadRate(
+            footprint_bytes=size,
+            bytes_per_s=median(each[size].bytes_per_s for each in measured),
+            kernel=measured[0][size].kernel,
+        )
+        for size in sizes
+    )
 
 
 class Ceilings(Part):

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from retbench.regress.report import CheckReport, DecidedItem
-from retbench.report import style
+from retbench.report.figures import style
 from retbench.stats.intervals import Interval
 
 ROW_IN = 0.145

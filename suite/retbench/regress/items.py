@@ -26,14 +26,14 @@ Pair = tuple[float, float]
 def is_compared(workload: str) -> bool:
     """Return whether a workload is compared by a cost of which less is better."""
     found = WORKLOADS.get(workload)
-    return found is not None and found.kind == "cost" and found.primary.lower_is_better is True
+    return found is not None and found.measures_cost and found.primary.lower_is_better is True
 
 
 def is_timed(workload: str) -> bool:
     """Return whether a workload is compared by a time."""
     if workload == WALL_TIME:
         return True
-    return is_compared(workload) and WORKLOADS[workload].primary.name.endswith("_s")
+    return is_compared(workload) and WORKLOADS[workload].primary.unit == "s"
 
 
 @dataclass(frozen=True, order=True)

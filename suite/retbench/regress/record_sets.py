@@ -11,7 +11,7 @@ from retbench.errors import RecordError
 from retbench.records.dates import started
 from retbench.records.record import Record, Status
 from retbench.regress.items import MeasurementPoint, is_compared
-from retbench.report.frames import load_results
+from retbench.report.results import load_results
 from retbench.report.selection import select
 from retbench.workloads.workload import WORKLOADS, find_workload
 

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from retbench.errors import printable
 from retbench.files import write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
-from retbench.report.columns import align_columns
-from retbench.report.markdown import escape_markdown, markdown_rows
+from retbench.report.tables.aligned_text import align_columns
+from retbench.report.tables.markdown import escape_markdown, markdown_rows
 from retbench.stats.intervals import Interval
 
 FORMATS = ("text", "md", "json", "junit")
@@ -138,7 +138,9 @@ def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Pat
         write_atomic(paths[-1], render(report, form, strict=strict).encode())
     if any(item.change for item in report.items):
         from retbench.regress.figure import draw_ratios
-        from retbench.report.drawing import save_figure  # matplotlib loads slower than a comparison takes
+        from retbench.report.figures.drawing import (
+            save_figure,  # matplotlib loads slower than a comparison takes
+        )
 
         paths += save_figure(draw_ratios(report), folder / "ratios")
     return paths

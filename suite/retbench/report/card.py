@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retbench.errors import ConfigError, printable
 from retbench.files import inside
-from retbench.report.frames import Results, run_of
+from retbench.report.results import Results, run_of
 
 CARD_NAME = "README.md"
 

@@ -6,12 +6,13 @@ the wider interval.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import correlation, linear_regression
 from typing import NamedTuple
 
 import pandas as pd
 
-from retbench.report.points import Lineup
+from retbench.report.lineup import Lineup
 from retbench.report.sweeps import POINT_KEY, CostSweep, value_and_ends
 from retbench.stats.intervals import (
     CONFIDENCE,
@@ -23,7 +24,7 @@ from retbench.stats.intervals import (
     slope_equivalence,
     unpaired_ratio_interval,
 )
-from retbench.workloads.workload import WORKLOADS
+from retbench.workloads.workload import WORKLOADS, Workload
 
 LEVEL_MARGIN = 0.05
 """A cost is constant in context length where the ratio of the last to the first length lies within 1 ± this."""
@@ -121,6 +122,49 @@ def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
                 *point, metric = key
                 rows.append((*point, model, models.reference, metric, *found))
     return pd.DataFrame(rows, columns=columns)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sweep of an installed workload, with the ratios of its models to the reference."""
+
+    sweep: CostSweep
+
+    @cached_property
+    def ratios(self) -> pd.DataFrame:
+        """Rows of `pair_ratios`; none where no two models were measured at the same point."""
+        return pair_ratios(self.sweep.metrics, self.sweep.models)
+
+    @property
+    def workload(self) -> Workload:
+        """Workload of the sweep."""
+        return WORKLOADS[self.sweep.workload]
+
+    @property
+    def reference(self) -> str:
+        """Model that the others are compared with."""
+        return str(self.sweep.models.reference)
+
+    @property
+    def batch(self) -> str:
+        """Batch size, to follow a clause: ', batch 8'; empty where the workload finds it."""
+        return "" if self.workload.finds_batch else f", batch {self.sweep.batch_size}"
+
+    @property
+    def deepest(self) -> int:
+        """Longest context at which a model is compared."""
+        return int(self.ratios["context_len"].max())
+
+    @cached_property
+    def ranking(self) -> list[str]:
+        """Models compared at the longest context, the best one first."""
+        rows = self.ratios[self.ratios["context_len"] == self.deepest]
+        ascending = self.workload.primary.lower_is_better is not False
+        return [str(model) for model in rows.sort_values("ratio", ascending=ascending)["model"]]
+
+    def named(self, model: str) -> str:
+        """Return the name of a model in a sentence."""
+        return self.sweep.models.named(model)
 
 
 def by_round(metrics: pd.DataFrame, metric: str, model: str) -> pd.DataFrame:

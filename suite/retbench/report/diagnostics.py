@@ -7,13 +7,14 @@ import pandas as pd
 
 from retbench.config.experiment_files import list_experiments, load_experiment
 from retbench.records.record import FAULTY_CEILING, Record, excessive_load
-from retbench.report.cells import Cell, length_cell
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
-from retbench.report.points import fact, instance_of, measures_cost, task_point_of
+from retbench.report.points import fact, instance_of, task_point_of
 from retbench.report.sweeps import CostSweep
+from retbench.report.tables.cells import TableCell, length_cell
 from retbench.report.wording import describe_status, section_title
 from retbench.units import format_tokens
+from retbench.workloads.workload import measures_cost
 
 NOISY_RATIO = 0.10
 """A point is noisy where the half-width of its interval exceeds this share of its value."""
@@ -175,7 +176,7 @@ def failure_table(records: Sequence[Record]) -> pd.DataFrame:
                 model = f"{model} {instance_of(record).title}"
                 workload = f"{workload}: {task_point_of(record).title}"
             batch, length = record.point.batch_size, record.point.context_len
-            point = (Cell(str(batch), batch), length_cell(length))
+            point = (TableCell(str(batch), batch), length_cell(length))
             reason = (describe_status(record.status), record.error or "no reason was recorded")
             rounds.setdefault((record.experiment, model, workload, *point, *reason), []).append(record.round)
     rows = [[*key[:-2], ", ".join(map(str, sorted(found))), *key[-2:]] for key, found in rounds.items()]

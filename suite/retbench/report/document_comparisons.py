@@ -13,12 +13,12 @@ from typing import Any, Literal
 from retbench.errors import RecordError, shown
 from retbench.records.documents import read_documents
 from retbench.records.record import Documents, Record
+from retbench.report.lineup import mismatch
 from retbench.report.points import (
     ModelInstance,
     TaskPoint,
     fact,
     instance_of,
-    mismatch,
     num_trained_tokens,
     scores_of,
     task_point_of,

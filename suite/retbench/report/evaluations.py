@@ -1,82 +1,28 @@
-"""Quality in the report: evaluations and trainings, every comparison between models that they allow, and task facts."""
+"""Quality in the report: evaluations and trainings, and every comparison between models that they allow."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-import pandas as pd
-
 from retbench.records.record import Record
-from retbench.report.cells import Cell, plain_cell
-from retbench.report.columns import NONE
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
+from retbench.report.lineup import Lineup, lineup
 from retbench.report.points import (
-    Lineup,
     ModelInstance,
     TaskPoint,
-    fact,
     group,
     instance_of,
     is_final,
-    learning_rate,
-    lineup,
-    num_trained_tokens,
-    replicate_of,
     scores_of,
     task_point_of,
     trained_length,
 )
 from retbench.report.provenance import describe_conditions
 from retbench.report.selection import Selection
-from retbench.units import format_count, format_size, format_tokens
-from retbench.workloads.workload import WORKLOADS, Scores
-
-_CHOICES = {
-    **dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "sciq"), 4),
-    **dict.fromkeys(
-        ("boolq", "copa", "piqa", "storycloze_2016", "storycloze_2018", "winogrande", "wsc273"), 2
-    ),
-}
-"""Number of answers to choose from; the few ARC questions with three or five count as four."""
-
-PAPER_TASKS = (
-    "hellaswag",
-    "boolq",
-    "copa",
-    "piqa",
-    "wsc273",
-    "winogrande",
-    "storycloze_2016",
-    "storycloze_2018",
-)
-"""Tasks that RetNet (arXiv:2307.08621) averages in Table 3: seven, with StoryCloze of either year."""
+from retbench.units import format_tokens
+from retbench.workloads.workload import WORKLOADS, Scores, replicate_of
 
 _NEEDED: Mapping[Scores, Set[str]] = {"recall": {"acc", "state_bytes"}, "lengths": {"acc"}}
 """Metrics without which a record has no place in the figures of what it scores."""
-
-ACCURACIES = ("acc", "acc_norm")
-"""Metrics that are a share of right answers."""
-
-
-def chance(task: str | None) -> float | None:
-    """Return the accuracy of guessing; None where it is not known."""
-    choices = _CHOICES.get(task or "")
-    return 1 / choices if choices else None
-
-
-def paper_average(accuracies: Mapping[str, Mapping[str, float]]) -> tuple[list[str], dict[str, float]] | None:
-    """Return each model's mean accuracy over the paper's tasks that all models have, with those tasks in its order.
-
-    Args:
-        accuracies: By task and model.
-
-    Returns:
-        None with fewer than two such tasks.
-    """
-    models = dict.fromkeys(model for by_model in accuracies.values() for model in by_model)
-    tasks = [task for task in PAPER_TASKS if accuracies.get(task, {}).keys() == models.keys()]
-    if len(tasks) < 2 or not models:
-        return None
-    return tasks, {model: sum(accuracies[task][model] for task in tasks) / len(tasks) for model in models}
 
 
 @dataclass(frozen=True)
@@ -228,74 +174,3 @@ def _compare_all(records: Sequence[Record], models: Lineup, folders: Folders) ->
         theirs = measured.get((point, instance, str(models.reference)))
         if model != models.reference and theirs is not None:
             yield compare(mine, theirs, folders)
-
-
-def describe_rates(evaluations: Evaluations, records: Sequence[Record]) -> str:
-    """Return where the learning rates of final trainings come from, and which of them lie at an end of their grid."""
-    places: dict[str, list[str]] = {}
-    for size in evaluations.sizes(records):
-        origins = {fact(record, "tuned_at") for record in records if record.model.size == size}
-        for origin in sorted(origins, key=str):
-            words: dict[object, str] = {
-                None: "the only one of the grid",
-                size: "each model's best of the grid there",
-            }
-            words_of_it = words.get(origin, f"its best at {format_size(str(origin))}")
-            places.setdefault(words_of_it, []).append(format_size(size))
-    origins_in_words = "; ".join(f"at {', '.join(sizes)} {words}" for words, sizes in places.items())
-    ends = dict.fromkeys(
-        f" That of {evaluations.models.labels[record.model.name]} at {size} is {found}."
-        for record in records
-        if (found := fact(record, "best_rate_is")) not in (None, "inside the grid")
-        and not _is_inside(record, evaluations.records)
-        and (size := format_size(str(fact(record, "tuned_at"))))
-    )
-    return f"Learning rates: {origins_in_words}.{''.join(ends)}"
-
-
-def _is_inside(final: Record, records: Sequence[Record]) -> bool:
-    """Return whether lower and higher rates were tried as well, which a later command may have added to the grid."""
-    mine = learning_rate(final)
-    tried = [
-        rate
-        for record in records
-        if not is_final(record)
-        and (record.experiment, record.model.name) == (final.experiment, final.model.name)
-        and record.model.size == fact(final, "tuned_at")
-        and (rate := learning_rate(record)) is not None
-    ]
-    return mine is not None and bool(tried) and min(tried) < mine < max(tried)
-
-
-def weights_table(evaluations: Evaluations) -> pd.DataFrame:
-    """Return one row per model, size and seed with the origin of its weights."""
-    origin = ("trained on", "tokens", "learning rate", "weights", "fingerprint")
-    columns = ["model", "size", "seed", "parameters without embedding", *origin]
-    order = {instance: place for place, instance in enumerate(evaluations.instances(evaluations.records))}
-    finals = [record for record in evaluations.records if is_final(record)]
-    finals.sort(key=lambda r: (order[instance_of(r)], evaluations.models.models.index(r.model.name)))
-    rows = dict.fromkeys(
-        (
-            evaluations.models.labels[record.model.name],
-            Cell(format_size(record.model.size), record.model.num_params_nonembedding),
-            plain_cell(instance_of(record).seed),
-            Cell(f"{record.model.num_params_nonembedding:,}", record.model.num_params_nonembedding),
-            *_origin(record),
-        )
-        for record in finals
-    )
-    return pd.DataFrame(list(rows), columns=columns, dtype=object)
-
-
-def _origin(record: Record) -> tuple[str, ...]:
-    """Return corpus, tokens, learning rate, source and fingerprint of a record's weights."""
-    weights, tokens, rate = record.model.weights, num_trained_tokens(record), learning_rate(record)
-    if weights is None:
-        return NONE, NONE, NONE, "drawn from a seed, untrained", NONE
-    return (
-        weights.corpus or "not recorded",
-        "not recorded" if tokens is None else Cell(format_count(tokens), tokens),
-        "not recorded" if rate is None else Cell(f"{rate:.3g}", rate),
-        weights.source + (f" at {weights.revision}" if weights.revision else ""),
-        weights.fingerprint,
-    )

@@ -10,15 +10,19 @@ from typing import Any, Literal, NamedTuple
 from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report import diagnostics, provenance
-from retbench.report.evaluations import Evaluations, weights_table
-from retbench.report.findings import find_costs
-from retbench.report.frames import Results
-from retbench.report.points import group, lineup, measures_cost
-from retbench.report.quality_findings import find_quality
-from retbench.report.readable_tables import readable_tables
+from retbench.report.contents import Contents
+from retbench.report.evaluations import Evaluations
+from retbench.report.findings.costs import find_costs
+from retbench.report.findings.quality import find_quality
+from retbench.report.lineup import lineup
+from retbench.report.points import group
+from retbench.report.results import Results
 from retbench.report.selection import matched_groups
-from retbench.report.tables import Contents, cost_table, quality_table
+from retbench.report.tables.experiments import cost_table, quality_table
+from retbench.report.tables.readable import readable_tables
+from retbench.report.trainings import weights_table
 from retbench.report.wording import section_title
+from retbench.workloads.workload import measures_cost
 
 BlockKind = Literal[
     "text",

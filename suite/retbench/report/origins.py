@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retbench.records.record import Record
-from retbench.report.frames import ComparableSet, Results, set_of
-from retbench.report.points import group, measures_cost, replicate_of
+from retbench.report.points import group
+from retbench.report.results import ComparableSet, Results, set_of
 from retbench.report.selection import Selection, choose_conditions, describe_count, select
-from retbench.workloads.workload import Replicate
+from retbench.workloads.workload import Replicate, measures_cost, replicate_of
 
 
 def select_by_origin(results: Results) -> list[Selection]:

@@ -7,18 +7,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from retbench.architectures.recorded import config_facts
 from retbench.records.dates import dates_of, started
-from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record
-from retbench.report.cells import Cell
-from retbench.report.columns import NONE
-from retbench.report.frames import Results, set_of
-from retbench.report.points import Lineup, is_final, is_matched
+from retbench.records.record import GateCheck, ModelInfo, ReadRate, Record, median_curve
+from retbench.report.lineup import Lineup, is_matched
+from retbench.report.points import is_final
+from retbench.report.results import Results, set_of
+from retbench.report.tables.aligned_text import NONE
+from retbench.report.tables.cells import TableCell
 from retbench.report.wording import bind_units, device_name, range_of
 from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
 from retbench.workloads.workload import WORKLOADS
@@ -97,7 +97,7 @@ def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:
     """Return configurations and parameters of the models in adjacent columns."""
     infos = {record.model.name: record.model for record in records}
     facts = {
-        name: {"architecture": info.architecture, "variant": info.variant, **config_facts(info.config)}
+        name: {"architecture": info.architecture, "variant": info.variant, **config_facts(info)}
         for name, info in infos.items()
     }
     names = dict.fromkeys(name for of_model in facts.values() for name in of_model)
@@ -123,7 +123,7 @@ def mismatch_sentence(records: Sequence[Record], models: Lineup) -> str:
         return f"Only one matched model was measured: {models.labels[next(iter(infos))]}.{refused}"
     counts = [info.num_params_nonembedding for info in infos.values()]
     low, high = min(counts), max(counts)
-    configs = [config_facts(info.config) for info in infos.values()]
+    configs = [config_facts(info) for info in infos.values()]
     same = [
         name for name, value in configs[0].items() if all(config.get(name) == value for config in configs)
     ]
@@ -221,10 +221,10 @@ def equivalence_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame
         [
             models.labels[model],
             name,
-            Cell(f"{length:,}", length),
+            TableCell(f"{length:,}", length),
             dtype,
-            Cell(f"{error:.1e}", error),
-            Cell(f"{limit:g}", limit),
+            TableCell(f"{error:.1e}", error),
+            TableCell(f"{limit:g}", limit),
             "equal" if error <= limit else "NOT EQUAL",
         ]
         for (model, name, length, dtype), (error, limit) in worst.items()
@@ -287,20 +287,6 @@ def environment_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fact", "value"])
 
 
-def median_curve(curves: Iterable[Sequence[ReadRate]]) -> tuple[ReadRate, ...]:
-    """Return the median bandwidth of each size that all curves have but for empty ones."""
-    measured = [{rate.footprint_bytes: rate for rate in curve} for curve in curves if curve]
-    sizes = sorted(set(measured[0]).intersection(*measured[1:])) if measured else []
-    return tuple(
-        ReadRate(
-            footprint_bytes=size,
-            bytes_per_s=median(each[size].bytes_per_s for each in measured),
-            kernel=measured[0][size].kernel,
-        )
-        for size in sizes
-    )
-
-
 def _by_size(curves: Sequence[Sequence[ReadRate]]) -> str:
     """Return the median bandwidth by size; in words what records without one compare with."""
     found = [
@@ -343,5 +329,5 @@ def _changing(name: str, values: Sequence[object]) -> str:
 def source_table(records: Sequence[Record], results: Results) -> pd.DataFrame:
     """Return the record files behind the report, with their paths below the results folder."""
     counts = Counter(results.source_of(record).path for record in records)
-    rows = [[path, Cell(str(count), count)] for path, count in sorted(counts.items())]
+    rows = [[path, TableCell(str(count), count)] for path, count in sorted(counts.items())]
     return pd.DataFrame(rows, columns=["file below the results folder", "records used"], dtype=object)

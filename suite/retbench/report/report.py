@@ -13,22 +13,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from retbench.files import check_writable, write_atomic
 from retbench.report import provenance
-from retbench.report.answer import Answer, find_answer
-from retbench.report.claim_tables import details_markdown, groups_markdown, make_claim_section
-from retbench.report.claim_words import describe_paper, describe_sources
-from retbench.report.claims import judge_claims
-from retbench.report.compact_tables import cost_tables, quality_tables
-from retbench.report.drawing import Drawing, save_drawing
+from retbench.report.claims.judge import judge_claims
+from retbench.report.claims.tables import details_markdown, groups_markdown, make_claim_section
+from retbench.report.claims.words import describe_paper, describe_sources
+from retbench.report.contents import Contents, contents_of
 from retbench.report.evidence import Block, Section, evidence_sections, summarise_evidence
-from retbench.report.figures import make_drawings
-from retbench.report.formats import html_cells, html_text, markdown_table
-from retbench.report.frames import Results, load_results
-from retbench.report.looks import colour_rules
-from retbench.report.markdown import code_block, escape_markdown, markdown_text
+from retbench.report.figures.catalogue import make_drawings
+from retbench.report.figures.drawing import Drawing, save_drawing
+from retbench.report.figures.looks import colour_rules
+from retbench.report.figures.svg import inline_svgs
+from retbench.report.findings.answer import Answer, find_answer
 from retbench.report.origins import select_by_origin
-from retbench.report.score_figures import draw_scores
-from retbench.report.svg import inline_svgs
-from retbench.report.tables import Contents, contents_of
+from retbench.report.results import Results, load_results
+from retbench.report.tables.compact import cost_tables, quality_tables
+from retbench.report.tables.formats import html_cells, html_text, markdown_table
+from retbench.report.tables.markdown import code_block, escape_markdown, markdown_text
 
 _NO_FILES = (
     "The figures are in evidence.html. To write them to files as well: "
@@ -156,8 +155,7 @@ def _origins(results: Results) -> list[_Origin]:
     found: list[_Origin] = []
     for selection in select_by_origin(results):
         contents = contents_of(selection)
-        drawings = make_drawings(selection) if contents.sweeps else []
-        drawings += draw_scores(contents.evaluations) if contents.evaluations else []
+        drawings = make_drawings(contents)
         taken = {drawing.name for origin in found for drawing in origin.drawings}
         named = [replace(d, name=f"{selection.anchor}_{d.name}") if d.name in taken else d for d in drawings]
         found.append(_Origin(contents, named))

@@ -16,17 +16,11 @@ from typing import Any
 from retbench.errors import RecordError, unknown_name
 from retbench.records.dates import dates_of, started
 from retbench.records.record import Documents, ModelInfo, Record, conditions
-from retbench.report.frames import ComparableSet, by_parts, keep_latest, on_one_node, set_of
-from retbench.report.points import (
-    group,
-    instance_of,
-    is_final,
-    is_matched,
-    learning_rate,
-    measures_cost,
-    replicate_of,
-    task_point_of,
-)
+from retbench.report.latest import keep_latest, on_one_node
+from retbench.report.lineup import is_matched
+from retbench.report.points import group, instance_of, is_final, learning_rate, task_point_of
+from retbench.report.results import ComparableSet, by_parts, set_of
+from retbench.workloads.workload import measures_cost, replicate_of
 
 MODEL_SETTINGS = ("backend", "chunk_size")
 """Settings that belong to one model; all others are shared by the models of an experiment."""

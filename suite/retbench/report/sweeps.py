@@ -9,7 +9,8 @@ import pandas as pd
 
 from retbench.records.record import SHARES, Record
 from retbench.report.frames import observations
-from retbench.report.points import Lineup, group, lineup
+from retbench.report.lineup import Lineup, lineup
+from retbench.report.points import group
 from retbench.report.selection import Selection, matched_groups
 from retbench.report.wording import describe_status, file_stem, join_words, section_title
 from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
@@ -156,8 +157,8 @@ class CostSweep:
         if failed.empty:
             return ""
         first = failed.sort_values("context_len").iloc[0]
-        label, status = self.models.labels[str(first["model"])], describe_status(str(first["status"]))
-        return f"at {format_tokens(int(first['context_len']))} the {label} has no value: {status}"
+        label, status = self.models.named(str(first["model"])), describe_status(str(first["status"]))
+        return f"at {format_tokens(int(first['context_len']))} {label} has no value: {status}"
 
     def subtitle(self, metric: str) -> str:
         """Return the batch size and the meaning of the error bars."""

@@ -12,7 +12,7 @@ from retbench.planning.cells import Cell
 from retbench.records.record import Point, Record, Status, computing_versions, conditions, excessive_load
 from retbench.records.store import read_records
 from retbench.running.recording import code_of_cell
-from retbench.workloads.workload import is_cost
+from retbench.workloads.workload import is_cost, measures_cost
 
 _FREE_SHARE = 0.9
 """Share of a GPU's memory that is free when a worker of this package alone has begun to use it."""
@@ -29,7 +29,7 @@ _TRIALS = ("machine", "node_id", "gpu_uuid", "versions", "variables", "cpu_quota
 
 def identity_of(record: Record) -> Identity:
     """Return the identity that a record states; records before version 3 lack parts of it, which are None here."""
-    return _identity(record.environment, record.workload)
+    return _identity(record.environment, of_cost=measures_cost(record))
 
 
 def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
@@ -45,13 +45,15 @@ def identities_here(cells: Sequence[Cell]) -> dict[str, Identity]:
         "variables": environment.computing_variables(variables),
         **({"cpu_quota": quota} if (quota := cpu_quota()) is not None else {}),
     }
-    return {cell.cell_id: _identity(facts | code_of_cell(cell), cell.workload) for cell in cells}
+    return {
+        cell.cell_id: _identity(facts | code_of_cell(cell), of_cost=is_cost(cell.workload)) for cell in cells
+    }
 
 
-def _identity(facts: Mapping[str, Any], workload: str) -> Identity:
+def _identity(facts: Mapping[str, Any], *, of_cost: bool) -> Identity:
     names: tuple[str, ...] = ("machine", "code_revision", "model_code", "workload_code")
     found: Identity = {"versions": computing_versions(facts)}
-    if is_cost(workload):
+    if of_cost:
         names += ("node_id", "gpu_uuid", "cpu_quota")
         found["variables"] = conditions(facts)["variables"]
     return found | {name: facts.get(name) for name in names}
@@ -126,7 +128,7 @@ def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_co
         if not isinstance(stated, dict):  # of a worker that ended, for which the runner wrote the record
             continue
         outcomes = {name: value for name, value in stated.items() if isinstance(value, int)}
-        if is_cost(record.workload) and identity == identities.get(record.cell_id):
+        if measures_cost(record) and identity == identities.get(record.cell_id):
             own |= outcomes
         elif (
             {name: identity.get(name) for name in _TRIALS} == here

@@ -192,7 +192,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="decode",
     title="Decode latency",
-    kind="cost",
     metrics=(
         MetricSpec("tpot_s", "time per token", True, has_interval=True, better="faster"),
         metrics.TOKENS_PER_S,

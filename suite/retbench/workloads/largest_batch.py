@@ -161,7 +161,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="largest_batch",
     title="Largest batch",
-    kind="cost",
     metrics=(
         MetricSpec("largest_batch", "largest batch", False, better="more sequences", unit="count"),
         MetricSpec("largest_batch_step", "resolution", unit="count"),

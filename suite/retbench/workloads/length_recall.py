@@ -67,7 +67,6 @@ def measure(context: "Context") -> Measurement:
 WORKLOAD = Workload(
     name="length_recall",
     title="Recall beyond the trained length",
-    kind="quality",
     metrics=(
         MetricSpec("acc", "accuracy", False, better="better"),
         MetricSpec("exact", "all answers right", False, better="better", unit="ratio"),

@@ -66,7 +66,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="memory",
     title="Memory of inference",
-    kind="cost",
     metrics=(
         MetricSpec("peak_bytes", "weights + state + workspace", True, better="less memory"),
         WEIGHTS,

@@ -87,7 +87,6 @@ def measure(context: "Context") -> Measurement:
 WORKLOAD = Workload(
     name="mqar",
     title="Multi-query associative recall",
-    kind="quality",
     metrics=(
         MetricSpec("acc", "accuracy", False, better="better"),
         MetricSpec("acc_far", "accuracy beyond half of the example", False, better="better"),

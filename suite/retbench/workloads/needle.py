@@ -166,7 +166,6 @@ def _by_depth(rows: Sequence[dict[str, Any]]) -> dict[str, Series]:
 WORKLOAD = Workload(
     name="needle",
     title="Needle in a haystack",
-    kind="quality",
     metrics=(
         MetricSpec("acc", "exact", False, better="better"),
         MetricSpec("contains", "contains", False, better="better", unit="ratio"),

@@ -111,7 +111,6 @@ def _series(found: "CorpusLoss") -> dict[str, Series]:
 WORKLOAD = Workload(
     name="perplexity",
     title="Perplexity",
-    kind="quality",
     metrics=(
         MetricSpec("bits_per_byte", "bits/byte", True, better="better"),
         MetricSpec("nats_per_token", "nats/token", True, better="better"),

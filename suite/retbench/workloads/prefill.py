@@ -61,7 +61,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="prefill",
     title="Prefill latency",
-    kind="cost",
     metrics=(
         MetricSpec("ttft_s", "time to first token", True, has_interval=True, better="faster"),
         metrics.TOKENS_PER_S,

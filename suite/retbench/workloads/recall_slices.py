@@ -125,7 +125,6 @@ def _metrics(found: Sequence["DocumentSlices"], seconds: float) -> tuple[dict[st
 WORKLOAD = Workload(
     name="recall_slices",
     title="Recall in text",
-    kind="quality",
     metrics=(
         MetricSpec("hit_gain_nats", "gain of a repeated pair, nats/word", False, better="more gain"),
         MetricSpec("hit_nats", "loss on repeated pairs, nats/word", True),

@@ -35,7 +35,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="throughput",
     title="Decode throughput",
-    kind="cost",
     metrics=(
         metrics.TOKENS_PER_S,
         MetricSpec("tpot_s", "time per step", True, has_interval=True, better="faster"),

@@ -125,7 +125,6 @@ def estimate(cell: Cell, ceilings: Ceilings) -> float:
 WORKLOAD = Workload(
     name="training",
     title="Cost of a training step",
-    kind="cost",
     metrics=(
         MetricSpec("step_s", "time per step", True, has_interval=True, better="faster"),
         metrics.TOKENS_PER_S,

@@ -5,7 +5,6 @@ from retbench.workloads.workload import MetricSpec, Workload
 WORKLOAD = Workload(
     name="training_run",
     title="Training runs",
-    kind="quality",
     metrics=(
         MetricSpec("validation_loss_nats", "validation loss, nats/token", True, better="better"),
         MetricSpec(

@@ -18,11 +18,11 @@ from retbench.config.evaluation import GridSpec, WorkloadSpec
 from retbench.errors import ConfigError, RetbenchError, shown, unknown_name
 from retbench.measure.environment import package_version
 from retbench.measure.source import part_hash
-from retbench.records.record import SHARES, Ceilings, Metric, Series
+from retbench.records.record import SHARES, Ceilings, Metric, Record, Series
 from retbench.units import stated_unit
 
-Kind = Literal["cost", "quality"]
 Replicate = Literal["round", "document", "seed"]
+"""Unit of replication: a round where cost is measured; a document or a seed of training where quality is."""
 Scores = Literal["answers", "text", "slices", "needles", "recall", "lengths"]
 """Kinds of scores of a workload of quality, by which its figures and tables are chosen.
 
@@ -64,7 +64,8 @@ class MetricSpec:
         name: As records hold it; it ends in its base unit, or `unit` states it.
         heading: Column heading in tables for people.
         lower_is_better: None where neither direction is an advantage.
-        has_interval: Measured anew in each round, so that tables show its 95 % interval.
+        has_interval: Timed in each round, so that tables show its 95 % interval. Other costs are counted, and one round
+            decides.
         optional: A measurement may lack it without a reason, because only some devices or tasks have it. Tables leave
             it out where no point has a value.
         better: How a model with the better value is described: "faster", "smaller".
@@ -90,10 +91,9 @@ class Workload:
     Attributes:
         name: Its name in records and in `[profiles.P.workloads.NAME]`.
         title: Heading of its figures and tables.
-        kind: Whether it measures cost or quality.
         metrics: In the order of the table; the first is the primary one, by which models are compared.
         quantity: What the primary metric is, in a sentence: "time per output token".
-        replicate: What its intervals are over.
+        replicate: What its intervals are over; "round" of a workload that measures cost, and of no other.
         scores: What it scores, where it measures quality.
         spec: The table that it takes in a profile; None where a profile cannot ask for it.
         measure: Measures one cell, given a `context.Context`; torch is imported when it is called. None for what
@@ -115,7 +115,6 @@ class Workload:
 
     name: str
     title: str
-    kind: Kind
     metrics: tuple[MetricSpec, ...]
     quantity: str
     replicate: Replicate = "round"
@@ -151,6 +150,15 @@ class Workload:
     def primary(self) -> MetricSpec:
         """The metric by which models are compared."""
         return self.metrics[0]
+
+    def metric(self, name: str) -> MetricSpec:
+        """Return the metric of this name, which it has."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    @property
+    def measures_cost(self) -> bool:
+        """True if it measures cost, which differs between equal machines; quality does not."""
+        return self.replicate == "round"
 
     @property
     def needs_ceilings(self) -> bool:
@@ -269,9 +277,21 @@ def find_workload(name: str) -> Workload:
 
 
 def is_cost(name: str) -> bool:
-    """Return whether a workload measures cost, which differs between equal machines; so does one not installed here."""
-    known = WORKLOADS.get(name)
-    return known is None or known.kind == "cost"
+    """Return whether the workload called `name`, which is installed, measures cost."""
+    return WORKLOADS[name].measures_cost
+
+
+def replicate_of(record: Record) -> Replicate:
+    """Return the unit of replication of a record; of a workload that is not installed here, as its record shows."""
+    known = WORKLOADS.get(record.workload)
+    if known is not None:
+        return known.replicate
+    return "document" if record.documents or record.point.task else "round"
+
+
+def measures_cost(record: Record) -> bool:
+    """Return whether a record is about cost, not about quality."""
+    return replicate_of(record) == "round"
 
 
 def code_of_parts(model: ModelConfig, workload: str) -> dict[str, str]:

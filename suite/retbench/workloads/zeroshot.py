@@ -142,7 +142,6 @@ def _notes(context: "Context", scores: "TaskScores") -> Notes:
 WORKLOAD = Workload(
     name="zeroshot",
     title="Zero-shot tasks",
-    kind="quality",
     metrics=(
         MetricSpec("acc", "accuracy", False, optional=True, better="better"),
         MetricSpec("acc_norm", "accuracy, normalised by length", False, optional=True, better="better"),

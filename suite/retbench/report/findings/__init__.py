@@ -1,0 +1,1 @@
+"""Sentences computed from records, and the answer of a report."""
