@@ -1,4 +1,4 @@
-"""How the evaluated models were trained: the origin of their weights, and of their learning rates."""
+"""Training of the evaluated models: the origin of their weights, and of their learning rates."""
 
 from collections.abc import Sequence
 
