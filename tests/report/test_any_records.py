@@ -111,7 +111,8 @@ odd_records = st.builds(
     ceilings=st.sampled_from([PROTOTYPE.ceilings, None]),
     metrics=st.dictionaries(
         st.sampled_from(METRICS),
-        st.builds(Metric, unit=st.just("s"), value=st.floats(1e-9, 1e12) | st.sampled_from([0.0, -1.0])),
+        st.builds(Metric, unit=st.just("s"), value=st.floats(1e-9, 1e12))
+        | st.builds(Metric, unit=st.just("nats"), value=st.sampled_from([0.0, -1.0])),
     ),
 )
 
