@@ -196,7 +196,9 @@ class Experiment(Strict):
         tables = [self.models, *(profile.models or {} for profile in self.profiles.values())]
         for name, spec in [pair for table in tables for pair in table.items()]:
             if spec.workloads == ():
-                raise ValueError(f"models.{name}.workloads is empty: leave it out for all, or remove the model")
+                raise ValueError(
+                    f"models.{name}.workloads is empty: leave it out for all, or remove the model"
+                )
             unknown = [workload for workload in spec.workloads or () if workload not in WORKLOADS]
             if unknown:
                 raise ValueError(
