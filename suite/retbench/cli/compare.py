@@ -66,8 +66,8 @@ def compare(
 ) -> None:
     """Compare two record sets of one machine, or a run with a baseline: is B slower than A?
 
-    Exit code 1: an item is slower beyond the margin, or failed. 3: the sets differ in what they measured, or a point is
-    missing on one side. 4, under --strict: an item is inconclusive.
+    Exit code 1: an item is slower beyond the margin, or failed. 2: no point is in common. 3: the sets differ in what
+    they measured, or a point is missing on one side. 4, under --strict: an item is inconclusive.
     """
     from retbench.regress.baseline import read_baseline
     from retbench.regress.compare import compare_record_sets, compare_with_baseline

@@ -217,7 +217,14 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
 def _print_estimates(plan: "Plan", estimates: "Sequence[CellEstimate]", form: str) -> None:
     """Print every cell with its approximate time and memory, and all of them together."""
     print_table(
-        ("model", "workload", "batch", "context", f"time, {plan.rounds} rounds", "peak memory"),
+        (
+            "model",
+            "workload",
+            "batch",
+            "context",
+            f"time, {plan.rounds} round{'' if plan.rounds == 1 else 's'}",
+            "peak memory",
+        ),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],
         form,
         keys=4,

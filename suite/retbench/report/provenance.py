@@ -254,12 +254,15 @@ def equivalence_sentence(records: Sequence[Record]) -> str:
 
 
 def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
-    """Return by how much the parameters of matched models differ at most."""
-    shares = [0.0]
+    """Return by how much the parameters of matched models differ at most, or that no two are matched."""
+    shares = []
     for members in groups:
-        matched = [record.model for record in members if is_matched(record)]
-        counts = [model.num_params_nonembedding for model in matched] or [0]
-        shares.append((max(counts) - min(counts)) / max(*counts, 1))
+        matched = {record.model.name: record.model for record in members if is_matched(record)}
+        counts = [model.num_params_nonembedding for model in matched.values()]
+        if len(counts) > 1:
+            shares.append((max(counts) - min(counts)) / max(counts))
+    if not shares:
+        return "No two models are matched in parameters."
     largest = format_percent(max(shares))
     return f"Parameters without embedding and head differ by at most {largest} between matched models."
 

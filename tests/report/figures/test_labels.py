@@ -4,8 +4,11 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from retbench.report.figures.labels import keep_inside, spread
+from retbench.report.figures import style
+from retbench.report.figures.labels import Label, keep_inside, label_ends, label_width_in, spread
 
 
 @given(st.lists(st.floats(0, 150), min_size=1, max_size=6), st.floats(1, 20))
@@ -31,3 +34,13 @@ def test_labels_that_leave_the_axes_are_moved_back(wanted: list[float], height: 
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     for lower, upper in pairwise(order):
         assert places[upper] - places[lower] > 0.9 * height
+
+
+@given(st.text("MWm&<>@%iRetN ", min_size=1, max_size=24))
+def test_labels_beside_the_axes_end_within_the_figure(name: str) -> None:
+    figure = Figure(figsize=(style.WIDTH_IN, 2.0))
+    axes = figure.add_axes((0.1, 0.1, 0.9 - label_width_in([name]) / style.WIDTH_IN, 0.8))
+    label_ends(axes, [Label(1.0, 0.5, name, "black")])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    (words,) = axes.texts
+    assert words.get_window_extent(renderer).x1 <= figure.bbox.x1

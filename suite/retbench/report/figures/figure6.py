@@ -51,11 +51,11 @@ _KINDS = {
     "c": _Kind("tpot_s", "time per token", "time per output token against the batch size", TIME_UNITS),
 }
 _NEEDS = {
-    "a": ("memory at several context lengths", "memory"),
-    "b": ("decoding at several context lengths", "latency"),
-    "c": ("decoding at several batch sizes", "throughput"),
+    "a": ("memory at several context lengths", "memory", "memory"),
+    "b": ("decoding at several context lengths", "decode", "latency"),
+    "c": ("decoding at several batch sizes", "throughput", "throughput"),
 }
-"""Meaning of each panel, and the experiment that measures it."""
+"""Meaning of each panel, the workload that measures it, and the experiment that does for RetNet and the Transformer."""
 _WEIGHTS = "weight_bytes"
 _COLUMNS = ["panel", "model", "batch_size", *DATA_COLUMNS[1:], "kind", "source"]
 
@@ -317,11 +317,18 @@ def _describe(panels: Sequence[Figure6Panel], experiments: Sequence[str]) -> str
 
 
 def _describe_absent(panels: Sequence[Figure6Panel]) -> list[str]:
-    """Return why panels of the paper are absent, and the commands that measure them."""
-    profile, present = panels[0].records[0].profile, {panel.letter for panel in panels}
+    """Return why panels of the paper are absent, and what measures them."""
+    first, present = panels[0].records[0], {panel.letter for panel in panels}
+    is_shipped = first.experiment in {experiment for *_, experiment in _NEEDS.values()}
     return [
-        f"Panel ({letter}) is absent: it shows {what}, which `retbench run {experiment} --profile {profile}` measures."
-        for letter, (what, experiment) in _NEEDS.items()
+        f"Panel ({letter}) is absent: it shows {what}, which "
+        + (
+            f"`retbench run {experiment} --profile {first.profile}`"
+            if is_shipped
+            else f"the workload `{workload}`"
+        )
+        + " measures."
+        for letter, (what, workload, experiment) in _NEEDS.items()
         if letter not in present
     ]
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.font_manager import FontProperties
 from matplotlib.text import Annotation
 
 from retbench.report.figures.style import MUTED, POINTS_PER_IN, tag
 
 _LONGEST_NAME = 26
+_LABEL_SIZE, _ASIDE_PT = 6.8, 6.0
+"""Size of the names of curves, and their distance from the ends, in points."""
 _ABOVE_PT = 6.0
 """Height above the axes that labels may reach."""
 
@@ -40,13 +44,23 @@ def shorten(name: str) -> str:
 
 
 def label_width_in(texts: Sequence[str]) -> float:
-    """Return the inches that labels need at the right of a figure."""
-    longest = max((len(line) for text in texts for line in text.split("\n")), default=0)
-    return 0.12 + 0.0635 * longest
+    """Return the inches that labels need at the right of a figure: by their letters, or by wide ones as they are."""
+    lines = [line for text in texts for line in text.split("\n")]
+    longest = max(map(len, lines), default=0)
+    widest_pt = max(map(_bold_width_pt, lines), default=0.0)
+    return max(0.12 + 0.0635 * longest, 0.04 + (_ASIDE_PT + widest_pt) / POINTS_PER_IN)
+
+
+@cache
+def _bold_width_pt(line: str) -> float:
+    """Return the points that a line of a label takes in bold."""
+    font = FontProperties(size=_LABEL_SIZE, weight="bold")
+    width, _, _ = RendererAgg(1, 1, POINTS_PER_IN).get_text_width_height_descent(line, font, ismath=False)
+    return float(width)
 
 
 def label_ends(
-    axes: Axes, labels: Sequence[Label], *, aside_pt: float = 6.0, above_pt: float = 0.0, **options: Any
+    axes: Axes, labels: Sequence[Label], *, aside_pt: float = _ASIDE_PT, above_pt: float = 0.0, **options: Any
 ) -> None:
     """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
@@ -67,7 +81,7 @@ def label_ends(
             **{
                 "color": label.colour,
                 "fontweight": "bold" if label.is_bold else "normal",
-                "fontsize": 6.8,
+                "fontsize": _LABEL_SIZE,
                 "va": "center",
                 "linespacing": 1.15,
                 **options,
