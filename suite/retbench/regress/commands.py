@@ -162,9 +162,8 @@ class PairedRounds(Generic[Code]):
         pair, now = combine_blocks(pairs), time.monotonic()
         times = f"{format_seconds(pair[0])} and {format_seconds(pair[1])}"
         took, spent = format_duration(now - since), format_duration(now - self._begun)
-        self._notify(
-            f"round {self._num_rounds}: {times}; {len(pairs)} pair{'' if len(pairs) == 1 else 's'} in {took}, {spent} in all"
-        )
+        taken = f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'} in {took}, {spent} in all"
+        self._notify(f"round {self._num_rounds}: {times}; {taken}")
         return dict.fromkeys(points, pair)
 
     def _measure_pair(self, is_reversed: bool) -> Pair:
