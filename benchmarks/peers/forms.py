@@ -1,6 +1,6 @@
 """Bars on the operator: its three forms agree in outputs, states and gradients; the error of bfloat16 decoding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from retbench.mixers.module import LinearOperatorModule
 from retbench.models.decoder import Decoder
 from retbench.ops.linear_operator import (
     INCLUSIVE,
-    LinearForm,
     Readout,
     linear_chunkwise,
     linear_parallel,
@@ -28,6 +27,11 @@ from retbench.ops.linear_operator import (
 LIMITS = {"float64": 1e-12, "float32": 1e-4}
 CASES = ((257, 19, 100), (1023, 64, 511), (4095, 127, 2049))
 """Number of tokens, chunk size, and position at which the sequence is cut and resumed."""
+KINDS = ("none", "fixed", "varying", "strong", "channel", "bonus", "normalised")
+"""No decay; one per head; one per head and token, near 1 or down to e^-20; one per channel down to e^-20, read out with
+the own token or before it with a bonus; and sums of positive weights, divided by their total."""
+Form = Callable[..., tuple[Tensor, Tensor]]
+"""A form of the operator, with its read-out."""
 HEADS, KEY_DIM, VALUE_DIM = 2, 16, 32
 BF16_DEPTH = 32768
 BF16_TOKENS = 256
@@ -35,12 +39,12 @@ BF16_TOKENS = 256
 
 
 def forms(dtype: str) -> Iterator[Outcome]:
-    """Compare chunkwise and parallel with recurrent, whole and resumed, for both kinds of decay; yield the worst."""
+    """Compare chunkwise and parallel with recurrent, whole and resumed, for every kind of decay; yield the worst."""
     bar, kind_of_float = f"forms-{dtype}", getattr(torch, dtype)
     found: dict[str, list[Outcome]] = {"output": [], "state": [], "gradient": []}
     for length, chunk_size, cut in CASES:
-        chunkwise: LinearForm = partial(linear_chunkwise, chunk_size=chunk_size)
-        for kind in ("fixed", "varying"):
+        chunkwise: Form = partial(linear_chunkwise, chunk_size=chunk_size)
+        for kind in KINDS:
             expected = _run(linear_recurrent, kind_of_float, length, kind, 0)
             for name, form, start in (
                 ("chunkwise", chunkwise, 0),
@@ -61,32 +65,52 @@ def forms(dtype: str) -> Iterator[Outcome]:
         yield worst(outcomes)
 
 
-def _run(form: LinearForm, dtype: torch.dtype, length: int, kind: str, cut: int) -> dict[str, list[Tensor]]:
+def _run(form: Form, dtype: torch.dtype, length: int, kind: str, cut: int) -> dict[str, list[Tensor]]:
     """Return outputs, last state and gradients of one form from a state; the sequence is cut at `cut` (0: whole)."""
     generator = torch.Generator().manual_seed(length)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    q, v = draw(1, length, HEADS, KEY_DIM), draw(1, length, HEADS, VALUE_DIM)
-    k = draw(1, length, HEADS, KEY_DIM) * KEY_DIM**-0.5
-    state = draw(1, HEADS, KEY_DIM, VALUE_DIM)
-    decay = torch.log1p(-(2.0 ** (-5 - torch.arange(HEADS, dtype=torch.float64))))
-    if kind == "varying":
-        decay = decay * (0.5 + torch.rand(1, length, HEADS, generator=generator, dtype=torch.float64))
-    inputs = [tensor.to(dtype).requires_grad_() for tensor in (q, k, v, state, decay)]
-    q, k, v, state, decay = inputs
-    weights = draw(1, length, HEADS, VALUE_DIM).to(dtype), draw(1, HEADS, KEY_DIM, VALUE_DIM).to(dtype)
+    q, k, v = (draw(1, length, HEADS, width) for width in (KEY_DIM, KEY_DIM, VALUE_DIM))
+    k = k * KEY_DIM**-0.5
+    columns = VALUE_DIM
+    if kind == "normalised":  # whose state has a column more, the sum of the keys
+        q, k, columns = q.exp(), k.exp(), VALUE_DIM + 1
+    state = draw(1, HEADS, KEY_DIM, columns)
+    inputs = [q, k, v, state.abs() if kind == "normalised" else state]
+    if (decay := _log_decay(kind, length, generator)) is not None:
+        inputs.append(decay)
+    if kind == "bonus":
+        inputs.append(draw(HEADS, KEY_DIM))
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+    q, k, v, state = inputs[:4]
+    log_decay = inputs[4] if decay is not None else None
+    readout = Readout(
+        bonus=inputs[5] if kind == "bonus" else None, eps=1e-6 if kind == "normalised" else None
+    )
+    weights = draw(1, length, HEADS, VALUE_DIM).to(dtype), draw(1, HEADS, KEY_DIM, columns).to(dtype)
 
     outs, last = [], state
     for part in (slice(0, cut), slice(cut, length)):
         if part.stop > part.start:
-            part_decay = decay if kind == "fixed" else decay[:, part]
-            out, last = form(q[:, part], k[:, part], v[:, part], part_decay, last)
+            part_decay = log_decay
+            if log_decay is not None and log_decay.dim() > 1:
+                part_decay = log_decay[:, part]
+            out, last = form(q[:, part], k[:, part], v[:, part], part_decay, last, readout=readout)
             outs.append(out)
     whole = torch.cat(outs, dim=1)
     gradients = torch.autograd.grad((whole * weights[0]).sum() + (last * weights[1]).sum(), inputs)
     return {"output": [whole.detach()], "state": [last.detach()], "gradient": list(gradients)}
+
+
+def _log_decay(kind: str, length: int, generator: torch.Generator) -> Tensor | None:
+    """Return the logs of decays of a kind, in float64; None without decay."""
+    fixed = torch.log1p(-(2.0 ** (-5 - torch.arange(HEADS, dtype=torch.float64))))
+    channels = (KEY_DIM,) if kind in ("channel", "bonus") else ()
+    shares = torch.rand(1, length, HEADS, *channels, generator=generator, dtype=torch.float64)
+    decays = {"none": None, "fixed": fixed, "varying": fixed * (0.5 + shares)}
+    return decays.get(kind, -20 * shares**4)  # most are mild, and some forget all
 
 
 @torch.inference_mode()

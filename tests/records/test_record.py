@@ -62,33 +62,13 @@ def curves() -> st.SearchStrategy[tuple[ReadRate, ...]]:
 
 def in_stated_units(metrics: dict[str, Metric]) -> dict[str, Metric]:
     """Give metrics whose names state a unit this unit, and values above 0, without which a record is refused."""
-    return {
-        name: Metric(unit=unit, value=abs(metric.value) + 1, samples=())
-        if (unit := stated_unit(name))
-        else metric
-        for name, metric in metrics.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("unit", "value", "is_possible"),
-    [
-        ("s", 0.0, False),
-        ("s", -1.0, False),
-        ("tokens/s", 0.0, False),
-        ("bytes", -1.0, False),
-        ("bytes", 0.0, True),
-        ("J", -0.1, False),
-        ("nats", -1.0, True),
-    ],
-)
-def test_a_metric_that_nothing_can_have_is_refused(unit: str, value: float, is_possible: bool) -> None:
-    for fields in ({"value": value}, {"value": 1.0, "samples": (2.0, value)}):
-        if is_possible:
-            assert Metric(unit=unit, **fields)
-        else:
-            with pytest.raises(ValidationError, match=f"a value in {unit} is {value:g}"):
-                Metric(unit=unit, **fields)
+    found = {}
+    for name, metric in metrics.items():
+        unit = stated_unit(name) or metric.unit
+        is_free = stated_unit(name) is None and len(unit) > 1  # "s", "J" and "W" may be drawn
+        value = metric.value if is_free else abs(metric.value) + 1
+        found[name] = Metric(unit=unit, value=value, samples=metric.samples if is_free else ())
+    return found
 
 
 checks = st.builds(
@@ -207,6 +187,28 @@ def test_schema_and_reader_refuse_the_same(field: str, value: object) -> None:
     assert not Draft202012Validator(record_schema()).is_valid(raw)
     with pytest.raises(RecordError, match=field):
         parse_record(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "value", "is_read"),
+    [
+        ("tpot_s", "s", 0.0, False),
+        ("tpot_s", "s", -1.0, False),
+        ("tokens_per_s", "tokens/s", -1.0, False),
+        ("tokens_per_s", "tokens/s", 0.0, True),
+        ("peak_bytes", "bytes", -1.0, False),
+        ("peak_bytes", "bytes", 0.0, True),
+        ("loss", "nats", -1.0, True),
+    ],
+)
+def test_a_value_that_nothing_can_have_is_refused(name: str, unit: str, value: float, is_read: bool) -> None:
+    for metric in (Metric(unit=unit, value=value), Metric(unit=unit, value=1.0, samples=(2.0, value))):
+        line = make_record().model_copy(update={"metrics": {name: metric}}).model_dump_json()
+        if is_read:
+            assert parse_record(line).metrics == {name: metric}
+        else:
+            with pytest.raises(RecordError, match=rf"'metrics\.{name}' has {value:g} {unit}"):
+                parse_record(line)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -94,11 +94,6 @@ class Part(BaseModel):
     )
 
 
-_ABOVE_ZERO = ("s", "tokens/s", "bytes/s", "FLOP/s")
-_NOT_NEGATIVE = ("bytes", "count", "FLOP", "J", "W")
-"""Units in which no quantity can be zero or negative, and in which none can be negative."""
-
-
 class Metric(Part):
     """One measured quantity of one round."""
 
@@ -108,15 +103,6 @@ class Metric(Part):
     """Value of the round: the median of the samples, or a single measured value."""
     samples: tuple[Number, ...] = ()
     """Every raw sample in the order taken; empty for a single measured value."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Metric":
-        for value in (self.value, *self.samples):
-            if self.unit in _ABOVE_ZERO and value <= 0:
-                raise ValueError(f"a value in {self.unit} is {value:g}, and none can be 0 or less")
-            if self.unit in _NOT_NEGATIVE and value < 0:
-                raise ValueError(f"a value in {self.unit} is {value:g}, and none can be negative")
-        return self
 
 
 class Series(Part):

@@ -126,6 +126,10 @@ def parse_record(line: str | bytes) -> Record:
     return _Parser().parse(line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line)
 
 
+_NOT_NEGATIVE = ("s", "bytes", "count", "FLOP", "bytes/s", "FLOP/s", "tokens/s", "J", "W")
+"""Units in which no quantity is negative. Nothing takes no time either, but a model may generate no token."""
+
+
 class _Parser:
     """Parses records; their equal parts become one object, so that a folder of many records fits into memory.
 
@@ -150,6 +154,11 @@ class _Parser:
                 raise RecordError(
                     f"field 'metrics.{name}.unit' is {shown(metric.unit)}, and a metric of this name is in {unit}; the "
                     "line is left out."
+                )
+            least = min((metric.value, *metric.samples))
+            if (least < 0 and unit in _NOT_NEGATIVE) or (least == 0 and unit == "s"):
+                raise RecordError(
+                    f"field 'metrics.{name}' has {least:g} {unit}, which nothing can have; the line is left out."
                 )
         return record
 
