@@ -107,10 +107,15 @@ def _run(form: Form, dtype: torch.dtype, length: int, kind: str, cut: int) -> di
 def _log_decay(kind: str, length: int, generator: torch.Generator) -> Tensor | None:
     """Return the logs of decays of a kind, in float64; None without decay."""
     fixed = torch.log1p(-(2.0 ** (-5 - torch.arange(HEADS, dtype=torch.float64))))
+    if kind in ("none", "normalised"):
+        return None
+    if kind == "fixed":
+        return fixed
     channels = (KEY_DIM,) if kind in ("channel", "bonus") else ()
     shares = torch.rand(1, length, HEADS, *channels, generator=generator, dtype=torch.float64)
-    decays = {"none": None, "fixed": fixed, "varying": fixed * (0.5 + shares)}
-    return decays.get(kind, -20 * shares**4)  # most are mild, and some forget all
+    return (
+        fixed * (0.5 + shares) if kind == "varying" else -20 * shares**4
+    )  # most are mild, and some forget all
 
 
 @torch.inference_mode()

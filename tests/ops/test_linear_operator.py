@@ -144,10 +144,12 @@ def test_a_sequence_cut_anywhere_gives_the_same_outputs_and_state(length, chunk_
     [(1001, 64, 0.0), (1001, 96, 1e-3), (1001, 128, 20.0), (4096, 64, 0.3), (4095, 128, 20.0)],
 )
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("readout", ["inclusive", "channel bonus"])
-def test_forms_agree_over_long_sequences(length, chunk_size, dtype, strength, readout):
+@pytest.mark.parametrize(
+    ("decay", "readout"), [("channel", "inclusive"), ("channel", "channel bonus"), ("head", "inclusive")]
+)
+def test_forms_agree_over_long_sequences(length, chunk_size, dtype, strength, decay, readout):
     inputs, how = make_inputs(
-        length, decay="channel", readout=readout, strength=strength, shape=(1, 1, 1), dtype=dtype
+        length, decay=decay, readout=readout, strength=strength, shape=(1, 1, 1), dtype=dtype
     )
     expected, end = linear_recurrent(*inputs, readout=how)
     for name, form in forms(chunk_size).items():

@@ -134,7 +134,7 @@ def unbind_decay(decays: Iterable[DecayFactors | Tensor]) -> Iterator[DecayFacto
 def fixed_decay_factors(log_decay: Tensor, length: int, wide: torch.dtype) -> DecayFactors:
     """Compute the decay factors of one chunk of `length` tokens for a decay (H,)."""
     within = _fixed_decay_matrix(log_decay, length, wide)
-    return DecayFactors(within, *_reach(sum_decay(log_decay, length)[None], wide))
+    return DecayFactors(within, *_reach(sum_decay(log_decay, length)[None, None], wide))
 
 
 def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[DecayFactors]:
@@ -144,30 +144,49 @@ def decay_factors(log_decay: Tensor, count: int, wide: torch.dtype) -> Iterator[
     once.
     """
     chunks = log_decay.unflatten(1, (count, -1)) if log_decay.shape[1] else log_decay[:, None]  # (B, N, C, H)
-    summed = chunks.double().permute(1, 0, 3, 2).cumsum(-1)  # (N, B, H, C)
-    at_once = _chunks_at_once(summed[0, :, :, :1].numel(), summed.shape[-1])
+    summed = _running_sums(chunks.double().permute(1, 0, 3, 2), wide)  # (P, N, B, H, C)
+    at_once = _chunks_at_once(summed[0, 0, :, :, :1].numel(), summed.shape[-1])
     reaches = (factors.split(at_once) for factors in _reach(summed, wide))
     for within, *reach in zip(_decay_within(summed, wide, at_once), *reaches, strict=True):
         yield DecayFactors(within, *reach)
 
 
+def _running_sums(log_decay: Tensor, wide: torch.dtype) -> Tensor:
+    """Return the sums of decays (..., C) in float64 from the first on, in P parts that add up to them, (P, ..., C).
+
+    The difference of two long sums has their rounding errors, which are nothing in float32. In float64 the errors are
+    the second part: what is added, less the difference of neighbouring sums, which is exact.
+    """
+    summed = log_decay.cumsum(-1)
+    if wide != torch.float64:
+        return summed[None]
+    steps = torch.cat([summed[..., :1], summed.diff(dim=-1)], dim=-1)
+    return torch.stack([summed, (log_decay - steps).cumsum(-1)])
+
+
+def _added(parts: Tensor) -> Tensor:
+    """Add the parts of differences of `_running_sums`, (P, ...) to (...)."""
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
 def _decay_within(summed: Tensor, wide: torch.dtype, at_once: int) -> Iterator[Tensor | DecayBlocks]:
-    """Compute the decay from key j to query i from sums (N, B, H, C), of `at_once` chunks at a time."""
+    """Compute the decay from key j to query i from sums (P, N, B, H, C), of `at_once` chunks at a time."""
     block = _block(summed.shape[-1])
     sizes = (summed.shape[-1] // max(1, block), block)
-    sums = summed.unflatten(-1, sizes)  # (N, B, H, blocks, block)
+    sums = summed.unflatten(-1, sizes)  # (P, N, B, H, blocks, block)
     end = sums[..., -1]
-    start = F.pad(end[..., :-1], (1, 0))  # (N, B, H, blocks)
+    start = F.pad(end[..., :-1], (1, 0))  # (P, N, B, H, blocks)
     not_before = summed.new_full((sizes[0], sizes[0]), -math.inf).triu_()
-    since = exp_decay(sums - start[..., None], wide)[..., None]
-    until = exp_decay(end[..., None] - sums, wide)[..., None, :, :]  # (N, B, H, 1, blocks, block)
-    between = exp_decay(start[..., :, None] - end[..., None, :] + not_before, wide)[..., None]
+    since = exp_decay(_added(sums - start[..., None]), wide)[..., None]
+    until = exp_decay(_added(end[..., None] - sums), wide)[..., None, :, :]  # (N, B, H, 1, blocks, block)
+    gaps = _added(start[..., :, None] - end[..., None, :])
+    between = exp_decay(gaps + not_before, wide)[..., None]
     later = torch.full((sizes[1], sizes[1]), -math.inf, dtype=wide, device=summed.device).triu_(1)
     for some, first, second, gap in zip(
-        *(x.split(at_once) for x in (sums, since, until, between)), strict=True
+        sums.split(at_once, dim=1), *(x.split(at_once) for x in (since, until, between)), strict=True
     ):
         # Differences are exact in float64; their exponentials are cheaper in the wide dtype.
-        own = exp_sum((some[..., :, None] - some[..., None, :]).to(wide).add_(later))
+        own = exp_sum(_added(some[..., :, None] - some[..., None, :]).to(wide).add_(later))
         if sizes[0] == 1:
             yield own.squeeze(3)
         else:
@@ -201,10 +220,10 @@ def _own_pairs(x: Tensor, sizes: tuple[int, int]) -> Tensor:
 
 
 def _reach(summed: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors since the start, until the end and in total from sums (..., H, C); see `DecayFactors`."""
+    """Return the factors since the start, until the end and in total from sums (P, ..., C); see `DecayFactors`."""
     end = summed[..., -1:]
     exponents = summed, end - summed, end
-    since_start, until_end, total = (exp_decay(one, wide)[..., None] for one in exponents)
+    since_start, until_end, total = (exp_decay(_added(one), wide)[..., None] for one in exponents)
     return since_start, until_end, total
 
 
