@@ -23,7 +23,7 @@ from retbench import __version__
 from retbench.errors import UnsupportedError
 from retbench.files import cache_dir
 from retbench.measure import allocator, machine, nvml, source
-from retbench.records.record import processor_name
+from retbench.records.environment import processor_name
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,8 @@ from statistics import median
 from typing import Any
 
 from retbench.records.dates import recorded_start
-from retbench.records.record import (
-    SAME_MEANING_SINCE,
-    Record,
-    computing_versions,
-    conditions,
-    excessive_load,
-)
+from retbench.records.environment import computing_versions, conditions, excessive_load
+from retbench.records.record import SAME_MEANING_SINCE, Record
 from retbench.regress.items import MeasurementPoint
 from retbench.regress.record_sets import RecordSet, point_of
 from retbench.report.diagnostics import has_company, number_at, was_held_down

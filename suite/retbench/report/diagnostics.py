@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from retbench.config.experiment_files import list_experiments, load_experiment
-from retbench.records.record import FAULTY_CEILING, Record, excessive_load
+from retbench.records.environment import excessive_load
+from retbench.records.record import FAULTY_CEILING, Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
 from retbench.report.points import fact, instance_of, task_point_of

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from retbench.errors import RecordError
 from retbench.records.dates import date_sentences
-from retbench.records.record import Documents, Record, computing_versions
+from retbench.records.environment import computing_versions
+from retbench.records.record import Documents, Record
 from retbench.records.store import read_files, visible
 
 Value = TypeVar("Value")

@@ -15,7 +15,8 @@ from typing import Any
 
 from retbench.errors import RecordError, unknown_name
 from retbench.records.dates import dates_of, started
-from retbench.records.record import Documents, ModelInfo, Record, conditions
+from retbench.records.environment import conditions
+from retbench.records.record import Documents, ModelInfo, Record
 from retbench.report.latest import keep_latest, on_one_node
 from retbench.report.lineup import is_matched
 from retbench.report.points import group, instance_of, is_final, learning_rate, task_point_of

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from retbench.records.record import Record, processor_name
+from retbench.records.environment import processor_name
+from retbench.records.record import Record
 from retbench.stats.intervals import Crossover, Interval
 from retbench.stats.paired import Estimate
 from retbench.units import format_tokens

@@ -9,7 +9,8 @@ from retbench.measure import environment, nvml, source
 from retbench.measure.devices import device_uuid
 from retbench.measure.machine import cpu_quota, memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
-from retbench.records.record import Point, Record, Status, computing_versions, conditions, excessive_load
+from retbench.records.environment import computing_versions, conditions, excessive_load
+from retbench.records.record import Point, Record, Status
 from retbench.records.store import read_records
 from retbench.running.recording import code_of_cell
 from retbench.workloads.workload import is_cost, measures_cost

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retbench.records.dates import started
-from retbench.records.record import Record, excessive_load
+from retbench.records.environment import excessive_load
+from retbench.records.record import Record
 from retbench.report.comparisons import Comparison, cost_ratio, find_primary_crossover
 from retbench.report.contents import Contents
 from retbench.report.document_comparisons import DocumentComparison
