@@ -51,6 +51,7 @@ TimedCode = TypeVar("TimedCode", contravariant=True)
 
 
 MAX_PAIRS = 1000
+"""Most pairs of a round, which would otherwise have no end."""
 
 
 @dataclass(frozen=True)
