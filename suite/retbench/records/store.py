@@ -126,10 +126,6 @@ def parse_record(line: str | bytes) -> Record:
     return _Parser().parse(line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line)
 
 
-_NOT_NEGATIVE = ("s", "bytes", "count", "FLOP", "bytes/s", "FLOP/s", "tokens/s", "J", "W")
-"""Units in which no quantity is negative. Nothing takes no time either, but a model may generate no token."""
-
-
 class _Parser:
     """Parses records; their equal parts become one object, so that a folder of many records fits into memory.
 
@@ -155,10 +151,9 @@ class _Parser:
                     f"field 'metrics.{name}.unit' is {shown(metric.unit)}, and a metric of this name is in {unit}; the "
                     "line is left out."
                 )
-            least = min((metric.value, *metric.samples))
-            if (least < 0 and unit in _NOT_NEGATIVE) or (least == 0 and unit == "s"):
+            if unit == "s" and (least := min((metric.value, *metric.samples))) <= 0:
                 raise RecordError(
-                    f"field 'metrics.{name}' has {least:g} {unit}, which nothing can have; the line is left out."
+                    f"field 'metrics.{name}' has {least:g} s, and a time is above 0; the line is left out."
                 )
         return record
 
