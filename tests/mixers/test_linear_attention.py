@@ -52,7 +52,7 @@ def score(module: LinearAttentionModule, query: Tensor, keys: Tensor) -> Tensor:
             query, keys = query / width**0.25, keys / width**0.25
             of_query = rows @ query - query.dot(query) / 2
             of_keys = keys @ rows.T - (keys**2).sum(-1, keepdim=True) / 2
-            return of_keys.exp() @ ((of_query - of_query.max()).exp() + 1e-4) / len(rows)
+            return of_keys.exp() @ ((of_query - of_query.max()).exp() + 1e-4)
 
 
 def plain(module: LinearAttentionModule, x: Tensor) -> Tensor:
@@ -104,11 +104,18 @@ def test_weights_of_the_normalised_form_sum_to_one() -> None:
     torch.testing.assert_close(out, expected.expand_as(out), rtol=1e-5, atol=1e-5)
 
 
+def estimated(performer: Performer, keys: Tensor) -> Tensor:
+    """Features (T, K) of keys (T, W) from which no maximum is subtracted."""
+    features, log_decay, state = performer.of_keys(keys[None, :, None])
+    later = log_decay.sum(1, keepdim=True) - log_decay.cumsum(1)  # the decays behind each token
+    return (features * (later + state[:, :1]).exp()[..., None])[0, :, 0]
+
+
 def test_random_features_estimate_the_weights_of_softmax() -> None:
     x = torch.randn(20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = x / x.norm(dim=-1, keepdim=True)  # the estimate of a long vector takes many more features
-    features = Performer(8, 4096).double().of_keys(x)
-    torch.testing.assert_close(features @ features.T, (x @ x.T / 8**0.5).exp(), rtol=0.15, atol=0)
+    features = estimated(Performer(8, 4096).double(), x)
+    torch.testing.assert_close(features @ features.T / 4096, (x @ x.T / 8**0.5).exp(), rtol=0.15, atol=0)
 
 
 def test_long_keys_keep_their_random_features_apart() -> None:
@@ -117,7 +124,7 @@ def test_long_keys_keep_their_random_features_apart() -> None:
     queries, keys = (torch.randn(256, 64, dtype=torch.float64, generator=generator) for _ in range(2))
     keys *= 3
     features = Performer(64, 266)
-    found = features.of_queries(queries.float()[None, :, None])[0, :, 0] @ features.of_keys(keys.float()).T
+    found = features.of_queries(queries.float()[None, :, None])[0, :, 0] @ estimated(features, keys.float()).T
     rows = draw_orthogonal_rows(266, 64)
     exponents = [x @ rows.T * 64**-0.25 - (x**2).sum(-1, keepdim=True) / 16 for x in (queries, keys)]
     exact = (exponents[0][:, None] + exponents[1][None]).logsumexp(-1).softmax(-1)
@@ -140,6 +147,46 @@ def test_performers_weights_of_long_keys_sum_to_one_too() -> None:
     keys, value = module.qkv_proj(x).split([2 * module.config.key_dim, D_MODEL], dim=-1)
     assert 2 < keys.std() < 5
     torch.testing.assert_close(module(x, None, Positions(0, 1)), module.out_proj(value), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@settings(max_examples=15, deadline=None)
+@given(
+    form=st.sampled_from(FORMS),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+)
+def test_performers_keys_of_any_length_give_the_weights_of_their_exact_features(
+    scale: float, form: str, cuts: list[int], seed: int
+) -> None:
+    """A feature of the longest keys is exp of minus many thousands, which is 0 in any dtype."""
+    module = make_mixer("performer", form)
+    module.qkv_proj.weight.data[D_MODEL : 2 * D_MODEL] *= scale
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, sum(cuts), D_MODEL, dtype=torch.float64, generator=generator)
+    found, _ = read_in_parts(module, x, cuts)
+
+    q, k, v = (one.view(1, -1, HEADS, D_MODEL // HEADS) for one in module.qkv_proj(x).chunk(3, dim=-1))
+    rows = draw_orthogonal_rows(module.config.head_dim, q.shape[-1])
+    keys = k / k.shape[-1] ** 0.25
+    exponents = keys @ rows.T - keys.square().sum(-1, keepdim=True) / 2
+    of_queries = module.feature_map.of_queries(q).log()
+    pairs = (of_queries[:, :, None] + exponents[:, None]).logsumexp(-1)  # (1, T, T, H)
+    seen = torch.ones(pairs.shape[1:3], dtype=torch.bool).tril()[None, :, :, None]
+    weights = pairs.masked_fill(~seen, -torch.inf).softmax(2)
+    expected = module.out_proj(torch.einsum("btsh,bshv->bthv", weights, v).flatten(2))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_performers_state_has_the_largest_exponent_of_its_keys() -> None:
+    """Its features then are at most 1, also of heads so wide that exp of a key's exponent is no number in float32."""
+    performer = Performer(512, 600)
+    aligned = performer.rows.value[:1] * 512**0.5  # of all keys that with the largest exponent, half of |w|^2
+    keys = torch.cat([torch.zeros(1, 512), aligned, torch.zeros(1, 512)])[None, :, None]
+    features, log_decay, state = performer.of_keys(keys)
+    assert features.max() == 1
+    assert state[0, 0, 0] > 88  # exp of it is inf
+    assert log_decay[0, :, 0].tolist() == [0, -state[0, 0, 0].item(), 0]
 
 
 def test_the_taylor_map_has_the_width_that_is_published() -> None:

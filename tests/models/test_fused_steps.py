@@ -122,7 +122,7 @@ def everywhere(monkeypatch):
         ("sliding-window", 11),
         ("linear-elu", 25),
         ("linear-identity", 12),
-        ("linear-performer", 34),
+        ("linear-performer", 43),
         ("linear-taylor", 27),
         ("mamba2", 39),
         ("mla", 29),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from retbench.mixers.linear_operator import LinearOperator
-from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Form, KeptValues, SizeFields
+from retbench.mixers.mixer import DTYPE_BYTES, WIDE_BYTES, Form, KeptValues, SizeFields, StateTensor
 from retbench.ops import FLA_CHUNK_SIZE
 
 FeatureMap = Literal["elu", "identity", "performer", "taylor"]
@@ -20,9 +20,10 @@ class LinearAttention(LinearOperator):
 
     elu: phi(x) = elu(x) + 1 of queries and keys, the output divided by the sum of its weights
     (Katharopoulos et al., arXiv:2006.16236, Eq. 7). performer and taylor likewise, with positive random features
-    (Choromanski et al., arXiv:2009.14794, Lemma 1; no maximum is subtracted from keys) and with the terms of exp up to
-    the second order (Arora et al., arXiv:2402.18668, Sec. 3). identity: queries scaled by K^(-1/2), no division, and an
-    RMSNorm of each head with one weight for all heads, as in flash-linear-attention (`fla/layers/linear_attn.py`).
+    (Choromanski et al., arXiv:2009.14794, Lemma 1; the maximum that is subtracted from keys is that of those so far)
+    and with the terms of exp up to the second order (Arora et al., arXiv:2402.18668, Sec. 3). identity: queries scaled
+    by K^(-1/2), no division, and an RMSNorm of each head with one weight for all heads, as in flash-linear-attention
+    (`fla/layers/linear_attn.py`).
     """
 
     mixer: Literal["linear_attention"] = "linear_attention"
@@ -85,6 +86,13 @@ class LinearAttention(LinearOperator):
         return self.d_model // self.num_heads + self.is_normalised
 
     @property
+    def state(self) -> tuple[StateTensor, ...]:
+        """S, and of performer the largest exponent of the keys of each head, with a 1 where there are tokens."""
+        if self.feature_map != "performer":
+            return super().state
+        return (*super().state, StateTensor("largest", (2, self.num_heads), wide=True))
+
+    @property
     def streamed_params(self) -> int:
         """Parameters of the products that give keys and values."""
         return self.d_model * (self.key_dim + self.d_model)
@@ -130,10 +138,12 @@ class LinearAttention(LinearOperator):
             # Scaled queries; then all in the state's dtype, where that is a wider one, or the norm and its product.
             return projected + keys + (wide * (2 * keys + 2 * d) + d if wide > 1 else 3 * d)
         features, values = self.num_heads * self.head_dim, self.num_heads * self.value_head_dim
-        # While a key is mapped: the features of the query, the key itself where that is a copy, and two or three steps.
-        steps = (3 if self.feature_map == "elu" else 2) * features
-        widened = keys if wide > 1 else 0
-        return projected + wide * (self.num_heads + values + features + widened + steps)
+        # Two or three steps of a map, with what it maps where that is a copy: of a query while the products are there,
+        # or of a key beside the features of the query, when of the products its own is all that is left.
+        steps = (3 if self.feature_map == "elu" else 2) * features + (keys if wide > 1 else 0)
+        of_query = projected + wide * (self.num_heads + values + steps)
+        of_key = (projected if wide == 1 else 0) + wide * (values + features + steps)
+        return max(of_query, of_key)
 
     def prefill_workspace(self) -> int:
         """Return queries, keys and values, and their features, twice."""

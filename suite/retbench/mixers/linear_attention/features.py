@@ -61,12 +61,12 @@ class Taylor(nn.Module):
 
 
 class Performer(nn.Module):
-    """Positive random features: exp(w x' - |x'|^2 / 2 - c) / sqrt(K) of x' = x / W^(1/4), for K rows w.
+    """Positive random features: exp(w x' - |x'|^2 / 2 - c) of x' = x / W^(1/4), for K rows w.
 
     Published code subtracts a maximum c before the exponential, and adds 1e-4 after it. The c of a query is the maximum
-    of its own exponents, and cancels in the division by the sum of its weights. For keys c is 0. The maximum over all
-    keys (`performer_pytorch`) depends on later tokens, and with a running maximum the features of earlier keys would
-    change. The exponent of a key's feature is then at most |w|^2 / 2, about W / 2, and float32 overflows beyond 88.
+    of its own exponents. The c of a key in `performer_pytorch` is the maximum over all keys, which depends on later
+    tokens. Here it is that of the keys so far, and a sum over earlier features changes to a new c by one factor,
+    exp(c_before - c): a decay of the state. Both cancel in the division by the sum of weights, as a factor 1 / K would.
 
     Nothing is added to the features of keys: those of a long key are far below 1e-4, and such a sum would make its
     weights equal. They are positive, and the division by the sum of weights has another epsilon.
@@ -78,18 +78,39 @@ class Performer(nn.Module):
         super().__init__()
         # Of queries and keys that are still to be divided by W^(1/4).
         self.rows = WideConstant(lambda: draw_orthogonal_rows(num_features, width) * width**-0.25)
-        self._scale = num_features**-0.5
 
     def of_queries(self, q: Tensor) -> Tensor:
         """(..., W) to (..., K)."""
         exponents = self._exponents(q)
-        features: Tensor = ((exponents - exponents.amax(dim=-1, keepdim=True)).exp() + EPS) * self._scale
+        exponents = exponents - exponents.amax(dim=-1, keepdim=True)
+        features: Tensor = exponents.exp_() + EPS
         return features
 
-    def of_keys(self, k: Tensor) -> Tensor:
-        """(..., W) to (..., K)."""
-        features: Tensor = self._exponents(k).exp() * self._scale
-        return features
+    def of_keys(self, k: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the keys of new tokens.
+
+        Args:
+            k: (B, T, H, W).
+            before: The last value returned for the tokens before; None or zeros where there are none.
+
+        Returns:
+            Features (B, T, H, K); the logarithms (B, T, H) of what earlier features are multiplied by at each token,
+            at most 0; and, (B, 2, H), the maximum after the last token, with a row of ones: there are tokens.
+        """
+        exponents = self._exponents(k)
+        largest = exponents.detach().amax(-1)
+        if k.shape[1] > 1:
+            largest = largest.cummax(1).values
+        earlier = largest[:, :1]
+        if before is not None:
+            known = before[:, 1:] > 0
+            largest = torch.where(known, largest.maximum(before[:, :1]), largest)
+            earlier = torch.where(known, before[:, :1], largest[:, :1])
+        if k.shape[1] > 1:
+            earlier = torch.cat([earlier, largest[:, :-1]], dim=1)
+        log_decay = earlier - largest
+        features = (exponents - largest.unsqueeze(-1)).exp_()
+        return features, log_decay, torch.stack([largest[:, -1], torch.ones_like(largest[:, -1])], dim=1)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """Return the exponents of x (B, T, H, W)."""

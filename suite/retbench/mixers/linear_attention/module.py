@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from retbench.mixers.linear_attention.config import LinearAttention
-from retbench.mixers.linear_attention.features import make_feature_map
+from retbench.mixers.linear_attention.features import Performer, make_feature_map
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
 from retbench.ops import fused, kernels
@@ -14,7 +14,7 @@ from retbench.ops.position import Positions
 from retbench.ops.precision import Float64Constant, WideConstant, cast, wide_dtype
 
 UNSCALED_EPS = 1e-30
-"""Added to a sum of weights of any size: of Performer's, exp of minus half the square of a key, which has no scale."""
+"""Added to Performer's sum of weights, which has no scale: a query may meet the features of its keys nowhere."""
 
 
 class Normaliser(nn.Module):
@@ -74,18 +74,28 @@ class LinearAttentionModule(LinearOperatorModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         q, k, v = self._project(x, last_only)
+        k, log_decay, decay = self._map_keys(k, state)
         if state is not None and self.steps_fused(x):
             self.executed["decode"] = "fused"
-            out = fused.retention_step(
-                q[:, 0], k[:, 0], v[:, 0], self.decay.value, state["values"], None, None, None, "half", 1.0
-            ).unsqueeze(1)
+            step = q[:, 0], k[:, 0], v[:, 0], decay if decay.dim() == 1 else decay[:, 0], state["values"]
+            out = fused.retention_step(*step, None, None, None, "half", 1.0).unsqueeze(1)
         else:
-            out = self.operate(q, k, v, self.log_decay.value, state, step_decay=self.decay.value)
+            out = self.operate(q, k, v, log_decay, state, step_decay=decay)
         mixed: Tensor = self.out_proj(cast(self.head_norm(out), x.dtype).flatten(2))
         return mixed
 
+    def _map_keys(self, k: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features of keys (B, T, H, K), and log_decay and decay, (H,) or (B, T, H)."""
+        if not isinstance(self.feature_map, Performer):
+            return self.feature_map.of_keys(k), self.log_decay.value, self.decay.value
+        features, log_decay, largest = self.feature_map.of_keys(
+            k, None if state is None else state["largest"]
+        )
+        self.keep(state, "largest", largest)
+        return features, log_decay, log_decay.exp()
+
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mapped q and k (B, T, H, K) and v (B, T, H, V), q of the last token alone with `last_only`."""
+        """Return mapped q (B, T, H, K), of the last token alone with `last_only`, k (B, T, H, W) and v (B, T, H, V)."""
         keys, d = self.config.key_dim, self.config.d_model
         if last_only:
             q = self.qkv_proj.part(x[:, -1:], 0, keys)
@@ -94,8 +104,8 @@ class LinearAttentionModule(LinearOperatorModule):
             q, k, v = self.qkv_proj(x).split([keys, keys, d], dim=-1)
         q, k, v = (one.view(*one.shape[:-1], self.config.num_heads, -1) for one in (q, k, v))
         if not self.config.is_normalised:
-            return self.feature_map.of_queries(q), self.feature_map.of_keys(k), v
+            return self.feature_map.of_queries(q), k, v
         wide = wide_dtype(x.dtype)  # of a sum of weights and its parts, so that no form rounds them apart
         ones = torch.ones_like(v[..., :1], dtype=wide)
         values = torch.cat([cast(v, wide), ones], dim=-1)
-        return self.feature_map.of_queries(cast(q, wide)), self.feature_map.of_keys(cast(k, wide)), values
+        return self.feature_map.of_queries(cast(q, wide)), cast(k, wide), values
