@@ -80,8 +80,12 @@ def test_the_summary_comes_first_and_then_what_was_measured(tmp_path: Path) -> N
     )
     titles = [line.removeprefix("### ") for line in lines if line.startswith("###")]
     assert titles[0] == "Decided under the paper's conditions (1)"
-    assert all(title.startswith(("Needs ", "No run ")) for title in titles[1:-2])
-    assert titles[-2:] == ["Evidence", "Not stated by the papers, or doubtful"]
+    assert all(title.startswith(("Needs ", "No run ")) for title in titles[1:-3])
+    assert titles[-3:] == [
+        "Evidence",
+        "Where the papers' numbers were read",
+        "Not stated by the papers, or doubtful",
+    ]
     decided, second = (out.partition(title)[2].partition("###")[0] for title in titles[:2])
     assert "recurrent forms are equivalent" in decided
     assert "`retbench run EXPERIMENT --profile paper`" in second

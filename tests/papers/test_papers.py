@@ -175,6 +175,7 @@ def test_units_are_base_units() -> None:
         "memory of inference",
         sheet_of("retnet", "figure6a").conditions,
         sheet_of("retnet", "figure6a").doubts,
+        f"RetNet (arXiv:2307.08621): {load_papers()['retnet'].origin}",
     )
     assert find_number("retnet/figure6c_transformer/8192/8").value == pytest.approx(0.3777)
     assert find_number("retnet/table3_zero_shot/retnet/copa").value == pytest.approx(0.77)
@@ -211,7 +212,7 @@ def test_a_number_that_is_not_there_is_an_error_with_a_hint(place: str, hint: st
 GOOD = """
 title = "T"
 arxiv = "1"
-trust = "t"
+origin = "t"
 [sheets.a]
 source = "Table 1"
 kind = "printed"

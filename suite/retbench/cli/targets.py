@@ -141,8 +141,9 @@ def count_kernels(
 def datasheet_target(device: str, dtype: str, models: Models) -> PredictionTarget:
     """Return a device by its datasheet; it need not be on this machine."""
     sheet = find_datasheet(device)
+    source = f"{sheet.source}; memory: {sheet.usable_source}"
     return _from_ceilings(
-        sheet.title, sheet.source, sheet.usable_bytes, sheet.ceilings(dtype), dtype, sheet, models
+        sheet.title, source, sheet.usable_bytes, sheet.ceilings(dtype), dtype, sheet, models
     )
 
 

@@ -105,8 +105,8 @@ class Paper(Strict):
     name: str
     title: str
     arxiv: str
-    trust: str
-    """Origin of the numbers in the file."""
+    origin: str
+    """Where the numbers in the file were read, and how exactly."""
     sheets: dict[str, Sheet] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -139,6 +139,8 @@ class Number:
     """Quantity that the number measures."""
     conditions: Conditions
     doubts: tuple[str, ...]
+    origin: str
+    """Paper, and where its numbers were read and how exactly."""
 
 
 MODEL_TITLES = {
@@ -247,10 +249,19 @@ def find_number(place: str) -> Number:
         raise unknown_name("column", column, sheet.columns, where=place)
     as_printed = values[sheet.columns.index(column)]
     value, unit = from_printed(as_printed, sheet.unit)
-    source = f"{paper.title} (arXiv:{paper.arxiv}) {sheet.source}"
+    title = f"{paper.title} (arXiv:{paper.arxiv})"
     printed = format_printed(as_printed, sheet.unit)
     return Number(
-        place, value, unit, printed, source, sheet.kind, sheet.metric, sheet.conditions, sheet.doubts
+        place=place,
+        value=value,
+        unit=unit,
+        printed=printed,
+        source=f"{title} {sheet.source}",
+        kind=sheet.kind,
+        metric=sheet.metric,
+        conditions=sheet.conditions,
+        doubts=sheet.doubts,
+        origin=f"{title}: {paper.origin}",
     )
 
 

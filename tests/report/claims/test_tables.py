@@ -18,7 +18,7 @@ from retbench.papers.papers import MODEL_TITLES, load_papers
 from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.claims.judge import judge, judge_claims
 from retbench.report.claims.judged import JudgedClaim
-from retbench.report.claims.tables import ClaimGroup, make_claim_section
+from retbench.report.claims.tables import ClaimGroup, claims_markdown, make_claim_section
 from retbench.report.claims.words import describe_number, describe_paper, describe_sources, shorten_metric
 from retbench.report.report import write_report
 from retbench.report.results import Results, load_results
@@ -284,6 +284,14 @@ def test_the_papers_numbers_stand_with_how_they_came_to_be_and_their_doubts() ->
     assert any("not stated: dtype, position" in line for line in lines)
     assert any("no other length" in line for line in describe_sources(CLAIMS["latency_ratio_1k"]))
     assert any("not stated: dtype" in line for line in describe_sources(CLAIMS["latency_ratio"]))
+
+
+def test_page_and_markdown_say_where_the_numbers_of_every_paper_were_read(texts: tuple[str, str]) -> None:
+    cited = {place.partition("/")[0] for claim in load_claims() for place in claim.numbers}
+    origins = [load_papers()[name].origin for name in cited]
+    assert len(origins) > 5
+    for text in (*texts, claims_markdown(judge_claims(Results((), ())))):
+        assert [origin for origin in origins if text.count(origin) != 1] == []
 
 
 def test_each_claim_of_the_short_table_leads_to_its_evidence(texts: tuple[str, str]) -> None:

@@ -16,6 +16,7 @@ from retbench.report.claims.words import (
     describe_paper,
     describe_sources,
     list_limitations,
+    list_origins,
 )
 from retbench.report.comparisons import LEVEL_MARGIN
 from retbench.report.tables.formats import markdown_table
@@ -64,6 +65,16 @@ class ClaimSection(NamedTuple):
     groups: list[ClaimGroup]
     drawings: "Sequence[Drawing]"
     """Figures of the report, to which the claims refer."""
+
+    @property
+    def origins_title(self) -> str:
+        """Heading of the origins."""
+        return "Where the papers' numbers were read"
+
+    @property
+    def origins(self) -> list[str]:
+        """Where the numbers of each paper were read."""
+        return list_origins(judged.claim for group in self.groups for judged in group.claims)
 
     def figures_of(self, judged: JudgedClaim) -> "list[Drawing]":
         """Return the figures of the same experiments as a claim."""
@@ -126,8 +137,11 @@ def claims_markdown(judged: Sequence[JudgedClaim]) -> str:
     section = make_claim_section(judged)
     lines = [section.counts, "", section.legend, "", groups_markdown(section), ""]
     lines += ["### Evidence", "", markdown_table(_evidence_table(section))]
-    if limitations := list_limitations(each.claim for each in judged):
-        lines += ["", "### Not stated by the papers, or doubtful", "", *(f"- {line}" for line in limitations)]
+    for title, found in (
+        (section.origins_title, section.origins),
+        ("Not stated by the papers, or doubtful", list_limitations(each.claim for each in judged)),
+    ):
+        lines += ["", f"### {title}", "", *(f"- {line}" for line in found)] if found else []
     return "\n".join(lines) + "\n"
 
 
@@ -155,7 +169,7 @@ def _evidence_table(section: ClaimSection) -> pd.DataFrame:
 
 
 def details_markdown(section: ClaimSection) -> str:
-    """Return each claim under a heading: verdict, a table of its evidence, and the paper's numbers."""
+    """Return each claim under a heading: verdict, a table of its evidence, the paper's numbers; then their origins."""
     lines = []
     for group in section.groups:
         lines += [f"### {group.heading}", ""]
@@ -164,6 +178,12 @@ def details_markdown(section: ClaimSection) -> str:
             lines += [f"**{each.verdict_words}** ({each.claim.source})", ""]
             lines += [markdown_table(_detail_table(each)), ""]
             lines += [*(f"- {markdown_text(line)}" for line in describe_sources(each.claim)), ""]
+    lines += [
+        f"### {section.origins_title}",
+        "",
+        *(f"- {markdown_text(line)}" for line in section.origins),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -207,5 +227,5 @@ def claims_json(judged: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
 
 
 def _number_json(number: Number) -> dict[str, Any]:
-    fields = {name: getattr(number, name) for name in ("place", "value", "unit", "kind", "source")}
+    fields = {name: getattr(number, name) for name in ("place", "value", "unit", "kind", "source", "origin")}
     return fields | {"not_stated": list(number.conditions.not_stated), "doubts": list(number.doubts)}

@@ -84,8 +84,14 @@ def describe_number(place: str) -> str:
 
 
 def describe_sources(claim: Claim) -> list[str]:
-    """Return a line per number of a claim, with its source and origin, and then what limits them."""
+    """Return a line per number of a claim, with its source and kind, and then what limits them."""
     return [*map(describe_number, claim.numbers), *list_limitations([claim])]
+
+
+def list_origins(claims: Iterable[Claim]) -> list[str]:
+    """Return a line per paper: where the claims' numbers were read, and how exactly."""
+    numbers = (find_number(place) for claim in claims for place in claim.numbers)
+    return [*dict.fromkeys(number.origin for number in numbers)]
 
 
 def list_limitations(claims: Iterable[Claim]) -> list[str]:
