@@ -542,18 +542,21 @@ def test_the_page_on_kin_has_the_ratios_of_the_records() -> None:
     drifts = [time(model, deep) / time(model, 1024) for model in fixed for deep in (4096, 16384)]
     assert len(drifts) == 12
     assert f"at 4K and 16K it is {min(drifts):.2f} to {max(drifts):.2f} of that at 1K" in shown
-    assert "slowest model from 4K on" in shown
-    for context_len in (4096, 16384):
-        assert max(models, key=lambda model: time(model, context_len)) == "transformer"
-    grouped = time("transformer_gqa", 16384) / time("transformer", 16384)
-    assert f"takes {grouped:.2f} of the time at 16K" in shown
-    moved, usual = (
-        rows["decode", name, 16384]["bytes_per_step"] for name in ("transformer_gqa", "transformer")
-    )
-    assert f"and moves {moved / usual:.2f} of the bytes" in shown
+    assert f"{time('transformer', 16384) / time('retnet', 16384):.0f}" == "6"
+    assert "takes six times as long at 16K as RetNet" in shown
+    assert "is the slowest at every length" in shown
+    for context_len in (1024, 4096, 16384):
+        assert max(models, key=lambda model: time(model, context_len)) == "mla"
+    moved = {name: rows["decode", name, 16384]["bytes_per_step"] for name in models}
+    for name, of_time, of_bytes in (
+        ("transformer_gqa", "takes {:.2f} of the time at 16K", "and moves {:.2f} of the bytes"),
+        ("mla", "{:.2f} of its time there", "{:.2f} of the Transformer's at 16K"),
+    ):
+        assert of_time.format(time(name, 16384) / time("transformer", 16384)) in shown
+        assert of_bytes.format(moved[name] / moved["transformer"]) in shown
     batch = {model: rows["throughput", model, 4096]["tokens_per_s"] for model in models}
-    assert set(sorted(models, key=lambda model: -batch[model])[:2]) == {"linear", "gla"}
-    leads = [ratio("throughput", model, 4096) for model in ("linear", "gla")]
+    assert sorted(models, key=lambda model: -batch[model])[:2] == ["gla", "linear"]
+    leads = [ratio("throughput", model, 4096) for model in ("gla", "linear")]
     assert "{:.1f} and {:.1f} times those of the Transformer".format(*leads) in shown
     prompts = {model: rows["prefill", model, 2048]["ttft_s"] for model in models}
     by_time = sorted(prompts, key=lambda model: prompts[model])

@@ -106,7 +106,7 @@ class Paper(Strict):
     title: str
     arxiv: str
     origin: str
-    """Where the numbers in the file were read, and how exactly."""
+    """Origin of the numbers in the file, and their error."""
     sheets: dict[str, Sheet] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ class Number:
     conditions: Conditions
     doubts: tuple[str, ...]
     origin: str
-    """Paper, and where its numbers were read and how exactly."""
+    """Paper, and the origin of its numbers."""
 
 
 MODEL_TITLES = {

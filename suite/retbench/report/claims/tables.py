@@ -73,7 +73,7 @@ class ClaimSection(NamedTuple):
 
     @property
     def origins(self) -> list[str]:
-        """Where the numbers of each paper were read."""
+        """The origin of the numbers of each paper."""
         return list_origins(judged.claim for group in self.groups for judged in group.claims)
 
     def figures_of(self, judged: JudgedClaim) -> "list[Drawing]":
