@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from retbench.errors import shown
 
@@ -42,13 +43,17 @@ class Strict(BaseModel):
     @classmethod
     def _no_truth_for_numbers(cls, fields: Any) -> Any:
         """Refuse true and false where a number is meant: pydantic takes them as 1 and 0."""
+        faults: list[InitErrorDetails] = []
         for name, value in fields.items() if isinstance(fields, dict) else ():
             field = cls.model_fields.get(name)
             values = value if isinstance(value, list | tuple) else (value,)
             if field is not None and any(isinstance(one, bool) for one in values):
                 kinds = _kinds(field.annotation)
                 if bool not in kinds and kinds & {int, float}:
-                    raise ValueError(f"'{name}' is {shown(value)}: give a number")
+                    fault = PydanticCustomError("truth", "give a number")
+                    faults.append(InitErrorDetails(type=fault, loc=(name,), input=value))
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
         return fields
 
     @classmethod

@@ -208,6 +208,19 @@ def test_any_notes_on_a_training_are_read_or_refused(
     fuzz(mutated(stored["metadata"]), check, examples)
 
 
+@pytest.mark.parametrize(("field", "value"), [("learning_rate", False), ("seed", True), ("num_tokens", None)])
+def test_a_wrong_note_on_a_training_is_named(
+    plan: TrainingPlan, tmp_path: Path, field: str, value: object
+) -> None:
+    train_all(plan, text_of(plan), tmp_path, notify=lambda _: None, stop=never)
+    path = tmp_path / FIRST / "final/config.json"
+    stored = json.loads(path.read_bytes())
+    wrong = {**stored, "metadata": {**stored["metadata"], field: value}}
+    path.write_text(json.dumps(wrong), encoding="utf-8")
+    with pytest.raises(ConfigError, match=field):
+        trained.find_trained(tmp_path, "tiny", "cpu")
+
+
 BAD_NAMES = ["..", "../../victim", "/victim", "", "a/b", "\x1b[31m", "a" * 300]
 
 
