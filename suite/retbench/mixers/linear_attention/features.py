@@ -63,10 +63,10 @@ class Taylor(nn.Module):
 class Performer(nn.Module):
     """Positive random features: exp(w x' - |x'|^2 / 2 - c) of x' = x / W^(1/4), for K rows w.
 
-    Published code subtracts a maximum c before the exponential, and adds 1e-4 after it. The c of a query is the maximum
-    of its own exponents. The c of a key in `performer_pytorch` is the maximum over all keys, which depends on later
-    tokens. Here it is that of the keys so far, and a sum over earlier features changes to a new c by one factor,
-    exp(c_before - c): a decay of the state. Both cancel in the division by the sum of weights, as a factor 1 / K would.
+    Published code subtracts a maximum c before the exponential, and adds 1e-4 after it. For a query c is the maximum
+    of its own exponents. For keys it is the maximum over all keys in `performer_pytorch`, which depends on later
+    tokens, and here that of the keys so far. When it rises, the state is multiplied by exp(c_before - c), a decay.
+    Every c cancels in the division by the sum of weights, as the published factor 1 / K would.
 
     Nothing is added to the features of keys: those of a long key are far below 1e-4, and such a sum would make its
     weights equal. They are positive, and the division by the sum of weights has another epsilon.
