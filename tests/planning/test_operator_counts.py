@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
+from retbench.architectures.costs import shared_key_flops
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.cli import targets
@@ -29,10 +30,10 @@ def test_conversions_to_the_same_dtype_count_as_views() -> None:
     with torch.inference_mode(), CountedOperators() as counted:
         x.t().reshape(6).view(2, 3)
         x.to(torch.float32)
-        assert counted.found == (0, 0, 0, 4)
+        assert counted.found == OperatorCount(0, 0, views=4)
         x.mul_(2)
         torch.mm(x, x.t().to(torch.float64).to(torch.float32))
-    assert counted.found == (4, 1, 0, 5)
+    assert counted.found == OperatorCount(4, 1, views=5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -121,7 +122,15 @@ def test_the_products_are_those_with_weights_and_up_to_two_of_each_mixer_but_con
             isinstance(part, nn.Linear) + 2 * isinstance(part, Performer) for part in model.modules()
         )
         matrices = sum(weight.dim() > 1 for weight in model.parameters()) - 1  # the embedding is looked up
-        _, products, attentions, _ = count_operators(config, torch.float32, backend=backend)
+        count = count_operators(config, torch.float32, backend=backend)
+        products, attentions = count.products, count.attentions + count.shared_attentions
         mixing = sum(layer.mixer.mixer != "gated_convolution" for layer in config.layers)
         assert with_weights + mixing <= products + attentions <= max(with_weights, matrices) + 3 * mixing
         assert attentions == sum(layer.mixer.mixer in SOFTMAX_ATTENTION for layer in config.layers)
+
+
+def test_attention_to_shared_keys_is_counted_by_itself() -> None:
+    for name, (config, backend) in MODELS.items():
+        found = count_operators(config, torch.float32, backend=backend)
+        assert (found.shared_attentions > 0) == (shared_key_flops(config, 1, 64) > 0), name
+        assert not (found.attentions and found.shared_attentions), name

@@ -106,9 +106,10 @@ RATES = StepRates(
     operator_s=1e-5,
     product_s=((10**6, 2e-5), (10**9, 4e-5)),
     attention_s=((1, 3e-4),),
+    shared_attention_s=((1, 7e-4),),
     view_s=1e-6,
 )
-COUNT = OperatorCount(total=100, products=30, attentions=4, views=50)
+COUNT = OperatorCount(total=100, products=30, attentions=4, shared_attentions=2, views=50)
 
 
 def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_operators() -> None:
@@ -124,6 +125,7 @@ def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_ope
             + 100 * 1e-5
             + 30 * (2e-5 + share * 2e-5)
             + 4 * 3e-4
+            + 2 * 7e-4
             + 50 * 1e-6
         )
 

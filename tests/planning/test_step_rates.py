@@ -48,7 +48,7 @@ def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch
     assert [footprint for footprint, _ in found.products] == [4 * MIB, 16 * MIB]
     assert all(1e6 < rate < 1e13 for _, rate in found.products)
     assert found.product_s == ((1, 0.0),)
-    assert 0 < found.operator_s < found.attention_s[0][1] < 0.001
+    assert 0 < found.operator_s < found.attention_s[0][1] < found.shared_attention_s[0][1] < 0.001
 
 
 @pytest.mark.usefixtures("quick")

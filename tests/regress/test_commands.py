@@ -243,12 +243,12 @@ def spin(count: int) -> str:
     return f"exec {sys.executable} -I -S -c '{code}'"
 
 
-def alarms(first: str, second: str, budget_s: float) -> int:
+def alarms(first: str, second: str, budget_s: float, rounds: int) -> int:
     """Return how many of ten comparisons end with exit code 1; progress shows where the time goes."""
     codes = []
     for number in range(10):
         since = time.monotonic()
-        report = retbench.compare(first, second, budget_s=budget_s)
+        report = retbench.compare(first, second, budget_s=budget_s, rounds=rounds)
         codes.append(report.exit_code(strict=False))
         print(f"{number + 1}: exit code {codes[-1]} after {time.monotonic() - since:.0f} s; {report.method}")
     return codes.count(1)
@@ -259,10 +259,11 @@ def alarms(first: str, second: str, budget_s: float) -> int:
 def test_five_percent_are_found_in_ten_of_ten_and_equal_commands_in_none() -> None:
     """The start of Python is the same on both sides: the commands differ by a little less than 5 %.
 
-    The first budget is a limit that a machine with other load needs: a comparison ends once it is decided. Equal
-    commands need no verdict, and whenever the time ends, what may still be spent of the rate of false alarms is
-    spent: a short budget asks as much of them as a long one.
+    The first limits are for a machine with other load: a comparison ends once it is decided. Where pairs scatter by
+    12 %, the default of 40 rounds finds 96 % of such slow-downs, and 160 find 99 % (simulated). Equal commands need no
+    verdict, and whenever the time ends, what may still be spent of the rate of false alarms is spent: a short budget
+    asks as much of them as a long one.
     """
     count = 3_000_000
-    assert alarms(spin(count), spin(round(1.05 * count)), budget_s=300) == 10
-    assert alarms(spin(count), spin(count), budget_s=15) == 0
+    assert alarms(spin(count), spin(round(1.05 * count)), budget_s=900, rounds=160) == 10
+    assert alarms(spin(count), spin(count), budget_s=15, rounds=40) == 0

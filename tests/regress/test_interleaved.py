@@ -216,6 +216,17 @@ def test_a_flag_that_is_not_confirmed_settles_nothing() -> None:
     assert by_place == {once: "inconclusive", POINTS[3]: "same", noisy: "inconclusive"}
 
 
+def test_a_flag_that_is_not_confirmed_is_not_called_decided() -> None:
+    """Three tests of new rounds leave it open: 5, 15 and 45 rounds, but no more than three times the limit."""
+
+    def head(number: int, point: MeasurementPoint) -> float:
+        return 0.013 * jitter(number, 0.001) if number < 5 else 0.0106 * jitter(number, 0.12)
+
+    found = sample([POINTS[0]], None, Scripted(head), DecisionRules(), 10)
+    assert (found.ending, len(found.rounds), len(found.repeats)) == ("unconfirmed", 5, 30)
+    assert {one.verdict for one in found.decisions.values()} == {"inconclusive"}
+
+
 @pytest.mark.parametrize(("strict", "rounds"), [(False, 5), (True, 10)])
 def test_a_ratio_that_cannot_fail_is_waited_for_under_strict_alone(strict: bool, rounds: int) -> None:
     """Both models are the same, but their noise adds up in the ratio."""

@@ -259,6 +259,7 @@ def _describe_rates(target: "PredictionTarget") -> str:
         "operator": (((1, rates.operator_s),), "total", ""),
         "product": (rates.product_s, "products", " more"),
         "attention": (rates.attention_s, "attentions", " more"),
+        "attention to shared keys": (rates.shared_attention_s, "shared_attentions", " more"),
         "view": (((1, rates.view_s),), "views", ""),
     }
     for name, (curve, counted, more) in costs.items():

@@ -54,10 +54,14 @@ def shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve) 
     return 4 * (_SHARED_QUERIES - 1) * num_values / more_s  # the scores, and the sums of values
 
 
-def compiled_attention_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds of an attention to a cache of hardly any tokens, in code that is compiled."""
+def compiled_attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:
+    """Return the seconds of an attention to a cache of hardly any tokens, in code that is compiled.
+
+    With `share_keys` all queries attend to the same keys.
+    """
     products_from = row_products(device, dtype, compiled=True).attention_from
-    caches = [_cache(device, dtype, _FEW_TOKENS, compiled=True) for _ in range(_NUM_CALLS)]
+    num_heads = 1 if share_keys else _NUM_HEADS
+    caches = [_cache(device, dtype, _FEW_TOKENS, num_heads, compiled=True) for _ in range(_NUM_CALLS)]
 
     def step(query: Tensor, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         for keys, values in caches:
@@ -75,7 +79,7 @@ def _single_attention(device: torch.device, dtype: torch.dtype, *, compiled: boo
     attend_once = partial(attend, "auto", products_from=products_from)
     if not compiled or not compiled_products_are_faster(device, dtype):
         return attend_once
-    query, cache = _query(device, dtype), _cache(device, dtype, _FEW_TOKENS, compiled=compiled)
+    query, cache = _query(device, dtype), _cache(device, dtype, _FEW_TOKENS, _NUM_HEADS, compiled=compiled)
     for tensor in (query, *cache):
         torch._dynamo.mark_static(tensor, [0, 1, 3])
     return compile_step(attend_once, query, *cache).run
@@ -85,10 +89,13 @@ def _query(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.randn(1, _NUM_HEADS, 1, _HEAD_DIM, device=device, dtype=dtype)
 
 
-def _cache(device: torch.device, dtype: torch.dtype, tokens: int, *, compiled: bool) -> tuple[Tensor, Tensor]:
+def _cache(
+    device: torch.device, dtype: torch.dtype, tokens: int, num_heads: int, *, compiled: bool
+) -> tuple[Tensor, Tensor]:
     """Return keys and values, (1, H, S, K), that lie as those of a step's cache do."""
-    keys = StateTensor("keys", (_NUM_HEADS, _HEAD_DIM), "per_token")
-    by_value = compiled and compiled_products_are_faster(device, dtype)
+    keys = StateTensor("keys", (num_heads, _HEAD_DIM), "per_token")
+    is_shared = num_heads < _NUM_HEADS
+    by_value = compiled and not is_shared and compiled_products_are_faster(device, dtype)
     layout = [keys, replace(keys, name="values", by_value=by_value)]
     state = allocate_state(layout, 1, tokens, torch.empty((), device=device, dtype=dtype), wide_dtype(dtype))
     # Written, for a system may give memory of zeros only once it is.
@@ -107,6 +114,6 @@ def _attention(
     query = _query(device, dtype)
 
     def make() -> Call:
-        return partial(attend_once, query, *_cache(device, dtype, tokens, compiled=compiled))
+        return partial(attend_once, query, *_cache(device, dtype, tokens, _NUM_HEADS, compiled=compiled))
 
     return tokens * token_bytes, make

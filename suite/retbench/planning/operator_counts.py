@@ -41,12 +41,15 @@ class CountedOperators(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         is_view = name in _WITHOUT_KERNEL or bool(args and out is args[0] and not name.endswith("_"))
-        total, products, attentions, views = self.found
+        is_attention = name in _ATTENTIONS
+        shares_keys = is_attention and args[0].shape[-2] > 1  # queries or scores of one position, in rows
+        before = self.found
         self.found = OperatorCount(
-            total=total + (not is_view),
-            products=products + (name in _PRODUCTS),
-            attentions=attentions + (name in _ATTENTIONS),
-            views=views + is_view,
+            total=before.total + (not is_view),
+            products=before.products + (name in _PRODUCTS),
+            attentions=before.attentions + (is_attention and not shares_keys),
+            shared_attentions=before.shared_attentions + shares_keys,
+            views=before.views + is_view,
         )
         return out
 

@@ -46,7 +46,9 @@ class OperatorCount(NamedTuple):
     products: int
     """Matrix products."""
     attentions: int = 0
-    """Attention of all heads, by one operator or by products."""
+    """Attention of all heads, by one operator or by products, where each query has its own keys."""
+    shared_attentions: int = 0
+    """Attention where several queries share keys."""
     views: int = 0
     """Those that execute no kernel, and take the time of their call in an eager step."""
 
@@ -65,6 +67,7 @@ class StepRates:
             It is less in a compiled step, which fuses operators.
         product_s: Further seconds per product, by the footprint of the step.
         attention_s: Further seconds per attention, by the footprint of the step.
+        shared_attention_s: The same where queries share keys, which a compiled step attends to by other operators.
         view_s: Seconds per view in an eager step on a CPU.
     """
 
@@ -76,6 +79,7 @@ class StepRates:
     operator_s: float = 0.0
     product_s: Curve = ((1, 0.0),)
     attention_s: Curve = ((1, 0.0),)
+    shared_attention_s: Curve = ((1, 0.0),)
     view_s: float = 0.0
 
 
@@ -104,6 +108,7 @@ def expected(
             + count.views * rates.view_s
             + count.products * interpolate(rates.product_s, moved.footprint)
             + count.attentions * interpolate(rates.attention_s, moved.footprint)
+            + count.shared_attentions * interpolate(rates.shared_attention_s, moved.footprint)
         )
 
     return step_seconds

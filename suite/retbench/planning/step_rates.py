@@ -74,12 +74,16 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     view_s = 0.0 if compiled else _view_seconds(device)
     if compiled:
         operator_s = _compiled_operator_seconds(device, dtype, products[0][1])
-        attention_s: Curve = ((1, compiled_attention_seconds(device, dtype)),)
+        alone_s, shared_s = (
+            compiled_attention_seconds(device, dtype, share_keys=shared) for shared in (False, True)
+        )
+        attention_s, shared_attention_s = ((1, alone_s),), ((1, shared_s),)
     else:
         narrow_s, count = _narrow_seconds(device, dtype), _count_narrow(dtype)
         operator_s = positive(narrow_s - count.views * view_s) / count.total
         longer_s = max(0.0, call_s - operator_s)
-        attention_s = product_s = _product_seconds(device, dtype, footprints, longer_s, narrow_s)
+        product_s = _product_seconds(device, dtype, footprints, longer_s, narrow_s)
+        attention_s = shared_attention_s = product_s
     return StepRates(
         products=products,
         attention=attention,
@@ -89,6 +93,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         operator_s=operator_s,
         product_s=product_s,
         attention_s=attention_s,
+        shared_attention_s=shared_attention_s,
         view_s=view_s,
     )
 

@@ -28,17 +28,18 @@ from retbench.regress.session import DifferentWork, InterleavedSession, SessionL
 from retbench.running.locks import Interrupted, catch_signals, timing_lock
 from retbench.running.process import wait_or_stop
 from retbench.stats.sequential import (
-    CONFIRMATIONS,
     MIN_ROUNDS,
     Decision,
     DecisionRules,
     SequentialTest,
     plan_analyses,
+    plan_confirmations,
 )
 from retbench.workloads.workload import WORKLOADS
 
 _ENDINGS = {
     "decided": "every point was decided",
+    "unconfirmed": "what was flagged was not found when measured again, and everything else was decided",
     "settled": "no further round can change the exit code (--all-points goes on)",
     "rounds": "the limit of rounds was reached",
     "budget": "the time was over",
@@ -82,11 +83,14 @@ def sample(
     seconds = {point: times[0] for point, times in first.items()}
     items = make_items(seconds, reference)
     test = make_test(items, seconds, rules, analyses)
-    sampled = SampledRounds(source, items, test, stop_rule, analyses[0].rounds, [first])
+    sampled = SampledRounds(source, items, test, stop_rule, analyses[0].rounds, max_rounds, [first])
     if items:
         try:
             sampled.ending = sampled.measure_rounds()
             sampled.confirm()
+            is_open = any(one.verdict == "inconclusive" for one in sampled.decisions.values())
+            if sampled.ending == "decided" and is_open:
+                sampled.ending = "unconfirmed"
         except Interrupted:
             sampled.ending = "interrupted"
     return sampled
@@ -97,6 +101,8 @@ class SampledRounds:
     """Rounds that are measured until every item is decided.
 
     Attributes:
+        min_repeats: Least rounds that measure a flagged item anew.
+        max_rounds: The limit of rounds, without those.
         rounds: All rounds in order, without `repeats`: those that measured flagged items anew.
         confirmed: Flagged items that repeats have confirmed.
         failed: Points that cannot be measured any more.
@@ -108,6 +114,7 @@ class SampledRounds:
     test: SequentialTest[ComparedItem]
     stop_rule: StopRule
     min_repeats: int
+    max_rounds: int
     rounds: list[Times]
     repeats: list[Times] = field(default_factory=list)
     confirmed: set[ComparedItem] = field(default_factory=set)
@@ -148,13 +155,13 @@ class SampledRounds:
         flagged = left = frozenset(self.test.flagged.keys() - self.confirmed)
         count = max((self.min_repeats, *map(self.test.rounds_of, flagged)))
         repeats: list[Times] = []
-        for multiple in CONFIRMATIONS:
+        *_, last = planned = plan_confirmations(count, self.max_rounds)
+        for num_rounds in planned:
             points = _points_of(left)
-            while points - self.failed and len(repeats) < multiple * count:
+            while points - self.failed and len(repeats) < num_rounds:
                 repeats.append(self._measure(points))
                 self.repeats.append(repeats[-1])
-            is_last = multiple == CONFIRMATIONS[-1]
-            left = self.test.confirm(paired_changes(left, repeats), left, is_last=is_last)
+            left = self.test.confirm(paired_changes(left, repeats), left, is_last=num_rounds == last)
         self.confirmed |= flagged & self.test.flagged.keys()
 
     @property
