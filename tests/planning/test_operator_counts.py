@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retbench.architectures.configs import ModelConfig
-from retbench.architectures.costs import shared_key_flops
+from retbench.architectures.costs import shared_keys
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.cli import targets
@@ -63,7 +63,7 @@ def test_a_prediction_counts_and_names_the_operators_that_steps_take(
     monkeypatch.setattr(fused, "default_operators", lambda device, dtype: operators)
     monkeypatch.setattr(targets, "become_worker", lambda device: 1)
     monkeypatch.setattr(targets, "alone_on_machine", lambda *_: nullcontext())
-    rates = StepRates(((1, 1e9),), ((1, 1e9),), ((1, 1e9),), 1e12, 1e12, operator_s=1.0)
+    rates = StepRates(((1, 1e9),), ((1, 1e9),), ((1, 1e9),), 1e12, (1e12, 1e12), operator_s=1.0)
     monkeypatch.setattr(step_rates, "measure_step_rates", lambda *_, **__: rates)
     config, backend = MODELS["retnet"]
     found = targets.measured_target("cpu", {"retnet": (config, backend)}, "bfloat16", compiled=False)
@@ -132,5 +132,5 @@ def test_the_products_are_those_with_weights_and_up_to_two_of_each_mixer_but_con
 def test_attention_to_shared_keys_is_counted_by_itself() -> None:
     for name, (config, backend) in MODELS.items():
         found = count_operators(config, torch.float32, backend=backend)
-        assert (found.shared_attentions > 0) == (shared_key_flops(config, 1, 64) > 0), name
+        assert (found.shared_attentions > 0) == (shared_keys(config, "float32", 1, 64).further_flops > 0), name
         assert not (found.attentions and found.shared_attentions), name

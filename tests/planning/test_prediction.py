@@ -102,7 +102,7 @@ RATES = StepRates(
     attention=((10**6, 1e9),),
     recurrence=((10**6, 5e8),),
     matmul_flops_per_s=1e15,
-    shared_key_flops_per_s=1e9,
+    shared_key_flops_per_s=(4e9, 1e9),
     operator_s=1e-5,
     product_s=((10**6, 2e-5), (10**9, 4e-5)),
     attention_s=((1, 3e-4),),
@@ -130,14 +130,22 @@ def test_an_expected_step_is_its_bytes_at_the_rates_of_its_footprint_and_its_ope
         )
 
 
-@pytest.mark.parametrize(("name", "per_value"), [("transformer-mqa", 8), ("mla", 8 * (2 * 4 + 0.5) / 4.5)])
+@pytest.mark.parametrize(("name", "per_value"), [("transformer-mqa", 2), ("mla", 2 * (4 + 4.5) / 4.5)])
 def test_queries_that_share_keys_take_operations_beside_the_bytes(name: str, per_value: float) -> None:
+    """A query takes two operations per value of its keys and values. A latent, which has the values of four heads and
+    a rotated half, is both, but for that half."""
     model = resolve_model(named_specs()[name], "25m")
-    free = replace(RATES, shared_key_flops_per_s=1e30)
-    times = [expected(rates, "float32", lambda model: COUNT)(model, 2, 1024) for rates in (RATES, free)]
     values = costs.state_bytes(model, "float32", 2, 1025) // 4
-    # The first query of each key is part of the reading. A latent has the values of four heads, and half a rotated one.
-    assert times[0] - times[1] == pytest.approx(2 * (per_value - 1) * values / 1e9)
+    flops = per_value * values  # of one of the eight queries of each key
+    free = replace(RATES, shared_key_flops_per_s=(1e30, 1e30))
+
+    def seconds(rates: StepRates) -> float:
+        return expected(rates, "float32", lambda model: COUNT)(model, 2, 1024)
+
+    first = flops / 4e9 - 4 * values / 1e9  # what the operations take longer than the bytes
+    assert seconds(RATES) - seconds(free) == pytest.approx(max(0, first) + 7 * flops / 1e9)
+    slow = replace(RATES, shared_key_flops_per_s=(1e8, 1e9))
+    assert seconds(slow) - seconds(RATES) == pytest.approx(flops / 1e8 - max(4 * values / 1e9, flops / 4e9))
 
 
 @pytest.mark.parametrize("model", [RETNET, TRANSFORMER])

@@ -180,17 +180,30 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
     return batch_size * flops
 
 
-def shared_key_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
-    """Return those of `decode_flops` that attention to keys takes for all queries but the first of each key."""
-    flops = 0
+class SharedKeys(NamedTuple):
+    """What one decode step does in attention where several queries share keys."""
+
+    num_bytes: int
+    """Reads of these keys and values, once per layer that reads them; part of `decode_traffic`."""
+    first_flops: int
+    """Operations of the first query of each key; part of `decode_flops`."""
+    further_flops: int
+    """Operations of the other queries."""
+
+
+def shared_keys(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> SharedKeys:
+    """Return what one decode step at depth `context_len` does in attention where several queries share keys."""
+    num_bytes = first = further = 0
     for block in config.blocks:
-        source = block.mixer.source
+        source, mixer = block.mixer.source, block.mixer
         held = [one for one in (source.state if source else block.state) if one.kind == "per_token"]
-        if held:
-            # A query takes two operations per value of its keys and values: the first of each key so many.
-            values = sum(one.bytes_read("float32", context_len) for one in held) // DTYPE_BYTES["float32"]
-            flops += block.count * max(0, block.mixer.decode_flops(context_len) - 2 * values)
-    return batch_size * flops
+        num_queries = mixer.num_heads // held[0].shape[0] if held else 1
+        if num_queries > 1:
+            flops = mixer.decode_flops(context_len)
+            num_bytes += block.count * sum(one.bytes_read(dtype, context_len) for one in held)
+            first += block.count * flops // num_queries
+            further += block.count * flops * (num_queries - 1) // num_queries
+    return SharedKeys(batch_size * num_bytes, batch_size * first, batch_size * further)
 
 
 def training_flops(

@@ -254,7 +254,8 @@ def _describe_rates(target: "PredictionTarget") -> str:
     parts = {"products": rates.products, "attention": rates.attention, "recurrence": rates.recurrence}
     words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
     words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
-    words.append(f"queries that share keys {format_rate(rates.shared_key_flops_per_s, 'FLOP/s')}")
+    first, further = (format_rate(rate, "FLOP/s") for rate in rates.shared_key_flops_per_s)
+    words.append(f"queries that share keys {first} for the first of each key and {further} for the others")
     costs = {
         "operator": (((1, rates.operator_s),), "total", ""),
         "product": (rates.product_s, "products", " more"),

@@ -19,10 +19,12 @@ from retbench.planning.rate_curves import Call, Operator, median_seconds, rate_c
 
 _NUM_HEADS, _HEAD_DIM, _CACHE_TOKENS, _NUM_CACHES = 8, 64, 1024, 4
 """Sizes of the caches, the fewest tokens of each, and how many of them a footprint consists of."""
-_SHARED_QUERIES, _SHARED_HEAD_DIM, _SHARED_TOKENS = 8, 256, 8192
-"""Queries that share keys, and keys that are values too, as in absorbed latent attention."""
+_SHARED_QUERIES = (2, 8)
+"""Numbers of queries that share keys: what a query more takes is what their times differ by."""
+_SHARED_HEAD_DIM, _SHARED_TOKENS = 256, 8192
+"""Sizes of keys that are values too, as in absorbed latent attention."""
 _SMALLEST_SHARE = 0.01
-"""Share of their time that queries but the first of each key take at least: a GPU may hide them all."""
+"""Share of their time that the first and the further queries take at least: a GPU may hide them all."""
 _FEW_TOKENS, _NUM_CALLS = 16, 8
 """Tokens of a cache so small that only the call of its attention takes time, and calls that are timed together."""
 
@@ -38,20 +40,30 @@ def attention_rates(
     )
 
 
-def shared_key_rate(device: torch.device, dtype: torch.dtype, attention: Curve) -> float:
-    """Return the FLOP/s of attention by queries that share keys, without the time that a single query takes."""
-    footprint, single = attention[-1]
+def shared_key_rates(device: torch.device, dtype: torch.dtype, footprint: int) -> tuple[float, float]:
+    """Return the FLOP/s of attention where several queries share keys: of the first of each key, and of the others.
+
+    Products of few rows take a CPU long for the first row: as long as for some eight more on an AMD EPYC.
+    """
     shape = (1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM)
-    queries = torch.randn(1, _SHARED_QUERIES, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
     num_values = torch.Size(shape).numel()
-
-    def make() -> Call:
-        return partial(attend_products, queries, *[torch.ones(shape, device=device, dtype=dtype)] * 2)
-
     num_bytes = num_values * dtype.itemsize
-    ((_, shared),) = rate_curve((num_bytes, make), [footprint], device)
-    more_s = max(num_bytes / shared - num_bytes / single, _SMALLEST_SHARE * num_bytes / shared)
-    return 4 * (_SHARED_QUERIES - 1) * num_values / more_s  # the scores, and the sums of values
+
+    def seconds(num_queries: int) -> float:
+        queries = torch.randn(1, num_queries, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
+
+        def make() -> Call:
+            return partial(attend_products, queries, *[torch.ones(shape, device=device, dtype=dtype)] * 2)
+
+        ((_, rate),) = rate_curve((num_bytes, make), [footprint], device)
+        return num_bytes / rate
+
+    few, many = _SHARED_QUERIES
+    few_s, many_s = map(seconds, _SHARED_QUERIES)
+    further_s = max(many_s - few_s, _SMALLEST_SHARE * many_s) / (many - few)
+    first_s = max(few_s - (few - 1) * further_s, _SMALLEST_SHARE * few_s)
+    flops = 4 * num_values  # the scores, and the sums of values
+    return flops / first_s, flops / further_s
 
 
 def compiled_attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:

@@ -19,7 +19,7 @@ from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_operator import linear_decayed_step_
 from retbench.ops.precision import wide_dtype
-from retbench.planning.attention_rates import attention_rates, compiled_attention_seconds, shared_key_rate
+from retbench.planning.attention_rates import attention_rates, compiled_attention_seconds, shared_key_rates
 from retbench.planning.operator_counts import count_call
 from retbench.planning.prediction import Curve, OperatorCount, StepRates
 from retbench.planning.rate_curves import (
@@ -89,7 +89,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         attention=attention,
         recurrence=rate_curve(_recurrence(device, dtype, compiled=compiled), footprints, device),
         matmul_flops_per_s=measure_matmul_rate(device, dtype),
-        shared_key_flops_per_s=shared_key_rate(device, dtype, attention),
+        shared_key_flops_per_s=shared_key_rates(device, dtype, footprints[-1]),
         operator_s=operator_s,
         product_s=product_s,
         attention_s=attention_s,
