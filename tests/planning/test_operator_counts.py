@@ -132,5 +132,6 @@ def test_the_products_are_those_with_weights_and_up_to_two_of_each_mixer_but_con
 def test_attention_to_shared_keys_is_counted_by_itself() -> None:
     for name, (config, backend) in MODELS.items():
         found = count_operators(config, torch.float32, backend=backend)
-        assert (found.shared_attentions > 0) == (shared_keys(config, "float32", 1, 64).further_flops > 0), name
+        shares_keys = shared_keys(config, "float32", 1, 64).further_flops > 0
+        assert (found.shared_attentions > 0) == shares_keys, name
         assert not (found.attentions and found.shared_attentions), name

@@ -181,7 +181,7 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
 
 
 class SharedKeys(NamedTuple):
-    """What one decode step does in attention where several queries share keys."""
+    """Costs of the attention of one decode step where several queries share keys."""
 
     num_bytes: int
     """Reads of these keys and values, once per layer that reads them; part of `decode_traffic`."""
@@ -192,7 +192,7 @@ class SharedKeys(NamedTuple):
 
 
 def shared_keys(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> SharedKeys:
-    """Return what one decode step at depth `context_len` does in attention where several queries share keys."""
+    """Return the costs of attention at depth `context_len` where several queries share keys."""
     num_bytes = first = further = 0
     for block in config.blocks:
         source, mixer = block.mixer.source, block.mixer
