@@ -70,20 +70,21 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
     footprints = _footprints(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
     attention = attention_rates(device, dtype, footprints, compiled=compiled)
-    product_s: Curve = ((1, 0.0),)
     view_s = 0.0 if compiled else _view_seconds(device)
+    attention_s: tuple[Curve, Curve]  # where each query has its own keys, and where several share them
     if compiled:
         operator_s = _compiled_operator_seconds(device, dtype, products[0][1])
+        product_s: Curve = ((1, 0.0),)
         alone_s, shared_s = (
             compiled_attention_seconds(device, dtype, share_keys=shared) for shared in (False, True)
         )
-        attention_s, shared_attention_s = ((1, alone_s),), ((1, shared_s),)
+        attention_s = ((1, alone_s),), ((1, shared_s),)
     else:
         narrow_s, count = _narrow_seconds(device, dtype), _count_narrow(dtype)
         operator_s = positive(narrow_s - count.views * view_s) / count.total
         longer_s = max(0.0, call_s - operator_s)
         product_s = _product_seconds(device, dtype, footprints, longer_s, narrow_s)
-        attention_s = shared_attention_s = product_s
+        attention_s = product_s, product_s
     return StepRates(
         products=products,
         attention=attention,
@@ -92,8 +93,8 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         shared_key_flops_per_s=shared_key_rates(device, dtype, footprints[-1]),
         operator_s=operator_s,
         product_s=product_s,
-        attention_s=attention_s,
-        shared_attention_s=shared_attention_s,
+        attention_s=attention_s[0],
+        shared_attention_s=attention_s[1],
         view_s=view_s,
     )
 
