@@ -216,7 +216,7 @@ RATES = StepRates(
     attention=((4 * MIB, 50e9), (256 * MIB, 15e9)),
     recurrence=((4 * MIB, 30e9), (256 * MIB, 10e9)),
     matmul_flops_per_s=150e9,
-    shared_key_flops_per_s=(40e9, 80e9),
+    shared_key_flops_per_s=((2, 40e9), (32, 80e9)),
     operator_s=5e-6,
     product_s=((4 * MIB, 2e-6), (256 * MIB, 9e-6)),
 )
@@ -233,7 +233,7 @@ def test_a_measured_device_states_its_facts_and_a_busy_machine(
     _, out, err = run(*words)
     assert ("other processes use 80.0 % of the processors" in err) == warned
     assert "Measured: products 60.0 GB/s (4.00 MiB) to 20.0 GB/s (256 MiB); attention 50.0 GB/s" in out
-    shared = "40.0 GFLOP/s for the first of each key and 80.0 GFLOP/s for the others"
+    shared = "40.0 GFLOP/s (2 of a key) to 80.0 GFLOP/s (32 of a key)"
     assert f"products 150 GFLOP/s; queries that share keys {shared}; 5.00 µs per operator (" in out
     assert "; 2.00 µs (4.00 MiB) to 9.00 µs (256 MiB) more per product (retnet " in out
     answer = found(*words)

@@ -102,7 +102,7 @@ RATES = StepRates(
     attention=((10**6, 1e9),),
     recurrence=((10**6, 5e8),),
     matmul_flops_per_s=1e15,
-    shared_key_flops_per_s=(4e9, 1e9),
+    shared_key_flops_per_s=((2, 2e9), (32, 4e9)),
     operator_s=1e-5,
     product_s=((10**6, 2e-5), (10**9, 4e-5)),
     attention_s=((1, 3e-4),),
@@ -136,16 +136,19 @@ def test_queries_that_share_keys_take_operations_beside_the_bytes(name: str, per
     a rotated half, is both, but for that half."""
     model = resolve_model(named_specs()[name], "25m")
     values = costs.state_bytes(model, "float32", 2, 1025) // 4
-    flops = per_value * values  # of one of the eight queries of each key
-    free = replace(RATES, shared_key_flops_per_s=(1e30, 1e30))
+    flops = 8 * per_value * values  # eight queries share each key: between the rates of 2 and of 32 half-way
 
-    def seconds(rates: StepRates) -> float:
+    def seconds(rate: float | None) -> float:
+        rates = RATES if rate is None else replace(RATES, shared_key_flops_per_s=((1, rate),))
         return expected(rates, "float32", lambda model: COUNT)(model, 2, 1024)
 
-    first = flops / 4e9 - 4 * values / 1e9  # what the operations take longer than the bytes
-    assert seconds(RATES) - seconds(free) == pytest.approx(max(0, first) + 7 * flops / 1e9)
-    slow = replace(RATES, shared_key_flops_per_s=(1e8, 1e9))
-    assert seconds(slow) - seconds(RATES) == pytest.approx(flops / 1e8 - max(4 * values / 1e9, flops / 4e9))
+    bytes_s = 4 * values / 1e9
+    assert seconds(None) - seconds(1e30) == pytest.approx(flops / 3e9 - bytes_s)
+    assert seconds(1e8) - seconds(1e30) == pytest.approx(flops / 1e8 - bytes_s)
+    # They are no part of the operations at the rate of large products.
+    slow = replace(RATES, matmul_flops_per_s=1e6, shared_key_flops_per_s=((1, 1e30),))
+    found = expected(slow, "float32", lambda model: COUNT)(model, 2, 1024)
+    assert found < costs.decode_flops(model, 2, 1024) / 1e6 - 0.9 * flops / 1e6 + 1
 
 
 @pytest.mark.parametrize("model", [RETNET, TRANSFORMER])

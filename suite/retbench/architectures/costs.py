@@ -181,29 +181,27 @@ def decode_flops(config: ModelConfig, batch_size: int, context_len: int) -> int:
 
 
 class SharedKeys(NamedTuple):
-    """Costs of the attention of one decode step where several queries share keys."""
+    """Costs of the attention of one decode step where so many queries share each key."""
 
+    num_queries: int
     num_bytes: int
     """Reads of these keys and values, once per layer that reads them; part of `decode_traffic`."""
-    first_flops: int
-    """Operations of the first query of each key; part of `decode_flops`."""
-    further_flops: int
-    """Operations of the other queries."""
+    flops: int
+    """Operations of all queries; part of `decode_flops`."""
 
 
-def shared_keys(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> SharedKeys:
-    """Return the costs of attention at depth `context_len` where several queries share keys."""
-    num_bytes = first = further = 0
+def shared_keys(config: ModelConfig, dtype: str, batch_size: int, context_len: int) -> list[SharedKeys]:
+    """Return the costs of attention at depth `context_len` of each kind of block where queries share keys."""
+    found = []
     for block in config.blocks:
         source, mixer = block.mixer.source, block.mixer
         held = [one for one in (source.state if source else block.state) if one.kind == "per_token"]
         num_queries = mixer.num_heads // held[0].shape[0] if held else 1
         if num_queries > 1:
-            flops = mixer.decode_flops(context_len)
-            num_bytes += block.count * sum(one.bytes_read(dtype, context_len) for one in held)
-            first += block.count * flops // num_queries
-            further += block.count * flops * (num_queries - 1) // num_queries
-    return SharedKeys(batch_size * num_bytes, batch_size * first, batch_size * further)
+            times = batch_size * block.count
+            num_bytes = times * sum(one.bytes_read(dtype, context_len) for one in held)
+            found.append(SharedKeys(num_queries, num_bytes, times * mixer.decode_flops(context_len)))
+    return found
 
 
 def training_flops(

@@ -254,8 +254,10 @@ def _describe_rates(target: "PredictionTarget") -> str:
     parts = {"products": rates.products, "attention": rates.attention, "recurrence": rates.recurrence}
     words = [f"{name} {_ends(curve, lambda rate: format_rate(rate, 'B/s'))}" for name, curve in parts.items()]
     words.append(f"matrix products {format_rate(rates.matmul_flops_per_s, 'FLOP/s')}")
-    first, further = (format_rate(rate, "FLOP/s") for rate in rates.shared_key_flops_per_s)
-    words.append(f"queries that share keys {first} for the first of each key and {further} for the others")
+    shared = _ends(
+        rates.shared_key_flops_per_s, lambda rate: format_rate(rate, "FLOP/s"), "{} of a key".format
+    )
+    words.append(f"queries that share keys {shared}")
     costs = {
         "operator": (((1, rates.operator_s),), "total", ""),
         "product": (rates.product_s, "products", " more"),
@@ -271,12 +273,14 @@ def _describe_rates(target: "PredictionTarget") -> str:
     return f"Measured: {'; '.join(words)}."
 
 
-def _ends(curve: "Curve", describe: Callable[[float], str]) -> str:
+def _ends(
+    curve: "Curve", describe: Callable[[float], str], describe_place: Callable[[int], str] = format_bytes
+) -> str:
     """Return the first and the last value of a curve with their footprints; one that holds for all alone."""
     if len(curve) == 1:
         return describe(curve[0][1])
     ends = (curve[0], curve[-1])
-    return " to ".join(f"{describe(value)} ({format_bytes(footprint)})" for footprint, value in ends)
+    return " to ".join(f"{describe(value)} ({describe_place(footprint)})" for footprint, value in ends)
 
 
 def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:

@@ -19,12 +19,10 @@ from retbench.planning.rate_curves import Call, Operator, median_seconds, rate_c
 
 _NUM_HEADS, _HEAD_DIM, _CACHE_TOKENS, _NUM_CACHES = 8, 64, 1024, 4
 """Sizes of the caches, the fewest tokens of each, and how many of them a footprint consists of."""
-_SHARED_QUERIES = (2, 8)
-"""Numbers of queries that share keys: what a query more takes is what their times differ by."""
+_SHARED_QUERIES = (2, 4, 8, 12, 16, 32)
+"""Numbers of queries that share keys."""
 _SHARED_HEAD_DIM, _SHARED_TOKENS = 256, 8192
 """Sizes of keys that are values too, as in absorbed latent attention."""
-_SMALLEST_SHARE = 0.01
-"""Share of their time that the first and the further queries take at least: a GPU may hide them all."""
 _FEW_TOKENS, _NUM_CALLS = 16, 8
 """Tokens of a cache so small that only the call of its attention takes time, and calls that are timed together."""
 
@@ -40,30 +38,25 @@ def attention_rates(
     )
 
 
-def shared_key_rates(device: torch.device, dtype: torch.dtype, footprint: int) -> tuple[float, float]:
-    """Return the FLOP/s of attention where several queries share keys: of the first of each key, and of the others.
+def shared_key_rates(device: torch.device, dtype: torch.dtype, footprint: int) -> Curve:
+    """Return the FLOP/s of attention where queries share keys, by the number of queries of each key.
 
-    Products of few rows take a CPU long for the first row: as long as for some eight more on an AMD EPYC.
+    Products of few rows are slow on a CPU: an AMD EPYC took 0.5 to 0.6 of the time of eight queries for two, and as
+    long for twelve as for sixteen.
     """
     shape = (1, 1, _SHARED_TOKENS, _SHARED_HEAD_DIM)
     num_values = torch.Size(shape).numel()
     num_bytes = num_values * dtype.itemsize
+    caches = [torch.ones(shape, device=device, dtype=dtype) for _ in range(max(1, footprint // num_bytes))]
 
-    def seconds(num_queries: int) -> float:
+    def flops_per_s(num_queries: int) -> float:
         queries = torch.randn(1, num_queries, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
+        calls = [partial(attend_products, queries, cache, cache) for cache in caches]
+        return (
+            4 * num_queries * num_values / median_seconds(calls, device)
+        )  # the scores, and the sums of values
 
-        def make() -> Call:
-            return partial(attend_products, queries, *[torch.ones(shape, device=device, dtype=dtype)] * 2)
-
-        ((_, rate),) = rate_curve((num_bytes, make), [footprint], device)
-        return num_bytes / rate
-
-    few, many = _SHARED_QUERIES
-    few_s, many_s = map(seconds, _SHARED_QUERIES)
-    further_s = max(many_s - few_s, _SMALLEST_SHARE * many_s) / (many - few)
-    first_s = max(few_s - (few - 1) * further_s, _SMALLEST_SHARE * few_s)
-    flops = 4 * num_values  # the scores, and the sums of values
-    return flops / first_s, flops / further_s
+    return tuple((num_queries, flops_per_s(num_queries)) for num_queries in _SHARED_QUERIES)
 
 
 def compiled_attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:

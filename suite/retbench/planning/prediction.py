@@ -35,7 +35,7 @@ def roofline(ceilings: Ceilings, dtype: str) -> StepTime:
 
 
 Curve = tuple[tuple[int, float], ...]
-"""Footprints in bytes with a value at each, the smallest first."""
+"""Footprints in bytes, or other numbers, with a value at each, the smallest first."""
 
 
 class OperatorCount(NamedTuple):
@@ -62,8 +62,7 @@ class StepRates:
         attention: Bytes of keys and values per second.
         recurrence: Bytes of a state, read and written, per second.
         matmul_flops_per_s: FLOP/s of matrix products.
-        shared_key_flops_per_s: FLOP/s of attention where several queries share keys: of the first query of each key,
-            which reads them, and of the others.
+        shared_key_flops_per_s: FLOP/s of attention where queries share keys, by the number of queries of each key.
         operator_s: Seconds per operator of a step, or per kernel of a replayed CUDA graph, without those of its bytes.
             It is less in a compiled step, which fuses operators.
         product_s: Further seconds per product, by the footprint of the step.
@@ -76,7 +75,7 @@ class StepRates:
     attention: Curve
     recurrence: Curve
     matmul_flops_per_s: float
-    shared_key_flops_per_s: tuple[float, float]
+    shared_key_flops_per_s: Curve
     operator_s: float = 0.0
     product_s: Curve = ((1, 0.0),)
     attention_s: Curve = ((1, 0.0),)
@@ -97,17 +96,20 @@ def expected(
 
     def step_seconds(model: ModelConfig, batch_size: int, context_len: int) -> float:
         moved = costs.decode_traffic(model, dtype, batch_size, context_len)
-        flops_s = costs.decode_flops(model, batch_size, context_len) / rates.matmul_flops_per_s
-        weights_s = moved.weights / interpolate(rates.products, moved.footprint)
-        attention = interpolate(rates.attention, moved.footprint)
         shared = costs.shared_keys(model, dtype, batch_size, context_len)
-        first_rate, further_rate = rates.shared_key_flops_per_s
-        count = count_operators(model)
+        flops = costs.decode_flops(model, batch_size, context_len) - sum(one.flops for one in shared)
+        flops_s = flops / rates.matmul_flops_per_s
+        weights_s = moved.weights / interpolate(rates.products, moved.footprint)
+        cache_rate = interpolate(rates.attention, moved.footprint)
+        shared_bytes = sum(one.num_bytes for one in shared)
+        flop_rates, count = rates.shared_key_flops_per_s, count_operators(model)
         return (
             max(weights_s, flops_s)
-            + (moved.caches + moved.shared - shared.num_bytes) / attention
-            + max(shared.num_bytes / attention, shared.first_flops / first_rate)
-            + shared.further_flops / further_rate
+            + (moved.caches + moved.shared - shared_bytes) / cache_rate
+            + sum(
+                max(one.num_bytes / cache_rate, one.flops / interpolate(flop_rates, one.num_queries))
+                for one in shared
+            )
             + moved.states / interpolate(rates.recurrence, moved.footprint)
             + count.total * rates.operator_s
             + count.views * rates.view_s
@@ -135,7 +137,7 @@ def rates_from(ceilings: Ceilings, kernel_s: float) -> StepRates:
         attention=curve,
         recurrence=curve,
         matmul_flops_per_s=ceilings.matmul_flops_per_s,
-        shared_key_flops_per_s=(ceilings.matmul_flops_per_s, ceilings.matmul_flops_per_s),
+        shared_key_flops_per_s=((1, ceilings.matmul_flops_per_s),),
         operator_s=kernel_s,
     )
 
