@@ -33,7 +33,7 @@ LONG_FILES = (
 
 KNOWN_PRODUCTS = dict.fromkeys(
     (
-        *("slice_width", "batches", "onednn_rows"),
+        *("slice_width", "batches", "onednn_rows", "onednn_prompts"),
         *(
             f"attention_from, {shared}{dtype}"
             for shared in ("", "shared, ")

@@ -53,3 +53,7 @@ def test_a_quoted_value_is_one_short_line_without_control_characters(value: obje
     text.encode()
     assert text.isprintable()
     assert len(text) <= MAX_SHOWN + 30
+
+
+def test_a_quoted_truth_value_is_spelt_as_in_a_file() -> None:
+    assert [shown(value) for value in (True, False, 1, "true")] == ["true", "false", "1", "'true'"]

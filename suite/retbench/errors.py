@@ -83,7 +83,12 @@ class DivergedError(RetbenchError):
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it: on one line, without control characters, cut after 200 characters."""
+    """Return a value as a message quotes it: on one line, without control characters, cut after 200 characters.
+
+    Truth values are spelt as files and --set spell them.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; an integer of more than 4,300 digits

@@ -78,7 +78,7 @@ def test_a_file_without_permission_is_explained(tiny_experiment: Path) -> None:
         ("warmup_s = 0.0", "warmup_s = inf", "finite"),
         ("rounds = 1", "rounds = 0", "'profiles.smoke.rounds' is 0"),
         ("rounds = 1", 'rounds = "many"', "'profiles.smoke.rounds' is 'many'"),
-        ("rounds = 1", "rounds = true", "'profiles.smoke.rounds' is True: give a number"),
+        ("rounds = 1", "rounds = true", "'profiles.smoke.rounds' is true: give a number"),
         ("[64, 128]", "[true, 64]", r"decode.context_len' is \[True, 64\]: give a number"),
         ("[64, 128]", "[]", r"is \[\]: give a list of at least 1\."),
         ("rounds = 1", 'rounds = 1\ncompile = "maybe"', "is 'maybe': give true or false or 'auto'"),

@@ -1,4 +1,4 @@
-"""Names of the outcomes that a worker finds about products of few rows in float32 on a CPU."""
+"""Names of the outcomes that a worker finds about products in float32 on a CPU."""
 
 ROW_OUTCOMES = (
     "attention_from, float32",
@@ -6,5 +6,6 @@ ROW_OUTCOMES = (
     "slice_width",
     "batches",
     "onednn_rows",
+    "onednn_prompts",
 )
 """The names of the outcomes; 0 for each leaves all products to torch."""

@@ -101,8 +101,7 @@ def test_products_that_the_processor_lacks_are_those_in_float32(
     seen: set[torch.dtype] = set()
     monkeypatch.setattr(precision, "NARROW_PRODUCTS", frozenset(products))
     monkeypatch.setattr(ceilings, "time_steps", pretend_clock(lambda number: [0.05], []))
-    monkeypatch.setattr(ceilings, "_product", lambda left, right: seen.add(left.dtype))
-    ceilings.measure_matmul_rate(CPU, torch.bfloat16)
+    ceilings.measure_matmul_rate(CPU, torch.bfloat16, lambda left, right: seen.add(left.dtype))
     assert seen == {torch.bfloat16 if products else torch.float32}
 
 
@@ -116,6 +115,28 @@ def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyP
     assert counts == [5, 5, 4]  # 1024 takes 21 ms a product, 2048 would take 172 ms
 
 
+@pytest.mark.usefixtures("narrow_products")
+@pytest.mark.parametrize(
+    ("dtype", "onednn", "rate"),
+    [
+        (torch.float32, 3e11, 3e11),
+        (torch.float32, 1e11, 2e11),
+        (torch.bfloat16, 3e11, 2e11),  # torch's product is oneDNN's
+        (torch.float64, 3e11, 2e11),  # oneDNN has none
+    ],
+)
+def test_the_product_rate_is_that_of_the_faster_product(
+    dtype: torch.dtype, onednn: float, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = (ReadRate(footprint_bytes=1, bytes_per_s=1.0, kernel="dot"),)
+
+    def measure(*asked: object) -> float:
+        return onednn if ceilings._onednn_product in asked else 2e11
+
+    monkeypatch.setattr(ceilings, "measure_matmul_rate", measure)
+    assert ceilings.measure_ceilings(CPU, dtype, curve).matmul_flops_per_s == rate
+
+
 @pytest.mark.parametrize(("again", "better"), [(156e9, 156e9), (90e9, 108e9), (None, 108e9)])
 def test_the_better_of_two_product_rates_counts(
     again: float | None, better: float, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +146,7 @@ def test_the_better_of_two_product_rates_counts(
             raise MemoryError
         return again
 
-    monkeypatch.setattr(ceilings, "measure_matmul_rate", measure)
+    monkeypatch.setattr(ceilings, "_best_product_rate", measure)
     before = Ceilings(read_bandwidth_bytes_per_s=1e9, matmul_flops_per_s=108e9)
     found = ceilings.with_product_rate(before, CPU, torch.float32)
     assert found == before.model_copy(update={"matmul_flops_per_s": better})

@@ -88,6 +88,14 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     assert product_trials.measure_rows()["onednn_rows"] == most
 
 
+@pytest.mark.parametrize(("gains", "is_onednn"), [(set(), False), ({64}, False), ({512}, True)])
+def test_onednn_multiplies_prompts_where_it_clearly_gains(
+    monkeypatch: pytest.MonkeyPatch, gains: set[int], is_onednn: bool
+) -> None:
+    monkeypatch.setattr(product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, gains))
+    assert product_trials.measure_prompts() is is_onednn
+
+
 @pytest.mark.parametrize(
     ("ratios", "fewest"),
     [
@@ -123,17 +131,20 @@ def test_attention_by_products_must_beat_torchs_own_over_all_keys_from_the_fewes
 def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert product_trials.measure_rows()["onednn_rows"] == 0
+    assert product_trials.measure_prompts() is False
 
 
 @pytest.mark.usefixtures("narrow_products")
 def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = dict(zip(ROW_OUTCOMES, (1024, 2048, 4096, 1, 8), strict=True))
+    found = dict(zip(ROW_OUTCOMES, (1024, 2048, 4096, 1, 8, 1), strict=True))
     found |= {"attention_from, bfloat16": 4096, "attention_from, shared, bfloat16": 0}
     monkeypatch.setattr(products, "_found", found)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert products.row_products(cpu, torch.float32) == RowProducts(FewestKeys(1024, 2048), True, 4096, 8)
+    assert products.row_products(cpu, torch.float32) == RowProducts(
+        FewestKeys(1024, 2048), True, 4096, 8, True
+    )
     assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=FewestKeys(4096))
     assert products.row_products(gpu, torch.float32) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))

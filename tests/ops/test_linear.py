@@ -87,9 +87,10 @@ def test_what_a_compiled_product_multiplies_is_computed_once_and_not_for_each_ou
         (RowProducts(batches=True, slice_width=4096), "1 row: batched"),
         (RowProducts(onednn_rows=64), "2 to 64 rows: onednn"),
         (RowProducts(1024, slice_width=1, onednn_rows=64), "1 row: streamed; 2 to 64 rows: onednn"),
+        (RowProducts(onednn_prompts=True), "more than 64 rows: onednn"),
     ],
 )
-def test_products_of_few_rows_are_described(products: RowProducts, description: str) -> None:
+def test_products_are_described(products: RowProducts, description: str) -> None:
     assert products.description == description
 
 
@@ -101,22 +102,24 @@ def test_products_of_few_rows_are_described(products: RowProducts, description: 
         (False, (8, 1, 64), "mkldnn::_linear_pointwise"),
         (False, (2, 4, 64), "mkldnn::_linear_pointwise"),
         (False, (9, 64), "aten::linear"),
+        (False, (64, 64), "aten::linear"),
+        (False, (65, 64), "mkldnn::_linear_pointwise"),
         (False, (0, 64), "aten::linear"),
         (True, (1, 1, 64), "aten::bmm"),
         (True, (2, 1, 64), "aten::linear"),
+        (True, (64, 64), "aten::linear"),
+        (True, (1, 65, 64), "mkldnn::_linear_pointwise"),
         (True, (0, 64), "aten::linear"),
     ],
 )
-def test_few_rows_are_multiplied_as_was_chosen(
-    by_output: bool, shape: tuple[int, ...], operator: str
-) -> None:
+def test_rows_are_multiplied_as_was_chosen(by_output: bool, shape: tuple[int, ...], operator: str) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = Linear(64, 48).requires_grad_(False)
     linear.weight.normal_(generator=generator)
     linear.store(by_output=by_output)
     x = torch.randn(shape, generator=generator)
     expected = linear(x)
-    linear.row_products = RowProducts(batches=True, slice_width=1, onednn_rows=8)
+    linear.row_products = RowProducts(batches=True, slice_width=1, onednn_rows=8, onednn_prompts=True)
     with torch.inference_mode(), torch.profiler.profile() as profiler:
         torch.testing.assert_close(linear(x), expected)
     found = {event.key for event in profiler.key_averages()}

@@ -110,6 +110,7 @@ def test_the_method_that_is_faster_here_does_not_change_them(
         "slice_width": 0 if found.slice_width else 1,
         "batches": not found.batches,
         "onednn_rows": 0 if found.onednn_rows else 32,
+        "onednn_prompts": not found.onednn_prompts,
     }
     monkeypatch.setattr(products, "_found", others)
     again = measure_quantities({"retnet": MODELS["retnet"]})

@@ -208,7 +208,7 @@ def test_a_product_rate_that_was_disturbed_is_that_of_the_best_worker(
 ) -> None:
     """A rate of a hundredth made the shares of a step a hundredfold."""
     rates = iter([2e9, 9e9, 1e9, 5e10])
-    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: next(rates))
+    monkeypatch.setattr(ceilings, "_best_product_rate", lambda device, dtype: next(rates))
     job, known, sent = measure_job(PROMPT, gate=PASSED), None, []
     for number in range(3):
         messages = measured(job.model_copy(update={"ceilings": known, "round": number}))

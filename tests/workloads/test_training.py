@@ -30,7 +30,7 @@ PARTS = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "workspace_bytes")
 @pytest.fixture(autouse=True)
 def _no_second_product_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the rate of products before a cell, because measuring it again takes longer than a small step."""
-    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: 0.0)
+    monkeypatch.setattr(ceilings, "_best_product_rate", lambda device, dtype: 0.0)
 
 
 def training_cell(
@@ -83,7 +83,7 @@ def test_a_step_is_a_gradient_of_every_weight_over_real_text(
 def test_the_ceiling_of_products_is_the_better_of_before_and_after_the_steps(
     context_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "measure_matmul_rate", lambda device, dtype: 1e20)
+    monkeypatch.setattr(ceilings, "_best_product_rate", lambda device, dtype: 1e20)
     found = training.measure(context_of(make_cell("retnet", "training", 70)))
     assert found.ceilings is not None
     assert found.ceilings.matmul_flops_per_s == 1e20

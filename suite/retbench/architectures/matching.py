@@ -15,7 +15,7 @@ from retbench.architectures.architecture import FfnWidth, ModelSpec
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.registry import find_architecture, mixers
 from retbench.architectures.sizes import Size, find_size
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, shown
 from retbench.mixers.gated_convolution.config import GatedConvolution
 from retbench.mixers.mixer import check_costs
 from retbench.strict import reason_of
@@ -64,7 +64,7 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         place, reason = ".".join(map(str, fault["loc"])), reason_of(fault)
         if place:
             raise ConfigError(
-                f"{spec.architecture}: '{place}' is {fault['input']!r}: {reason}. Correct or remove it."
+                f"{spec.architecture}: '{place}' is {shown(fault['input'])}: {reason}. Correct or remove it."
             ) from error
         ffn_dim = getattr(spec, "ffn_dim", "matched")
         asked, advice = "", "Correct the model's table."

@@ -10,6 +10,7 @@ from torch import Tensor
 from retbench.measure.clock import check_device, time_in_turn, time_steps
 from retbench.measure.limits import free_memory, try_in_memory
 from retbench.measure.machine import last_level_cache_bytes
+from retbench.ops.linear import multiply_onednn
 from retbench.ops.precision import cpu_multiplies
 from retbench.records.record import Ceilings, ReadRate, utc_now
 from retbench.units import GIB, MIB
@@ -30,6 +31,7 @@ without float16 arithmetic, at 3 GFLOP/s, to the smallest size."""
 _SIZE_BUDGET_S = 0.1
 """Time for the samples of one size, of which there are 1 to `_MATMUL_SAMPLES`."""
 _MATMUL_SAMPLES = 5
+_Call = Callable[[], object]
 
 
 def measure_ceilings(
@@ -40,7 +42,8 @@ def measure_ceilings(
     Read bandwidth: that of buffers of 4 MiB, 8 MiB and so on, to 1 GiB on CUDA; on a CPU to four times the last-level
     caches, but at least 256 MiB and at most 512 MiB. See `measure_read_rate`.
     Product rate includes: square products in `dtype` (a multiply-add is two operations), at the best size from 256 to
-    8192 whose product does not take too long; in TensorFloat-32 only if the process allows it.
+    8192 whose product does not take too long; in TensorFloat-32 only if the process allows it. In float32 on a CPU by
+    the faster of torch's product and oneDNN's.
     Excludes: allocation and filling.
 
     Args:
@@ -56,7 +59,7 @@ def measure_ceilings(
         curve = read_curve or _read_curve(device)
         ceilings = Ceilings(
             read_bandwidth_bytes_per_s=curve[-1].bytes_per_s,
-            matmul_flops_per_s=measure_matmul_rate(device, dtype),
+            matmul_flops_per_s=_best_product_rate(device, dtype),
             read_curve=curve,
         )
     free_memory(device)
@@ -74,7 +77,7 @@ def with_product_rate(ceilings: Ceilings, device: torch.device, dtype: torch.dty
         device: `cpu` or `cuda:N`; nothing else may run on it.
         dtype: Floating-point type of the model.
     """
-    again = try_in_memory(partial(measure_matmul_rate, device, dtype), device)
+    again = try_in_memory(partial(_best_product_rate, device, dtype), device)
     free_memory(device)
     rate = max(ceilings.matmul_flops_per_s, again or 0.0)
     return ceilings.model_copy(update={"matmul_flops_per_s": rate})
@@ -155,9 +158,33 @@ def _read_kernels(values: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
+def _torch_product(left: Tensor, right: Tensor) -> _Call:
+    """Return torch's matrix product into a preallocated buffer."""
+    out = torch.empty_like(left)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def _onednn_product(left: Tensor, right: Tensor) -> _Call:
+    """Return oneDNN's matrix product, as prompts are multiplied where it is the faster one."""
+    return partial(multiply_onednn, left, right.t())
+
+
+def _best_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the product rate of the ceilings: by torch's product or, for float32 on a CPU, by oneDNN's."""
+    rates = [measure_matmul_rate(device, dtype)]
+    is_wide = dtype == torch.float32 or not cpu_multiplies(dtype)
+    if device.type == "cpu" and is_wide and torch.backends.mkldnn.is_available():
+        rates.append(measure_matmul_rate(device, dtype, _onednn_product))
+    return max(rates)
+
+
 @torch.inference_mode()
-def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+def measure_matmul_rate(
+    device: torch.device, dtype: torch.dtype, product: Callable[[Tensor, Tensor], _Call] = _torch_product
+) -> float:
     """Measure the FLOP/s of the best square product within the time limit; see `measure_ceilings`.
+
+    It is torch's product, or that of the function that `product` returns for two factors.
 
     Of a dtype that a CPU has no products of, those are measured that models compute in its place: in float32.
     """
@@ -176,7 +203,7 @@ def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         # Random values: with constant ones a GPU draws less power and clocks higher.
         left, right = torch.rand(2, size, size, dtype=dtype, device=device, generator=generator)
         samples = time_steps(
-            _product(left, right),
+            product(left, right),
             lambda: None,
             device=device,
             warmup_s=_WARMUP_S[device.type],
@@ -184,9 +211,3 @@ def measure_matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         )
         best = max(best, num_flops / min(samples))
     return best
-
-
-def _product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
-    """Return a matrix product into a preallocated buffer."""
-    out = torch.empty_like(left)
-    return lambda: torch.mm(left, right, out=out)

@@ -1,6 +1,6 @@
 """The faster product of few rows: on a CPU by one of several methods, on either device by one of two layouts.
 
-On a CPU also the faster attention of single queries.
+On a CPU also the faster product of a prompt, and the faster attention of single queries.
 
 What is measured here (by `product_trials`) holds for all models of a run: the runner hands the outcomes of its first
 worker to the others.
@@ -17,6 +17,7 @@ from retbench.measure.product_trials import (
     measure_layouts,
     measure_loops,
     measure_packing,
+    measure_prompts,
     measure_rows,
 )
 from retbench.ops.attention_products import compiled_products_are_faster
@@ -31,10 +32,10 @@ Records state them under these names, and a later run takes the latest of each n
 
 
 def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> RowProducts:
-    """Return how a step multiplies few rows: on a CPU not by torch's usual methods where others are faster.
+    """Return how few rows, and those of a prompt, are multiplied: on a CPU not by torch's usual methods if others win.
 
-    How it multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods are
-    measured once per process, on torch's present threads, unless another process has: see `agree`.
+    How a step multiplies single rows by weights depends on their layout; see `storing_by_output_is_faster`. The methods
+    are measured once per process, on torch's present threads, unless another process has: see `agree`.
 
     Args:
         device: A CPU or a CUDA device; nothing else may run on it.
@@ -54,6 +55,7 @@ def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = F
         batches=bool(_found["batches"]),
         slice_width=_found["slice_width"] or None,
         onednn_rows=_found["onednn_rows"],
+        onednn_prompts=bool(_once("onednn_prompts", measure_prompts)),
     )
 
 

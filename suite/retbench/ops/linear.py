@@ -13,6 +13,9 @@ from retbench.ops.registration import realise
 SMALL_PRODUCT = 1 << 20
 """Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
 
+FEW_ROWS = 64
+"""Most rows that count as few: those of a batch of sequences in a decode step. A prompt has more."""
+
 MOST_LOOPED_ROWS = 8
 """Most rows that a compiled step multiplies by `loop`, whose code grows with their number."""
 
@@ -42,21 +45,23 @@ ALWAYS = FewestKeys(0, 0)
 
 
 class RowProducts(NamedTuple):
-    """Methods by which a step on a CPU multiplies few rows: an eager one by float32 weights, any by a cache.
+    """Methods by which a CPU multiplies few rows, and those of prompts: eagerly by float32 weights, any by a cache.
 
     Attributes:
         attention_from: Fewest keys from which a single query attends by `attention.attend_products` in the form `auto`.
         batches: Whether `multiply_in_batches` multiplies single rows by weights that are stored by output.
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows by weights that are stored by
             input; None: torch's product does.
-        onednn_rows: Most rows by which oneDNN multiplies weights that are stored by input; two at least, and 0 if
-            torch's product always does.
+        onednn_rows: Most rows, of `FEW_ROWS`, by which oneDNN multiplies weights that are stored by input; two at
+            least, and 0 if torch's product does.
+        onednn_prompts: Whether oneDNN multiplies more rows than `FEW_ROWS` by weights in either layout.
     """
 
     attention_from: FewestKeys = FewestKeys()
     batches: bool = False
     slice_width: int | None = None
     onednn_rows: int = 0
+    onednn_prompts: bool = False
 
     @property
     def description(self) -> str:
@@ -64,6 +69,7 @@ class RowProducts(NamedTuple):
         single = "batched" if self.batches else "streamed" if self.slice_width is not None else None
         parts = [f"1 row: {single}"] if single else []
         parts += [f"2 to {self.onednn_rows} rows: onednn"] if self.onednn_rows else []
+        parts += [f"more than {FEW_ROWS} rows: onednn"] if self.onednn_prompts else []
         return "; ".join(parts) or "torch"
 
 
@@ -75,11 +81,11 @@ class Linear(nn.Linear):
     Decoding one sequence streams every weight once for a single row. On some CPUs torch's product of a row and a matrix
     does not do that at memory bandwidth. In an eager step `multiply_in_batches` does, or `stream` comes closer, and
     `loop` does in a compiled one, of a few rows too, where it multiplies weights that are stored by output. Of several
-    rows oneDNN's product can be faster than the one that torch takes; `measure.products` finds out. All other cases use
-    nn.Linear's product: many rows, gradients, other dtypes and GPUs.
+    rows, and of those of a prompt, oneDNN's product can be faster than the one that torch takes; `measure.products`
+    finds out. All other cases use nn.Linear's product: gradients, other dtypes and GPUs.
 
     Attributes:
-        row_products: Methods for few rows.
+        row_products: Methods for few rows, and for those of prompts.
     """
 
     row_products = RowProducts()
@@ -93,7 +99,10 @@ class Linear(nn.Linear):
         weight = self.weight  # once: a module looks a parameter up in Python
         if self._is_eager_step(x):
             rows, products = x.numel() // self.in_features, self.row_products
-            if weight.is_contiguous():
+            if rows > FEW_ROWS:
+                if products.onednn_prompts:
+                    return multiply_onednn(x, weight)
+            elif weight.is_contiguous():
                 if rows == 1 and products.batches:
                     return multiply_in_batches(x, weight)
             elif rows == 1 and products.slice_width is not None:
