@@ -85,6 +85,21 @@ def test_published_experiments_of_one_set_are_apart_where_they_have_other_models
     ]
 
 
+@pytest.mark.parametrize("lacks_one", [True, False])
+def test_a_published_machine_is_hidden_by_a_newer_one_that_has_all_its_models(
+    tmp_path: Path, lacks_one: bool
+) -> None:
+    newer = [
+        record.model_copy(update={"environment": {**record.environment, "machine": "another"}})
+        for record in Maker(LATER).memory()
+        if record.model.name != "retnet" or not lacks_one
+    ]
+    found = select_by_origin(folder_of(tmp_path, [], [*Maker(CPU).memory(), *newer]))
+    machines = [{record.environment["machine"] for record in one.records} for one in found]
+    assert machines == ([{"another"}, {CPU.name}] if lacks_one else [{"another"}])
+    assert any(CPU.name in note for one in found for note in one.left_out) is not lacks_one
+
+
 def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(
     tmp_path: Path,
 ) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 
+from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.points import group
 from retbench.report.results import ComparableSet, Results, set_of
@@ -15,7 +17,8 @@ def select_by_origin(results: Results) -> list[Selection]:
 
     The two are never pooled. Of the published records those of a workload that the reader's own runs measured in the
     same experiment are left out, and the others are one selection for each comparable set that is the newest of an
-    experiment, and for each list of models: they come from several machines and times.
+    experiment, and for each list of models: they come from several machines and times. The results of a machine stay
+    beside newer ones of another machine that lack some of their models.
 
     Raises:
         RecordError: there are no records.
@@ -62,7 +65,7 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
     Evaluations and trainings of one experiment have a set each.
     """
     parts: list[tuple[dict[Replicate, ComparableSet], list[Record]]] = []
-    for of_one in group(records, lambda record: record.experiment).values():
+    for of_one in _by_machine(records):
         families = group(of_one, replicate_of)
         sets = {name: set_of(choose_conditions(found)[0][0]) for name, found in families.items()}
         alike = (one for one in parts if _agree(one[0], sets) and _models(one[1]) == _models(of_one))
@@ -72,6 +75,27 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
         known.update(sets)
         part.extend(of_one)
     return sorted((part for _, part in parts), key=lambda part: -len({record.experiment for record in part}))
+
+
+def _by_machine(records: Sequence[Record]) -> list[list[Record]]:
+    """Group records by experiment and machine; those whose models a newer machine has all are with that one's."""
+    found: list[list[Record]] = []
+    for of_one in group(records, lambda record: record.experiment).values():
+        machines = group(of_one, lambda record: record.environment.get("machine")).values()
+        parts: list[list[Record]] = []
+        for part in sorted(machines, key=_newest, reverse=True):
+            newer = next((one for one in parts if _models(part) <= _models(one)), None)
+            if newer is None:
+                parts.append([*part])
+            else:
+                newer.extend(part)
+        found += parts
+    return found
+
+
+def _newest(records: Sequence[Record]) -> tuple[bool, datetime]:
+    """Return the rank of the records of a machine: those with a value first, then the latest."""
+    return any(record.status == "ok" for record in records), max(map(started, records))
 
 
 def _agree(known: Mapping[Replicate, ComparableSet], sets: Mapping[Replicate, ComparableSet]) -> bool:
