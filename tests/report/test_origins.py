@@ -96,8 +96,23 @@ def test_a_published_machine_is_hidden_by_a_newer_one_that_has_all_its_models(
     ]
     found = select_by_origin(folder_of(tmp_path, [], [*Maker(CPU).memory(), *newer]))
     machines = [{record.environment["machine"] for record in one.records} for one in found]
-    assert machines == ([{"another"}, {CPU.name}] if lacks_one else [{"another"}])
+    assert machines == ([{CPU.name}, {"another"}] if lacks_one else [{"another"}])
     assert any(CPU.name in note for one in found for note in one.left_out) is not lacks_one
+
+
+def test_published_results_of_one_experiment_on_several_machines_have_titles_of_their_own(
+    tmp_path: Path,
+) -> None:
+    both = Maker(CPU).memory()
+    alone = [
+        record.model_copy(update={"environment": {**record.environment, "machine": f"only-{name}"}})
+        for name in ("retnet", "transformer")
+        for record in Maker(LATER).memory()
+        if record.model.name == name
+    ]
+    found = select_by_origin(folder_of(tmp_path, [], [*both, *alone]))
+    assert len(found) == len({one.title for one in found}) == len({one.anchor for one in found}) == 3
+    assert len(found[0].records) == len(both), "the one of most models is first"
 
 
 def test_of_several_published_evaluations_the_one_of_most_records_stands_with_the_costs(

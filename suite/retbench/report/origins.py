@@ -54,14 +54,17 @@ def _select_published(records: Sequence[Record], results: Results) -> list[Selec
     found: list[Selection] = []
     for part in (*joined, *others):
         name = ", ".join(sorted({record.experiment for record in part})) if found else ""
+        if any(one.part == name for one in found):
+            name += f", {part[0].environment.get('machine')}"
         chosen = select(part, folders=results.folders)
         found.append(replace(chosen, everything=tuple(results.records), is_published=True, part=name))
     return found
 
 
 def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
-    """Group records of experiments with the same models and newest comparable sets: those of most experiments first.
+    """Group records of experiments with the same models and newest comparable sets.
 
+    Those of most experiments come first, and of equals those of most models.
     Evaluations and trainings of one experiment have a set each.
     """
     parts: list[tuple[dict[Replicate, ComparableSet], list[Record]]] = []
@@ -74,7 +77,11 @@ def _newest_sets(records: Sequence[Record]) -> list[list[Record]]:
             parts.append((known, part))
         known.update(sets)
         part.extend(of_one)
-    return sorted((part for _, part in parts), key=lambda part: -len({record.experiment for record in part}))
+    return sorted(
+        (part for _, part in parts),
+        key=lambda part: (len({record.experiment for record in part}), len(_models(part))),
+        reverse=True,
+    )
 
 
 def _by_machine(records: Sequence[Record]) -> list[list[Record]]:

@@ -45,7 +45,8 @@ class Selection:
         everything: All records that were found, for looking up trainings.
         folders: Folder of the per-document results of each record; without it quality is not compared.
         is_published: Whether these are the records that come with the project, not the reader's own.
-        part: Experiments of a further set of published records, "kin, kin_quality"; empty for the first set.
+        part: Experiments of a further set of published records, "kin, kin_quality", and its machine where an earlier
+            one is of the same experiments; empty for the first set.
     """
 
     records: tuple[Record, ...]
