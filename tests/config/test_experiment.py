@@ -153,7 +153,10 @@ def test_overrides_reach_models_and_workloads() -> None:
         ("models.a/b.architecture=retnet", r"'models.a/b' is 'a/b', and becomes part of a path"),
         ("trained_by=../x/smoke", r"'profiles.smoke.trained_by' is '../x/smoke'"),
         ("size.x=1", "'size' is not a table"),
-        ("models=3", "'models' is 3"),
+        ("models=3", "takes the names of the models to keep"),
+        ("models=[]", "takes the names of the models to keep"),
+        ("models=[retnet, 3]", "takes the names of the models to keep"),
+        ("models=[retnett]", "--set models: unknown model 'retnett'. Did you mean 'retnet'?"),
         ("models.retnett.variant=fla", r"\[models.retnett\] lacks the field 'architecture'"),
         (
             "models.retnet.chunck_size=3",
@@ -310,6 +313,22 @@ def test_an_override_of_a_model_wins_over_its_profile(with_own_models: str) -> N
     assert models["other"].decay == "single"
     with pytest.raises(ConfigError, match=r"\[models.other\] lacks the field 'architecture'"):
         load_experiment(with_own_models, overrides, profile="smoke")
+
+
+@pytest.mark.parametrize(
+    ("item", "kept"),
+    [
+        ("models=[transformer, other]", ["transformer", "other"]),
+        ("models=['other', 'retnet']", ["retnet", "other"]),  # in the order of the experiment
+        ("models = retnet", ["retnet"]),
+    ],
+)
+def test_an_override_keeps_the_models_that_it_lists(with_own_models: str, item: str, kept: list[str]) -> None:
+    overrides = [item, "models.other.decay=single"]
+    whole = load_experiment(with_own_models, overrides[1:], profile="gpu").of_profile("gpu").models
+    models = load_experiment(with_own_models, overrides, profile="gpu").of_profile("gpu").models
+    assert models == {name: whole[name] for name in kept}
+    assert list(models) == kept
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,11 @@ SizeName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a field of the profile or of models.NAME."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a field of the profile or of models.NAME; models=[A,B] keeps only these.",
+    ),
 ]
 
 

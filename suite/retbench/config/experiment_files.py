@@ -66,7 +66,7 @@ def load_experiment(
         name_or_path: `latency`, or a path that ends in `.toml`.
         overrides: `key=value` items as given to `--set`; the value is TOML. A key is a field of the profile
             (`rounds=3`, `workloads.decode.context_len=[1024]`) or starts with `models.`
-            (`models.retnet.variant=torchscale`).
+            (`models.retnet.variant=torchscale`). The key `models` lists the models to keep.
         profile: The profile that override keys without a prefix change; every profile when None.
         own_models: Checkpoints that replace the experiment's models.
 

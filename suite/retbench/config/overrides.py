@@ -4,13 +4,15 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from retbench.errors import ConfigError, shown
+from retbench.errors import ConfigError, shown, unknown_name
 from retbench.parsing import MAX_DEPTH, parse_toml
 
 READ_BY_TRAINING = frozenset(
     {"training", "models", "threads", "activation_checkpointing", "allow_mismatch", "trained_by"}
 )
 """Fields of a profile that a training reads; the others are for measurements."""
+_MODELS = "models"
+"""Key of the item that lists the models to keep."""
 
 
 def field_of(item: str) -> str:
@@ -19,7 +21,7 @@ def field_of(item: str) -> str:
 
 
 def apply_overrides(raw: dict[str, Any], items: Sequence[str], profile: str | None) -> None:
-    """Set each `key=value` in the parsed TOML, in place.
+    """Set each `key=value` in the parsed TOML, in place; of the models keep those that `models=[NAME, ...]` lists.
 
     Args:
         raw: The tables of an experiment file.
@@ -27,29 +29,59 @@ def apply_overrides(raw: dict[str, Any], items: Sequence[str], profile: str | No
         profile: The profile that a key without a prefix changes; every profile when None.
 
     Raises:
-        ConfigError: an item is not of that form, its value is not TOML, its key leads through what is no table, or two
-            items have one key.
+        ConfigError: an item is not of that form, its value is not TOML, its key leads through what is no table, two
+            items have one key, or there is no model of a name to keep.
     """
-    keys = [item.partition("=")[0].strip() for item in items]
+    keys = list(map(_key_of, items))
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
         raise ConfigError(f"--set {shown(twice)[1:-1]}: given {keys.count(twice)} times. Give it once.")
-    for item in items:
-        _apply(raw, item, profile)
+    for item in sorted(items, key=lambda item: _key_of(item) == _MODELS):
+        value = _value_of(item)
+        if _key_of(item) == _MODELS:
+            _keep_models(raw, item, value)
+        else:
+            _apply(raw, item, value, profile)
 
 
-def _apply(raw: dict[str, Any], item: str, profile: str | None) -> None:
+def _key_of(item: str) -> str:
+    return item.partition("=")[0].strip()
+
+
+def _value_of(item: str) -> Any:
+    """Return the value of an item, which is TOML or bare words."""
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"--set {shown(item)}: not of the form key=value. Example: --set rounds=3")
-    parts = key.strip().split(".")
     try:
         item.encode()  # bytes of the command line that are not UTF-8 are halves of surrogate pairs
-        value = parse_toml(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = _bare_words(text.strip())
+        return _bare_words(text.strip())
     except ValueError as error:
         raise ConfigError(f"--set {shown(item)}: {error}. Correct the value.") from error
+
+
+def _keep_models(raw: dict[str, Any], item: str, value: Any) -> None:
+    """Remove all models but those that a value lists, from the experiment and from its profiles."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"--set {shown(item)}: takes the names of the models to keep. Example: --set models=[retnet,transformer]"
+        )
+    profiles = raw.get("profiles")
+    tables = [raw, *(profiles.values() if isinstance(profiles, dict) else ())]
+    holders = [one for one in tables if isinstance(one, dict) and isinstance(one.get("models"), dict)]
+    known = dict.fromkeys(name for holder in holders for name in holder["models"])
+    for name in names:
+        if name not in known:
+            raise unknown_name("model", name, known, where="--set models")
+    for holder in holders:
+        holder["models"] = {name: table for name, table in holder["models"].items() if name in names}
+
+
+def _apply(raw: dict[str, Any], item: str, value: Any, profile: str | None) -> None:
+    parts = _key_of(item).split(".")
     if len(parts) > MAX_DEPTH:
         raise ConfigError(f"--set {shown(item)}: the key has {len(parts)} parts. Check the key.")
     for target in _override_targets(raw, parts, profile):
