@@ -25,6 +25,10 @@ from tests.browsing import SCREENS, check_light
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published"
+ELEVEN = PUBLISHED / "intel-xeon-2-cores"
+"""Results of `kin_quality` without latent attention, which was trained later and elsewhere."""
+LATENT = PUBLISHED / "amd-epyc-family-26-model-2-stepping-1-2-cores"
+"""Results of `kin_quality` with latent attention and, once more, the Transformer."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUALITY = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 FIXED_STATES = ("retnet", "gated_retnet", "linear", "gla", "mamba2", "rwkv6")
@@ -125,9 +129,9 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 @cache
-def table_rows(experiment: str) -> list[dict[str, Any]]:
+def table_rows(experiment: str, root: Path = PUBLISHED) -> list[dict[str, Any]]:
     """Return the rows of the table of an experiment; reading all records and their documents takes a second."""
-    result = CliRunner().invoke(app, ["table", experiment, "--results", str(PUBLISHED), "--format", "json"])
+    result = CliRunner().invoke(app, ["table", experiment, "--results", str(root), "--format", "json"])
     assert result.exit_code == 0, result.output
     rows: list[dict[str, Any]] = json.loads(result.stdout)
     return rows
@@ -411,7 +415,7 @@ def test_the_page_on_kin_has_the_tables_of_the_report(report: Path, caption: str
 
 
 def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
-    rows = [row for row in table_rows("kin_quality") if row["workload"] == "perplexity"]
+    rows = [row for row in table_rows("kin_quality", ELEVEN) if row["workload"] == "perplexity"]
     num_seeds = {"300k": 3, "1m": 1}
     novels, articles = "litbank/original", "wikitext-103"
 
@@ -439,7 +443,7 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
             for ratio in of_seeds(model, corpus, "strided", "bits_per_byte_ratio", "1m")
         ]
 
-    ahead, retnets, longer, spread, behind, *larger = map(numbers_of, summary(KIN))
+    ahead, retnets, longer, spread, behind, *larger = map(numbers_of, summary(KIN, "compared"))
     assert ahead == [
         number
         for corpus in (novels, articles)
@@ -502,6 +506,44 @@ def test_the_page_on_kin_has_the_qualities_of_the_records() -> None:
             round(geometric_interval(of_seeds("yoco", corpus, "strided", "bits_per_byte_ratio")).high or 0, 3)
             == 1
         )
+
+
+def test_the_page_on_kin_has_the_qualities_of_latent_attention(report: Path) -> None:
+    shown = rows_of(output(KIN, "kin_quality"))
+    assert len(shown) == 1 + 2 * 4
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    _, table, *_ = markdown[markdown.index("**kin_quality: perplexity, bits/byte**") :].split("\n\n")
+    assert [row for row in shown if row not in rows_of(table)] == []
+
+    def by_model(root: Path, column: str) -> dict[tuple[str, str, str, int], float]:
+        return {
+            (row["model"], row["task"], row["size"], row["seed"]): row[column]
+            for row in table_rows("kin_quality", root)
+            if row["protocol"] == "strided"
+        }
+
+    here, there = (by_model(root, "bits_per_byte") for root in (LATENT, ELEVEN))
+    gains: dict[tuple[str, str], list[float]] = {}
+    moves: dict[str, list[float]] = {}
+    for (model, *place), bits in here.items():
+        task, size, _ = place
+        if model == "transformer":
+            moves.setdefault(task, []).append(100 * abs(bits / there[model, *place] - 1))
+        else:
+            gains.setdefault((task, size), []).append(100 * (bits / here["transformer", *place] - 1))
+    novels, articles = "litbank/original", "wikitext-103"
+    latent, again = map(numbers_of, summary(KIN, "latent attention"))
+    assert max(gains[novels, "300k"]) < 0 < min(gains[novels, "1m"])
+    assert min(gains[articles, "300k"]) < 0 < max(gains[articles, "300k"])
+    assert latent == [
+        *ends([-gain for gain in gains[novels, "300k"]], 1),
+        *(f"{abs(one(gains[articles, '300k'])):.1f}" for one in (min, max)),
+        *(f"{gains[task, '1m'][0]:.1f}" for task in (novels, articles)),
+    ]
+    assert again == [*ends(moves[novels], 1), *ends(moves[articles], 1)]
+    caches = by_model(LATENT, "state_bytes")
+    shares = {caches["mla", *place] / caches["transformer", *place] for _, *place in caches}
+    assert shares == {3 / 8}
 
 
 def test_the_page_on_kin_says_what_the_hybrid_is(records: list[Record]) -> None:
