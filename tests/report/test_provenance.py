@@ -90,8 +90,9 @@ def test_a_state_of_real_text_against_a_filled_cache_is_a_difference_of_the_harn
 def test_what_published_pairs_differ_in_is_what_their_architectures_bring() -> None:
     records = load_results(Path(__file__).parents[2] / "results" / "published").records
     by_experiment: dict[object, list[Record]] = {}
-    for record in records:  # several commands may have trained the models of an experiment
-        run = record.experiment if record.workload == "training_run" else record.run_id
+    for record in records:  # several commands may have trained the models of an experiment on a machine
+        trained = record.workload == "training_run"
+        run = (record.experiment, record.environment["machine"]) if trained else record.run_id
         by_experiment.setdefault((run, record.workload), []).append(record)
     for mine in by_experiment.values():
         table = executed_table(mine, lineup(mine))

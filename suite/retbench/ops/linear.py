@@ -52,7 +52,7 @@ class RowProducts(NamedTuple):
         batches: Whether `multiply_in_batches` multiplies single rows by weights that are stored by output.
         slice_width: Fewest outputs that `stream` slices, where it multiplies single rows by weights that are stored by
             input; None: torch's product does.
-        onednn_rows: Most rows, of `FEW_ROWS`, by which oneDNN multiplies weights that are stored by input; two at
+        onednn_rows: Most rows, up to `FEW_ROWS`, by which oneDNN multiplies weights that are stored by input; two at
             least, and 0 if torch's product does.
         onednn_prompts: Whether oneDNN multiplies more rows than `FEW_ROWS` by weights in either layout.
     """
