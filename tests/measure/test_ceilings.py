@@ -7,6 +7,7 @@ import torch
 from retbench.errors import UnsupportedError
 from retbench.measure import ceilings, clock
 from retbench.ops import precision
+from retbench.ops.linear import RowProducts
 from retbench.records.record import Ceilings, ReadRate
 
 CPU = torch.device("cpu")
@@ -117,22 +118,25 @@ def test_products_grow_until_one_would_take_too_long(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("narrow_products")
 @pytest.mark.parametrize(
-    ("dtype", "onednn", "rate"),
+    ("dtype", "onednn", "is_tried", "rate"),
     [
-        (torch.float32, 3e11, 3e11),
-        (torch.float32, 1e11, 2e11),
-        (torch.bfloat16, 3e11, 2e11),  # torch's product is oneDNN's
-        (torch.float64, 3e11, 2e11),  # oneDNN has none
+        (torch.float32, 3e11, True, 3e11),
+        (torch.float32, 1e11, True, 2e11),
+        (torch.float32, 3e11, False, 2e11),
+        (torch.bfloat16, 3e11, True, 2e11),  # torch's product is oneDNN's
+        (torch.float64, 3e11, True, 2e11),  # oneDNN has none
     ],
 )
 def test_the_product_rate_is_that_of_the_faster_product(
-    dtype: torch.dtype, onednn: float, rate: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, onednn: float, is_tried: bool, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve = (ReadRate(footprint_bytes=1, bytes_per_s=1.0, kernel="dot"),)
 
     def measure(*asked: object) -> float:
         return onednn if ceilings._onednn_product in asked else 2e11
 
+    found = RowProducts(onednn_prompts=is_tried)
+    monkeypatch.setattr(ceilings, "row_products", lambda device, dtype: found)
     monkeypatch.setattr(ceilings, "measure_matmul_rate", measure)
     assert ceilings.measure_ceilings(CPU, dtype, curve).matmul_flops_per_s == rate
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from retbench.measure.clock import check_device, time_in_turn, time_steps
 from retbench.measure.limits import free_memory, try_in_memory
 from retbench.measure.machine import last_level_cache_bytes
+from retbench.measure.products import row_products
 from retbench.ops.linear import multiply_onednn
 from retbench.ops.precision import cpu_multiplies
 from retbench.records.record import Ceilings, ReadRate, utc_now
@@ -42,8 +43,8 @@ def measure_ceilings(
     Read bandwidth: that of buffers of 4 MiB, 8 MiB and so on, to 1 GiB on CUDA; on a CPU to four times the last-level
     caches, but at least 256 MiB and at most 512 MiB. See `measure_read_rate`.
     Product rate includes: square products in `dtype` (a multiply-add is two operations), at the best size from 256 to
-    8192 whose product does not take too long; in TensorFloat-32 only if the process allows it. In float32 on a CPU by
-    the faster of torch's product and oneDNN's.
+    8192 whose product does not take too long; in TensorFloat-32 only if the process allows it. In float32 on a CPU also
+    oneDNN's product, where prompts are multiplied by it.
     Excludes: allocation and filling.
 
     Args:
@@ -170,10 +171,10 @@ def _onednn_product(left: Tensor, right: Tensor) -> _Call:
 
 
 def _best_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the product rate of the ceilings: by torch's product or, for float32 on a CPU, by oneDNN's."""
+    """Return the product rate of the ceilings: by torch's product, and by oneDNN's where prompts take that one."""
     rates = [measure_matmul_rate(device, dtype)]
-    is_wide = dtype == torch.float32 or not cpu_multiplies(dtype)
-    if device.type == "cpu" and is_wide and torch.backends.mkldnn.is_available():
+    is_wide = dtype == torch.float32 or (device.type == "cpu" and not cpu_multiplies(dtype))
+    if is_wide and row_products(device, torch.float32).onednn_prompts:
         rates.append(measure_matmul_rate(device, dtype, _onednn_product))
     return max(rates)
 

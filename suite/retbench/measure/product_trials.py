@@ -45,8 +45,8 @@ _PACKED_ROWS = (1, 2, 4, 8)
 _ONEDNN_TRIALS = (((2, 4), 2), ((FEW_ROWS,), 12))
 """Rows that oneDNN's product is tried with, and of how many weights it multiplies one. Two rows alone would not do:
 while others use the memory, any product of two rows takes as long as the reading of the weights."""
-_PROMPT_ROWS = 512
-"""Rows of a prompt that oneDNN's product is tried with."""
+_PROMPT_ROWS, _PROMPT_WIDTH = 512, 1024
+"""Rows of a prompt that oneDNN's product is tried with, and inputs and outputs of the weights."""
 
 _HEADS, _HEAD_DIM = 8, 64
 """Heads of the queries by which attention is compared, and their width."""
@@ -176,12 +176,8 @@ def measure_prompts() -> bool:
     Two cores of an AMD EPYC of the fifth generation reached 430 GFLOP/s by oneDNN and 190 by torch's product, which is
     MKL's; others reached about the same by both.
     """
-    weights = [
-        weight
-        for shape in _SHAPES
-        for by_output in (False, True)
-        for weight in _weights(*shape, torch.float32, by_output=by_output)[:1]
-    ]
+    values = torch.ones(_PROMPT_WIDTH, _PROMPT_WIDTH, device="cpu")
+    weights = [stored_weight(values, by_output=by_output) for by_output in (False, True)]
     return _onednn_is_faster((_PROMPT_ROWS,), weights)
 
 
