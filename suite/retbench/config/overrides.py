@@ -17,7 +17,7 @@ _MODELS = "models"
 
 def field_of(item: str) -> str:
     """Return the field of a profile that an item changes, or `models`."""
-    return item.partition("=")[0].partition(".")[0].strip()
+    return _key_of(item).partition(".")[0].strip()
 
 
 def apply_overrides(raw: dict[str, Any], items: Sequence[str], profile: str | None) -> None:

@@ -174,7 +174,7 @@ def measure_prompts() -> bool:
     """Measure whether oneDNN's product clearly beats torch's of a prompt's rows with float32 weights of both layouts.
 
     Two cores of an AMD EPYC of the fifth generation reached 430 GFLOP/s by oneDNN and 190 by torch's product, which is
-    MKL's; others reached about the same by both.
+    MKL's; those of one of the fourth reached about 200 by either.
     """
     values = torch.ones(_PROMPT_WIDTH, _PROMPT_WIDTH, device="cpu")
     weights = [stored_weight(values, by_output=by_output) for by_output in (False, True)]

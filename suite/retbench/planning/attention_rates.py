@@ -52,9 +52,8 @@ def shared_key_rates(device: torch.device, dtype: torch.dtype, footprint: int) -
     def flops_per_s(num_queries: int) -> float:
         queries = torch.randn(1, num_queries, 1, _SHARED_HEAD_DIM, device=device, dtype=dtype)
         calls = [partial(attend_products, queries, cache, cache) for cache in caches]
-        return (
-            4 * num_queries * num_values / median_seconds(calls, device)
-        )  # the scores, and the sums of values
+        flops = 4 * num_queries * num_values  # of the scores, and of the sums of values
+        return flops / median_seconds(calls, device)
 
     return tuple((num_queries, flops_per_s(num_queries)) for num_queries in _SHARED_QUERIES)
 
