@@ -119,6 +119,21 @@ except Exception as error:
     assert run(code) == "True"
 
 
+@LINUX
+def test_a_worker_that_times_no_products_itself_sums_rows_where_no_address_space_is_left() -> None:
+    code = """
+import resource, psutil
+from retbench.measure import products
+from retbench.ops.linear import stream
+products.agree({"slice_width": 1024})
+row, table = torch.ones(64), torch.ones(64, 32)
+used = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (used, used))
+print(stream(row, table, 1024).sum())
+"""
+    assert run(code) == "tensor(2048.)"
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -205,8 +205,8 @@ class Faults:
         os.kill(pid, signal.SIGSTOP)
 
     def starve(self, pid: int) -> None:
-        """No more address space than it has now: the next large tensor, and every prefill needs some, fails."""
-        size = psutil.Process(pid).memory_info().vms
+        """Little more address space than it has now: the next large tensor, and every prefill needs some, fails."""
+        size = psutil.Process(pid).memory_info().vms + 2**20
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
 
     def kill(self, pid: int) -> None:
@@ -222,7 +222,7 @@ def faulty(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
         steps = with_steps(500) + "timeout_s = 5.0\n"
-        lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000)
+        lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000) + "batch_size = [16]\n"
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
         observer = Observer(Faults())
         out = known_out(whole, folder, "retnet")
