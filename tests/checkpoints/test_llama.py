@@ -160,7 +160,7 @@ def test_what_the_checkpoint_says_of_itself(tmp_path):
     ("fields", "message"),
     [
         ({"hidden_act": "gelu"}, r"hidden_act: give 'silu' or 'swish' \(found 'gelu'\)"),
-        ({"attention_bias": True}, r"attention_bias: give False \(found True\)"),
+        ({"attention_bias": True}, r"attention_bias: give False \(found true\)"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "rotary positions of the type llama3 need low_freq_factor, high_freq_factor",
