@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from functools import cache
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ def table_rows(experiment: str, root: Path = PUBLISHED) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.output
     rows: list[dict[str, Any]] = json.loads(result.stdout)
     return rows
+
+
+def test_a_table_says_where_models_are_that_it_lacks() -> None:
+    result = CliRunner().invoke(app, ["table", "kin_quality", "--results", str(PUBLISHED), "--format", "csv"])
+    assert result.exit_code == 0
+    (line,) = (one for one in result.stderr.splitlines() if one.startswith("elsewhere: "))
+    named, command = re.fullmatch(r"elsewhere: (.*)\. To show them: `retbench (.*)`", line).groups()
+    frame = pd.read_csv(StringIO(result.stdout))
+    there = CliRunner().invoke(app, [*shlex.split(command), "--format", "csv"])
+    assert set(named.split(", ")) == set(pd.read_csv(StringIO(there.stdout))["model"]) - set(frame["model"])
+    assert set(frame["model"]) == {"transformer", "mla"}
+    assert "elsewhere" not in there.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`retbench table`: the results of an experiment from the records on disk, without torch."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_opt
 from retbench.errors import RecordError, shown
 
 if TYPE_CHECKING:
+    from retbench.records.record import Record
     from retbench.report.results import Results
     from retbench.report.tables.cells import ReadableTable
 
@@ -32,7 +34,33 @@ def table(
     """
     form = output_format(form, FORMATS, as_json=as_json)
     found = read_results(results)
-    print_records(found, find_measured(experiment, found, results), form)
+    name = find_measured(experiment, found, results)
+    _print_others(found, name, print_records(found, name, form), results)
+
+
+def _print_others(results: "Results", experiment: str, printed: "Sequence[Record]", path: Path) -> None:
+    """Print on stderr which other folders hold models that the table lacks, and how to show them.
+
+    Args:
+        results: All records at the path.
+        experiment: Name of the experiment.
+        printed: Records in the table.
+        path: The path.
+    """
+    folders: dict[str, dict[str, None]] = {}
+    for record in results.records:
+        if record.experiment == experiment and record.status == "ok":
+            folder = Path(results.source_of(record).path).parent.as_posix()
+            folders.setdefault(folder, {})[record.model.name] = None
+    here = {Path(results.source_of(record).path).parent.as_posix() for record in printed}
+    known = {record.model.name for record in printed}
+    for folder, models in folders.items():
+        if folder not in here and (others := [name for name in models if name not in known]):
+            typer.echo(
+                f"elsewhere: {', '.join(others)}. To show them: `retbench table {experiment} --results "
+                f"{shlex.quote(str(path / folder))}`",
+                err=True,
+            )
 
 
 def find_measured(experiment: str, results: "Results", path: Path) -> str:
@@ -69,8 +97,8 @@ def print_problems(problems: Sequence[str]) -> None:
         typer.echo(f"retbench: {more} more line{'' if more == 1 else 's'} cannot be read", err=True)
 
 
-def print_records(results: "Results", experiment: str, form: str) -> None:
-    """Print the newest comparable records; print on stderr which ones are left out."""
+def print_records(results: "Results", experiment: str, form: str) -> "Sequence[Record]":
+    """Print the newest comparable records, and on stderr which ones are left out; return those that are shown."""
     from retbench.report.contents import contents_of
     from retbench.report.selection import select
     from retbench.report.tables.experiments import table_of
@@ -88,7 +116,7 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
     frame = table_of(found, experiment)
     if form != "text":
         typer.echo(render(frame, form, found.labels), nl=False)
-        return
+        return found.selection.records
     for number, (workload, full) in enumerate(readable_tables(frame, found.labels).items()):
         table, shared = _without_constants(full)
         keys = next((at for at, one in enumerate(table.columns) if one.kind != "key"), len(table.columns))
@@ -99,6 +127,7 @@ def print_records(results: "Results", experiment: str, form: str) -> None:
         typer.echo()
         header = [column.heading for column in table.columns]
         print_table(header, [[*row] for row in table.frame.itertuples(index=False)], form, keys=keys)
+    return found.selection.records
 
 
 def _without_constants(table: "ReadableTable") -> "tuple[ReadableTable, str]":
