@@ -13,7 +13,15 @@ from retbench.architectures.registry import named_specs
 from retbench.errors import UnsupportedError
 from retbench.measure import product_trials, products
 from retbench.models import build
-from retbench.ops.linear import FewestKeys, Linear, RowProducts, multiply_in_batches, stored_weight, stream
+from retbench.ops.linear import (
+    ALWAYS,
+    FewestKeys,
+    Linear,
+    RowProducts,
+    multiply_in_batches,
+    stored_weight,
+    stream,
+)
 from tests.measure.outcomes import ROW_OUTCOMES
 
 
@@ -146,6 +154,10 @@ def test_other_products_than_torchs_are_for_a_cpu_and_with_weights_for_float32(
         FewestKeys(1024, 2048), True, 4096, 8, True
     )
     assert products.row_products(cpu, torch.bfloat16) == RowProducts(attention_from=FewestKeys(4096))
+    found |= {"packed_rows, float32": 4, "packed_rows, bfloat16": 0}
+    for dtype, packed_from in ((torch.float32, 4), (torch.bfloat16, None)):
+        assert products.row_products(cpu, dtype).packed_from is None
+        assert products.row_products(cpu, dtype, compiled=True).packed_from == packed_from
     assert products.row_products(gpu, torch.float32) == RowProducts()
     monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     assert products.row_products(cpu, torch.float32) == RowProducts()
@@ -214,17 +226,18 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
 ) -> None:
     rows = dict.fromkeys((*ROW_OUTCOMES, "packed_rows, float32"), 0)
     monkeypatch.setattr(products, "_found", rows)
-    made: list[dict[str, bool]] = []
-    monkeypatch.setattr(product_trials, "_compiled_products", lambda dtype, rows, **how: made.append(how))
+    made: list[tuple[RowProducts, bool]] = []
+
+    def make(dtype: torch.dtype, rows: int, products: RowProducts, *, by_output: bool) -> None:
+        made.append((products, by_output))
+
+    monkeypatch.setattr(product_trials, "_compiled_products", make)
     monkeypatch.setattr(product_trials, "_least_seconds", lambda *calls: (looped_s, usual_s))
     cpu = torch.device("cpu")
     assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False)
     assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True) is by_output
     assert products.found()["by_output, float32"] == by_output
-    assert made == [
-        {"by_output": True, "packs_weights": False},
-        {"by_output": False, "packs_weights": False},
-    ]
+    assert made == [(RowProducts(ALWAYS), True), (RowProducts(ALWAYS), False)]
     # Each number of rows has its own trial, up to the most that are looped; more are not tried.
     assert not products.storing_by_output_is_faster(cpu, torch.float32, compiled=False, rows=4)
     assert products.storing_by_output_is_faster(cpu, torch.float32, compiled=True, rows=4) is by_output
@@ -244,7 +257,7 @@ def test_loops_and_the_products_that_they_replace_are_timed_here(
     calls: list[Callable[[], torch.Tensor]] = []
     least = product_trials._least_seconds
     monkeypatch.setattr(product_trials, "_least_seconds", lambda *given: calls.extend(given) or least(*given))
-    product_trials.measure_loops(torch.float32, rows, packs_weights=True)
+    product_trials.measure_loops(torch.float32, rows, RowProducts(onednn_rows=8, packed_from=2))
     assert len(calls) == 2
     with torch.inference_mode():
         for call in calls:
@@ -258,7 +271,7 @@ def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: 
     monkeypatch.setattr(product_trials, "compile_step", refuse)
     monkeypatch.setattr(product_trials, "_READ_BYTES", 2**14)
     monkeypatch.setattr(product_trials, "_LOOP_WIDTH", 32)
-    assert product_trials.measure_loops(torch.float32, 1, packs_weights=False) is False
+    assert product_trials.measure_loops(torch.float32, 1, RowProducts()) is False
 
 
 @pytest.mark.parametrize(
@@ -272,7 +285,7 @@ def test_a_machine_that_cannot_compile_stores_no_weights_for_loops(monkeypatch: 
 def test_weights_are_packed_from_the_rows_on_at_which_that_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, ratios: dict[int, float], packing: dict[int, bool]
 ) -> None:
-    monkeypatch.setattr(products, "_found", {})
+    monkeypatch.setattr(products, "_found", dict.fromkeys(ROW_OUTCOMES, 0))
     monkeypatch.setattr(product_trials, "_seconds_of_packed", lambda rows, *rest: (ratios[rows], 1.0))
     assert {rows: products.packing_is_faster(rows, torch.float32) for rows in packing} == packing
     monkeypatch.setattr(product_trials, "_seconds_of_packed", lambda rows, *rest: (1.0, 1.0))
@@ -280,10 +293,27 @@ def test_weights_are_packed_from_the_rows_on_at_which_that_is_clearly_faster(
     assert not products.packing_is_faster(64, torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("onednn_rows", "rivals"), [(0, ["torch"] * 4), (4, ["torch", "onednn", "onednn", "torch"])]
+)
+def test_packed_weights_must_beat_the_product_that_compiled_code_has_else(
+    monkeypatch: pytest.MonkeyPatch, onednn_rows: int, rivals: list[str]
+) -> None:
+    seen: dict[int, str] = {}
+
+    def seconds(rows: int, dtype: torch.dtype, shape: tuple[int, int], usual: object) -> tuple[float, float]:
+        seen[rows] = "onednn" if usual is product_trials.multiply_onednn else "torch"
+        return 0.5, 1.0
+
+    monkeypatch.setattr(product_trials, "_seconds_of_packed", seconds)
+    assert product_trials.measure_packing(torch.float32, onednn_rows) == 1
+    assert [seen[rows] for rows in (1, 2, 4, 8)] == rivals
+
+
 def test_weights_that_compiled_code_does_not_pack_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert all(product_trials.measure_packing(dtype) == 0 for dtype in (torch.float32, torch.bfloat16))
+    assert all(product_trials.measure_packing(dtype, 0) == 0 for dtype in (torch.float32, torch.bfloat16))
     assert product_trials._packed_product(torch.ones(4, 4, dtype=torch.float64), 1) is None
 
 
@@ -298,7 +328,7 @@ def test_a_packed_product_is_the_product_and_is_timed_here(
         pytest.skip(f"torch does not pack weights in {dtype} here")
     torch.testing.assert_close(product(x), F.linear(x, weight))
     monkeypatch.setattr(product_trials, "_READ_BYTES", 2**20)
-    seconds = product_trials._seconds_of_packed(3, dtype, 24, 40)
+    seconds = product_trials._seconds_of_packed(3, dtype, (24, 40), F.linear)
     assert seconds is not None
     assert min(seconds) > 0
 

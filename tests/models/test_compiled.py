@@ -11,6 +11,7 @@ from retbench.models.compiled import StepCompiler
 from retbench.models.decoder import Decoder
 from retbench.models.equivalence import relative_error
 from retbench.ops.linear import ALWAYS, RowProducts
+from tests.measure.outcomes import ROW_OUTCOMES
 
 # What inductor loads still uses torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -102,19 +103,59 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
 @torch.inference_mode()
 def test_few_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str, batch_size: int) -> None:
     model = one_layer(name)
-    assert not model.reads_weights_in_loops
+    assert model.compiled_product(batch_size) == "torch"
     model.store_weights(by_output=True)
-    assert model.reads_weights_in_loops
     compiler = StepCompiler(model)
     assert max(errors_by_depth(model, compiler, [100, 5], batch_size)) < 1e-4
     state, token = model.init_state(batch_size, 10), torch.zeros(batch_size, 1, dtype=torch.int64)
     state.position = 7
     step = compiler.prepare(token, state)
-    assert not step.packs_weights
+    assert step.product == "loop"
     with torch.profiler.profile() as profiler:
         step.run(token, state)
     operators = {event.key for event in profiler.key_averages()}
     assert not operators & {"aten::mm", "aten::addmm", "aten::bmm", "aten::linear"}
+
+
+@pytest.mark.parametrize(
+    ("products", "rows", "product"),
+    [
+        (RowProducts(onednn_rows=64), 3, "onednn"),
+        (RowProducts(onednn_rows=64), 1, "torch"),
+        (RowProducts(onednn_rows=2), 3, "torch"),
+        (RowProducts(onednn_rows=64, packed_from=3), 3, "torch"),
+        (RowProducts(onednn_rows=64, packed_from=4), 3, "onednn"),
+        (RowProducts(onednn_rows=64, onednn_prompts=True), 65, "onednn"),
+        (RowProducts(onednn_rows=64), 65, "torch"),
+        (RowProducts(onednn_prompts=True, packed_from=64), 65, "torch"),
+    ],
+)
+def test_rows_of_compiled_steps_are_multiplied_as_was_chosen(
+    products: RowProducts, rows: int, product: str
+) -> None:
+    model = one_layer("retnet")
+    model.set_row_products(products)
+    assert model.compiled_product(rows) == product
+    model.store_weights(by_output=True)
+    assert model.compiled_product(rows) == ("loop" if rows <= 8 else product)
+    assert one_layer("retnet", torch.bfloat16).compiled_product(rows) == "torch"
+
+
+@torch.inference_mode()
+def test_a_compiled_step_of_several_rows_may_multiply_by_onednn() -> None:
+    model = one_layer("retnet")
+    model.set_row_products(RowProducts(onednn_rows=64))
+    compiler = StepCompiler(model)
+    assert max(errors_by_depth(model, compiler, [100, 5], 3)) < 1e-4
+    assert len(compiler._compiled) == 1
+    state, token = model.init_state(3, 10), torch.zeros(3, 1, dtype=torch.int64)
+    step = compiler.prepare(token, state)
+    assert step.product == "onednn"
+    with torch.profiler.profile() as profiler:
+        step.run(token, state)
+    operators = {event.key for event in profiler.key_averages()}
+    assert "mkldnn::_linear_pointwise" in operators
+    assert not operators & {"aten::mm", "aten::addmm", "aten::linear", "aten::clone"}
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -132,17 +173,27 @@ def test_the_step_of_a_full_window_serves_every_slot(sinks: int) -> None:
 
 @pytest.fixture
 def packing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have weights packed from four rows on in float32, and always in bfloat16."""
-    monkeypatch.setattr(products, "_found", {"packed_rows, float32": 4, "packed_rows, bfloat16": 1})
+    """Have weights packed from four rows on in float32, where oneDNN is faster else, and always in bfloat16."""
+    found = dict.fromkeys(ROW_OUTCOMES, 0) | {"onednn_rows": 64, "onednn_prompts": 1}
+    found |= {"attention_from, bfloat16": 0, "attention_from, shared, bfloat16": 0}
+    monkeypatch.setattr(products, "_found", found | {"packed_rows, float32": 4, "packed_rows, bfloat16": 1})
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch_size", "packs"),
-    [(torch.float32, 1, False), (torch.float32, 4, True), (torch.bfloat16, 1, True)],
+    ("dtype", "batch_size", "product"),
+    [
+        (torch.float32, 1, "torch"),
+        (torch.float32, 3, "onednn"),
+        (torch.float32, 4, "packed"),
+        (torch.float32, 65, "packed"),
+        (torch.bfloat16, 1, "packed"),
+    ],
 )
 @pytest.mark.usefixtures("packing")
-def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, batch_size: int, packs: bool) -> None:
-    assert StepCompiler(one_layer("retnet", dtype)).packs_weights(batch_size) is packs
+def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, batch_size: int, product: str) -> None:
+    model = one_layer("retnet", dtype)
+    model.set_row_products(products.row_products(model.device, dtype, compiled=True))
+    assert StepCompiler(model)._product(batch_size) == product
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def test_a_worker_of_compiled_steps_finds_out_how_they_multiply_before_it_builds
     build, known = job_model._build_as_stored, []
     rows = dict.fromkeys(ROW_OUTCOMES, 0)
     monkeypatch.setattr(job_model.products, "_found", dict(rows))
-    monkeypatch.setattr(job_model.products, "measure_packing", lambda dtype: 4)
-    monkeypatch.setattr(job_model.products, "measure_loops", lambda dtype, rows, packs_weights: True)
+    monkeypatch.setattr(job_model.products, "measure_packing", lambda dtype, onednn_rows: 4)
+    monkeypatch.setattr(job_model.products, "measure_loops", lambda dtype, rows, products: True)
     monkeypatch.setattr(
         job_model, "_build_as_stored", lambda *args: known.append(job_model.products.found()) or build(*args)
     )

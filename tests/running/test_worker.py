@@ -179,6 +179,7 @@ def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run
     assert [one.status for one in answer.received if isinstance(one, Done)] == ["ok"]
     ((record,), _) = read_records(tmp_path / "a.jsonl")
     assert record.backend["weight_layout"] == layout
+    assert record.backend["weight_product"] == ("loop" if loops else "torch")
 
 
 def test_changed_source_is_not_measured(refused: tuple[Path, Answer]) -> None:

@@ -19,6 +19,7 @@ from retbench.ops.attention import AttentionBackend, attend_products, attend_sdp
 from retbench.ops.linear import (
     FEW_ROWS,
     Linear,
+    RowProducts,
     multiply_in_batches,
     multiply_onednn,
     stored_weight,
@@ -236,7 +237,7 @@ def _multiply_rows(multiply: _Product, rows: int, weights: Sequence[Tensor]) -> 
 
 
 @torch.inference_mode()
-def measure_loops(dtype: torch.dtype, rows: int, *, packs_weights: bool) -> bool:
+def measure_loops(dtype: torch.dtype, rows: int, products: RowProducts) -> bool:
     """Measure whether loops over weights stored by output clearly beat the products that compiled steps have else.
 
     They do not where torch cannot compile, which each step that is to be compiled reports.
@@ -244,11 +245,11 @@ def measure_loops(dtype: torch.dtype, rows: int, *, packs_weights: bool) -> bool
     Args:
         dtype: Dtype of the weights.
         rows: Rows of the products.
-        packs_weights: Whether the other products pack their weights.
+        products: How compiled steps multiply else.
     """
     try:
-        looped = _compiled_products(dtype, rows, by_output=True, packs_weights=False)
-        usual = _compiled_products(dtype, rows, by_output=False, packs_weights=packs_weights)
+        looped = _compiled_products(dtype, rows, products, by_output=True)
+        usual = _compiled_products(dtype, rows, products, by_output=False)
     except UnsupportedError:
         return False
     looped_s, usual_s = _least_seconds(looped, usual)
@@ -256,7 +257,7 @@ def measure_loops(dtype: torch.dtype, rows: int, *, packs_weights: bool) -> bool
 
 
 def _compiled_products(
-    dtype: torch.dtype, rows: int, *, by_output: bool, packs_weights: bool
+    dtype: torch.dtype, rows: int, products: RowProducts, *, by_output: bool
 ) -> Callable[[], object]:
     """Return compiled products of few rows with many weights, each of which multiplies the scaled result before it."""
     layers = [
@@ -265,6 +266,7 @@ def _compiled_products(
     for layer in layers:
         layer.to(device="cpu", dtype=dtype).requires_grad_(False).store(by_output=by_output)
         layer.weight.fill_(1.0)
+        layer.row_products = products
     x = torch.ones(rows, _LOOP_WIDTH, dtype=dtype, device="cpu")
     torch._dynamo.mark_static(x)
 
@@ -273,15 +275,22 @@ def _compiled_products(
             x = layer(x) / _LOOP_WIDTH
         return x
 
+    packs_weights = not by_output and products.packed_from is not None and rows >= products.packed_from
     return partial(compile_step(multiply, x, packs_weights=packs_weights).run, x)
 
 
 @torch.inference_mode()
-def measure_packing(dtype: torch.dtype) -> int:
-    """Measure the fewest rows from which `packing_is_faster` is true; 0 where it never is."""
+def measure_packing(dtype: torch.dtype, onednn_rows: int) -> int:
+    """Measure the fewest rows from which `packing_is_faster` is true; 0 where it never is.
+
+    Args:
+        dtype: Dtype of the weights.
+        onednn_rows: Most rows that compiled code multiplies by oneDNN where it packs no weights.
+    """
     fewest = 0
     for rows in sorted(_PACKED_ROWS, reverse=True):
-        seconds = [found for shape in _SHAPES if (found := _seconds_of_packed(rows, dtype, *shape))]
+        usual = multiply_onednn if 1 < rows <= onednn_rows else F.linear
+        seconds = [found for shape in _SHAPES if (found := _seconds_of_packed(rows, dtype, shape, usual))]
         if not sum(packed for packed, _ in seconds) < _CLEARLY * sum(usual for _, usual in seconds):
             break
         fewest = rows
@@ -289,20 +298,24 @@ def measure_packing(dtype: torch.dtype) -> int:
 
 
 def _seconds_of_packed(
-    rows: int, dtype: torch.dtype, in_features: int, out_features: int
+    rows: int, dtype: torch.dtype, shape: tuple[int, int], usual: _Product
 ) -> list[float] | None:
-    """Return the least seconds of products with packed weights and with stored ones; None where none are packed."""
-    weights = _weights(in_features, out_features, dtype)
+    """Return the least seconds of products with packed weights and of usual ones; None where none are packed."""
+    weights = _weights(*shape, dtype)
     products = [product for weight in weights if (product := _packed_product(weight, rows))]
     if not products:
         return None
-    x = torch.ones(rows, in_features, dtype=dtype, device="cpu")
+    x = torch.ones(rows, shape[0], dtype=dtype, device="cpu")
 
     def multiply_packed() -> None:
         for product in products:
             product(x)
 
-    return _least_seconds(multiply_packed, partial(multiply_all, x, weights))
+    def multiply_usual() -> None:
+        for weight in weights:
+            usual(x, weight)
+
+    return _least_seconds(multiply_packed, multiply_usual)
 
 
 def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:

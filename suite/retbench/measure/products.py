@@ -46,17 +46,27 @@ def row_products(device: torch.device, dtype: torch.dtype, *, compiled: bool = F
         return RowProducts()
     always = compiled and compiled_products_are_faster(device, dtype)
     attention_from = ALWAYS if always else _attention_from(dtype)
+    packed_from = _packed_from(dtype) or None if compiled else None
     if dtype != torch.float32:
-        return RowProducts(attention_from)
-    if "onednn_rows" not in _found:
-        _found.update(measure_rows())
+        return RowProducts(attention_from, packed_from=packed_from)
+    onednn_rows = _onednn_rows(dtype)  # before what is found with it
     return RowProducts(
         attention_from=attention_from,
         batches=bool(_found["batches"]),
         slice_width=_found["slice_width"] or None,
-        onednn_rows=_found["onednn_rows"],
+        onednn_rows=onednn_rows,
         onednn_prompts=bool(_once("onednn_prompts", measure_prompts)),
+        packed_from=packed_from,
     )
+
+
+def _onednn_rows(dtype: torch.dtype) -> int:
+    """Return up to how many rows oneDNN multiplies by weights of a dtype that lie by input; 0 where it does not."""
+    if dtype != torch.float32:
+        return 0
+    if "onednn_rows" not in _found:
+        _found.update(measure_rows())
+    return _found["onednn_rows"]
 
 
 def _attention_from(dtype: torch.dtype) -> FewestKeys:
@@ -92,8 +102,7 @@ def storing_by_output_is_faster(
     if rows > MOST_LOOPED_ROWS or (rows > 1 and dtype.itemsize < torch.float32.itemsize):
         return False  # loops over several rows of 16 bits took up to 2.6 times as long as packed products
     name = f"by_output, {_name(dtype)}" + (f", {rows} rows" if rows > 1 else "")
-    packs_weights = packing_is_faster(rows, dtype)
-    return bool(_once(name, partial(measure_loops, dtype, rows, packs_weights=packs_weights)))
+    return bool(_once(name, lambda: measure_loops(dtype, rows, row_products(device, dtype, compiled=True))))
 
 
 def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
@@ -102,8 +111,12 @@ def packing_is_faster(rows: int, dtype: torch.dtype) -> bool:
     Compiled code packs weights that are its constants; see `measure.compiled.compile_step`. The fewest rows that gain
     are measured once per process, unless another process has: see `agree`.
     """
-    fewest = _once(f"packed_rows, {_name(dtype)}", partial(measure_packing, dtype))
-    return 0 < fewest <= rows
+    return 0 < _packed_from(dtype) <= rows
+
+
+def _packed_from(dtype: torch.dtype) -> int:
+    """Return the fewest rows that compiled code multiplies by packed weights; 0 where it packs none."""
+    return _once(f"packed_rows, {_name(dtype)}", lambda: measure_packing(dtype, _onednn_rows(dtype)))
 
 
 def _name(dtype: torch.dtype) -> str:

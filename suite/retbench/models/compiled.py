@@ -13,7 +13,8 @@ from retbench.measure.products import packing_is_faster
 from retbench.mixers.state import TOKEN_AXIS
 from retbench.models.language_model import LanguageModel
 from retbench.models.state import DecoderState
-from retbench.ops.linear import MOST_LOOPED_ROWS
+
+_PACKED = "packed"
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,18 @@ class CompiledStep:
         run: Takes tokens (B, 1) and a state, which it advances; returns the logits, (B, 1, N).
         logits: Those of the run that made it ready.
         seconds: Wall time of the compilation that made its code.
-        packs_weights: Whether the code holds the weights once more, packed for its products.
+        product: How it multiplies by weights: as `LanguageModel.compiled_product` says, or by packed ones.
     """
 
     run: Callable[[Tensor, DecoderState], Tensor]
     logits: Tensor
     seconds: float
-    packs_weights: bool
+    product: str
+
+    @property
+    def packs_weights(self) -> bool:
+        """True if the code holds the weights once more, packed for its products."""
+        return self.product == _PACKED
 
 
 class StepCompiler:
@@ -54,7 +60,7 @@ class StepCompiler:
             UnsupportedError: torch cannot compile the step on this machine.
         """
         batch_size = tokens.shape[0]
-        packs = self.packs_weights(batch_size)
+        product = self._product(batch_size)
         if batch_size != self._batch_size and self._compiled:
             # Their code would be kept as long as the process lives.
             torch.compiler.reset()
@@ -63,20 +69,20 @@ class StepCompiler:
         for compiled in self._compiled:
             logits = _run_if_it_fits(compiled, tokens, state)
             if logits is not None:
-                return CompiledStep(compiled.run, logits, compiled.seconds, packs)
+                return CompiledStep(compiled.run, logits, compiled.seconds, product)
         with lift_limit():  # the compiler takes more than a small model and its state do
             _mark_symbolic(tokens, state)
-            compiled = compile_step(self._model.__call__, tokens, state, packs_weights=packs)
+            compiled = compile_step(self._model.__call__, tokens, state, packs_weights=product == _PACKED)
         self._compiled.append(compiled)
         self._batch_size = batch_size
-        return CompiledStep(compiled.run, compiled.first, compiled.seconds, packs)
+        return CompiledStep(compiled.run, compiled.first, compiled.seconds, product)
 
-    def packs_weights(self, batch_size: int) -> bool:
-        """Return whether compiled steps of a batch pack the weights: on a CPU, where a measurement finds it faster."""
-        in_loops = batch_size <= MOST_LOOPED_ROWS and self._model.reads_weights_in_loops
-        if self._model.device.type != "cpu" or in_loops:
-            return False
-        return packing_is_faster(batch_size, self._model.dtype)
+    def _product(self, batch_size: int) -> str:
+        """Return how steps of a batch multiply: by packed weights on a CPU where that beats torch's product."""
+        product = self._model.compiled_product(batch_size)
+        if self._model.device.type != "cpu" or product != "torch":
+            return product
+        return _PACKED if packing_is_faster(batch_size, self._model.dtype) else product
 
 
 def _run_if_it_fits(compiled: Compiled[Tensor], tokens: Tensor, state: DecoderState) -> Tensor | None:

@@ -212,10 +212,9 @@ class Decoder(LanguageModel):
         """Products of few rows with the weights in an eager step on a CPU: `ops.linear.RowProducts.description`."""
         return self.head.row_products.description
 
-    @property
-    def reads_weights_in_loops(self) -> bool:
-        """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
-        return self.device.type == "cpu" and self.weight_layout == "out,in"
+    def compiled_product(self, rows: int) -> str:
+        """Return how compiled steps multiply so many rows by weights: by a loop, by onednn or by torch's product."""
+        return self.head.compiled_product(rows)
 
     def store_weights(self, *, by_output: bool) -> None:
         """Store the weights of all projections (out, in) or (in, out) in memory; their values stay."""

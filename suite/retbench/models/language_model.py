@@ -52,10 +52,9 @@ class LanguageModel(nn.Module):
     def store_weights(self, *, by_output: bool) -> None:
         """Store the weights of projections (out, in) or (in, out) in memory, unless they are layers of torch's own."""
 
-    @property
-    def reads_weights_in_loops(self) -> bool:
-        """True if compiled steps multiply few rows on a CPU by `ops.linear.loop`, which reads weights in place."""
-        return False
+    def compiled_product(self, rows: int) -> str:
+        """Return how compiled steps multiply so many rows by weights: by a loop, by onednn or by torch's product."""
+        return "torch"
 
     @property
     def is_quadratic(self) -> bool:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retbench.ops.precision import cast, in_float32, matmul, wide_dtype, widens
-from retbench.ops.registration import realise
+from retbench.ops.registration import operator, realise, shapes_of
 
 SMALL_PRODUCT = 1 << 20
 """Multiplications of the largest product that `multiply_thin` leaves to the compiler."""
@@ -45,7 +45,7 @@ ALWAYS = FewestKeys(0, 0)
 
 
 class RowProducts(NamedTuple):
-    """Methods by which a CPU multiplies few rows, and those of prompts: eagerly by float32 weights, any by a cache.
+    """Methods by which a CPU multiplies few rows, and those of prompts: by float32 weights, and any by a cache.
 
     Attributes:
         attention_from: Fewest keys from which a single query attends by `attention.attend_products` in the form `auto`.
@@ -55,6 +55,7 @@ class RowProducts(NamedTuple):
         onednn_rows: Most rows, up to `FEW_ROWS`, by which oneDNN multiplies weights that are stored by input; two at
             least, and 0 if torch's product does.
         onednn_prompts: Whether oneDNN multiplies more rows than `FEW_ROWS` by weights in either layout.
+        packed_from: Fewest rows that compiled code multiplies by packed weights instead; None: it packs none.
     """
 
     attention_from: FewestKeys = FewestKeys()
@@ -62,6 +63,7 @@ class RowProducts(NamedTuple):
     slice_width: int | None = None
     onednn_rows: int = 0
     onednn_prompts: bool = False
+    packed_from: int | None = None
 
     @property
     def description(self) -> str:
@@ -71,6 +73,17 @@ class RowProducts(NamedTuple):
         parts += [f"2 to {self.onednn_rows} rows: onednn"] if self.onednn_rows else []
         parts += [f"more than {FEW_ROWS} rows: onednn"] if self.onednn_prompts else []
         return "; ".join(parts) or "torch"
+
+    def takes_onednn(self, rows: int, *, by_output: bool) -> bool:
+        """Return whether oneDNN multiplies so many rows by a float32 weight in a layout."""
+        if rows > FEW_ROWS:
+            return self.onednn_prompts
+        return not by_output and 1 < rows <= self.onednn_rows
+
+    def compiles_onednn(self, rows: int, *, by_output: bool) -> bool:
+        """Return whether it does so in compiled code without gradients."""
+        is_packed = self.packed_from is not None and rows >= self.packed_from
+        return not is_packed and self.takes_onednn(rows, by_output=by_output)
 
 
 class Linear(nn.Linear):
@@ -98,24 +111,28 @@ class Linear(nn.Linear):
         """(..., in) to (..., out)."""
         weight = self.weight  # once: a module looks a parameter up in Python
         if self._is_eager_step(x):
-            rows, products = x.numel() // self.in_features, self.row_products
-            if rows > FEW_ROWS:
-                if products.onednn_prompts:
-                    return multiply_onednn(x, weight)
-            elif weight.is_contiguous():
-                if rows == 1 and products.batches:
-                    return multiply_in_batches(x, weight)
-            elif rows == 1 and products.slice_width is not None:
+            rows, products, by_output = (
+                x.numel() // self.in_features,
+                self.row_products,
+                weight.is_contiguous(),
+            )
+            if products.takes_onednn(rows, by_output=by_output):
+                return multiply_onednn(x, weight)
+            if rows == 1 and by_output and products.batches:
+                return multiply_in_batches(x, weight)
+            if rows == 1 and not by_output and products.slice_width is not None:
                 streamed = stream(x.flatten(), weight.t(), products.slice_width)
                 return streamed.view(*x.shape[:-1], self.out_features)
-            elif 1 < rows <= products.onednn_rows:
-                return multiply_onednn(x, weight)
         if torch.compiler.is_compiling() and x.device.type == "cpu":
             rows = x.numel() // self.in_features
-            if weight.is_contiguous() and 1 <= rows <= MOST_LOOPED_ROWS:
+            product = self.compiled_product(rows)
+            if product == "loop":
                 return loop(x, weight)
             if rows == 1:
                 return _multiply_row(x, weight).view(*x.shape[:-1], self.out_features)
+            if product == "onednn" and not torch.is_grad_enabled():
+                out: Tensor = multiply_rows(x, weight)
+                return out
         return multiply(x, weight)
 
     def _is_eager_step(self, x: Tensor) -> bool:
@@ -126,6 +143,19 @@ class Linear(nn.Linear):
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
         )
+
+    def compiled_product(self, rows: int) -> str:
+        """Return how compiled code multiplies so many rows: by a loop, by onednn (without gradients) or by torch's."""
+        weight = self.weight
+        if weight.device.type != "cpu":
+            return "torch"
+        by_output = weight.is_contiguous()
+        if by_output and 1 <= rows <= MOST_LOOPED_ROWS:
+            return "loop"
+        by_onednn = weight.dtype is torch.float32 and self.row_products.compiles_onednn(
+            rows, by_output=by_output
+        )
+        return "onednn" if by_onednn else "torch"
 
     def store(self, *, by_output: bool) -> None:
         """Store the weight (out, in) in memory, as nn.Linear does, or (in, out); a new parameter replaces it."""
@@ -180,6 +210,17 @@ def multiply_onednn(x: Tensor, weight: Tensor) -> Tensor:
     # No activation follows; torch._inductor.mkldnn_lowerings names the arguments.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return out
+
+
+@operator()
+def multiply_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply (..., in) by oneDNN as one operator, whose weight compiled code leaves as it lies; see above."""
+    return multiply_onednn(x, weight)
+
+
+@shapes_of("multiply_rows")
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 NUM_SLICES = 8

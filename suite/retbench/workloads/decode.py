@@ -147,6 +147,7 @@ def _compiled_steps(
     }
     if context.device.type == "cpu":
         notes["weight_layout"] = "packed" if step.packs_weights else context.model.weight_layout
+        notes["weight_product"] = step.product
     return partial(step.run, lead, state), partial(step.run, token, state), notes
 
 
