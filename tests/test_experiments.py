@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retbench.architectures import costs
+from retbench.architectures.matching import MAX_MISMATCH, match_models, resolve_model
 from retbench.cli import app
 from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
@@ -119,6 +120,22 @@ def test_every_profile_resolves_and_matches(name: str, profile: str) -> None:
     cells = cells_of(experiment, profile)
     assert {cell.model_name for cell in cells} == matched(experiment.of_profile(profile)).models.keys()
     assert {cell.workload for cell in cells} <= WORKLOADS.keys()
+
+
+def test_the_readme_names_the_models_that_are_more_than_1_percent_apart() -> None:
+    apart: dict[str, str] = {}
+    for name, profile in PROFILES:
+        experiment = matched(load_experiment(name).of_profile(profile))
+        if any(entry.checkpoint for entry in experiment.models.values()):
+            continue  # they are as they were published
+        chosen = experiment.profile(profile)
+        for size in chosen.training.sizes if chosen.training else (chosen.size,):
+            models = {entry: resolve_model(spec, size) for entry, spec in experiment.models.items()}
+            mismatch = match_models(models, allow_mismatch=True, where=name)
+            if mismatch > MAX_MISMATCH:
+                apart[f"`{name}` at {size.upper()}"] = f"{100 * mismatch:.1f} %"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"within 1 % ({', '.join(apart)}: {' to '.join(sorted(set(apart.values())))})" in readme
 
 
 @pytest.mark.parametrize("name", ["latency", "kin"])
