@@ -13,7 +13,7 @@ from retbench.cli.list import read_header
 from retbench.config.evaluation import GridSpec
 from retbench.config.experiment import Experiment
 from retbench.config.experiment_files import list_experiments, load_experiment
-from retbench.papers.papers import find_datasheet
+from retbench.papers.papers import find_datasheet, find_number
 from retbench.planning.cells import Cell, Evaluation, Settings, expand, resolve_models, seeded_models
 from retbench.planning.plan import make_plan
 from retbench.running.resume import Identity, identities_here
@@ -99,6 +99,20 @@ def test_the_header_of_quality_states_the_operations_of_its_training_on_gpus() -
     assert "seven weeks of eight H100" in cost
     assert float(spec.sizes[0].removesuffix("b")) * 1e9 / params == pytest.approx(1 / 8, rel=0.1)
     assert "an eighth of that" in cost
+
+
+def test_the_header_of_recall_tasks_has_every_number_of_the_two_models_in_its_table() -> None:
+    def printed(place: str) -> str:
+        return f"{100 * find_number(place).value:.1f}"
+
+    text = " ".join(read_header(ROOT / "experiments" / "recall_tasks.toml"))
+    for task in ("fda", "swde", "squad"):
+        retnet, transformer = (
+            printed(f"gla/recall/{name}_1.3b/{task}") for name in ("retnet", "transformer")
+        )
+        assert re.search(rf"{retnet}( % for RetNet)? and {transformer}\b", text), task
+    others = [printed(f"gated_deltanet/recall/{name}/squad") for name in ("retnet", "transformer")]
+    assert f"has RetNet behind, with {' and '.join(others)}" in text
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
