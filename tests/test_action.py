@@ -1,6 +1,7 @@
 """The composite action and the example workflow: their files are complete, and the script follows its inputs."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from retbench.cli import load_command
+from retbench.regress.render import write_report
+from retbench.regress.report import CheckReport
 
 ROOT = Path(__file__).parents[1]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -128,3 +131,13 @@ def test_the_workflow_gives_inputs_that_the_action_has() -> None:
     assert steps[0]["with"]["fetch-depth"] == 0
     assert "steps.check.outputs.report" in steps[-1]["with"]["path"]
     assert ACTION["outputs"].keys() == {"report"}
+
+
+def test_the_output_names_every_file_of_both_kinds_of_reports(tmp_path: Path) -> None:
+    for folder, quantities in (("times", False), ("exact", True)):
+        report = CheckReport(first="a", second="b", method="none", quantities=quantities)
+        write_report(report, tmp_path / folder, strict=False)
+    written = {path.name for path in tmp_path.glob("*/*")}
+    described = re.findall(r"[\w-]+\.(?:md|json|xml|svg|png)", ACTION["outputs"]["report"]["description"])
+    assert written <= set(described)
+    assert set(described) - written == {"ratios.svg", "ratios.png"}, "those of a report without a ratio"

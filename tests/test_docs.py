@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from retbench import errors
 from retbench.cli import COMMANDS, EXIT_CODES, app, load_command
+from retbench.regress.items import is_compared
+from retbench.workloads.workload import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,6 +191,12 @@ def test_the_readme_links_every_question_that_new_users_have() -> None:
     linked = re.findall(r"\(docs/faq\.md#([^)]+)\)", README)
     assert len(linked) >= 5
     assert {"glossary", "can-i-measure-my-own-model"} <= set(linked) <= anchors_of(FAQ)
+
+
+def test_the_page_on_checks_names_the_workloads_that_are_compared() -> None:
+    (sentence,) = re.findall(r"two existing record sets: ([^.]*)\.", TEXTS[ROOT / "docs" / "checks.md"])
+    named = {name for name in WORKLOADS if re.search(rf"\b{name}\b", sentence)}
+    assert named == set(filter(is_compared, WORKLOADS))
 
 
 def test_every_make_target_in_the_documents_exists() -> None:

@@ -115,8 +115,8 @@ def compare(
         margin: Share by which a time must have moved to count.
         rounds: Maximum number of rounds, without repeats of a flagged change.
         pairs: Samples of each side per round; None for as many, from 1 to 10, as take about 2 s.
-        budget_s: Seconds after which no round begins.
-        notify: Receives progress messages.
+        budget_s: Seconds after which no round begins but those of a flagged change.
+        notify: Receives progress messages, also that another run is timing, for whose end the comparison waits.
 
     Returns:
         A report of one item, `report.items[0]`: its `verdict` is "regressed", "improved", "same" or "inconclusive", its

@@ -37,7 +37,7 @@ class RoundLimits:
 
     Attributes:
         max_rounds: Maximum number of rounds, without repeats of flagged items.
-        budget_s: Seconds after which no round begins.
+        budget_s: Seconds after which no round begins but repeats of flagged items.
     """
 
     max_rounds: int
