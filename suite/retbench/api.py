@@ -63,7 +63,8 @@ def run(
         shard: One part of the cells, as "2/8"; None for all.
 
     Returns:
-        The counts of records by status, the record file, and whether a signal interrupted the run.
+        The counts of records by status, of this run and of those that were on disk, the record file of this run (None
+        if nothing was left to measure), and whether a signal interrupted it.
 
     Raises:
         RetbenchError: as `planning.plan.make_plan` and `running.runner.run_plan`.
