@@ -193,6 +193,11 @@ def test_the_readme_links_every_question_that_new_users_have() -> None:
     assert {"glossary", "can-i-measure-my-own-model"} <= set(linked) <= anchors_of(FAQ)
 
 
+def test_the_page_on_measuring_has_a_row_of_every_workload() -> None:
+    table = TEXTS[ROOT / "docs" / "measuring.md"].partition("| :-- | :-- | :-- |\n")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| (\w+) \|", table, re.MULTILINE)) == sorted(WORKLOADS)
+
+
 def test_the_page_on_checks_names_the_workloads_that_are_compared() -> None:
     (sentence,) = re.findall(r"two existing record sets: ([^.]*)\.", TEXTS[ROOT / "docs" / "checks.md"])
     named = {name for name in WORKLOADS if re.search(rf"\b{name}\b", sentence)}
