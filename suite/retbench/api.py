@@ -49,7 +49,7 @@ def run(
 
     Args:
         experiment: A name from `retbench list`, or the path of a TOML file.
-        profile: A profile of it; None for `paper` on a CUDA device with 70 GB or more, else `cpu`.
+        profile: A profile of it; None for its only one, or of several `paper` on a GPU of 70 GB or more, else `cpu`.
         device: `cpu`, `cuda` or `cuda:N`; None for the first GPU, else the CPU.
         dtype: Replaces the profile's.
         models: Models of transformers to measure in place of the experiment's; folders, or names on the hub.

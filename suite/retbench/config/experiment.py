@@ -136,7 +136,7 @@ class Profile(Strict):
     """Replay each step from a captured CUDA graph, for every model of the experiment."""
     compile: bool | Literal["auto"] = False
     """Compile each decode step with torch.compile, for every model of the experiment. auto: on a CPU that has a C++
-    compiler."""
+    compiler and Python's headers, unless a model is one of another library."""
     decode_operators: DecodeOperators | None = None
     """Operators of decode steps, for every model of the experiment. fused: kernels for one token, on CUDA devices.
     eager: torch's operators. Absent: fused if they can run, else eager; records say which were executed."""

@@ -93,7 +93,7 @@ def make_plan(
 
     Args:
         name_or_path: An experiment's name, or the path of a TOML file.
-        profile: A profile of it; None for `paper` on a CUDA device with 70 GB or more, else `cpu`.
+        profile: A profile of it; None for its only one, or of several `paper` on a GPU of 70 GB or more, else `cpu`.
         device: `cpu`, `cuda` or `cuda:N`; None for the first CUDA device where there is one, else the CPU.
         dtype: Replaces the profile's.
         limit: Keeps only the first context lengths of a workload, or the first documents where quality is measured.
