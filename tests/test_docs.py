@@ -214,6 +214,11 @@ def test_every_make_target_in_the_documents_exists() -> None:
     assert set(phony.split()) == defined
 
 
+def test_every_make_target_is_documented() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.*)", MAKEFILE, flags=re.MULTILINE)
+    assert set(phony.split()) == targets_in(README) | targets_in(CONTRIBUTING)
+
+
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "make test" in README
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make test"
