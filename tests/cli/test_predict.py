@@ -72,6 +72,18 @@ def test_the_crossover_names_the_model_that_was_asked_for(model: str, title: str
     assert f"{title}'s step is shorter" in out
 
 
+def test_a_model_that_is_ahead_in_short_contexts_only_is_said_to_be() -> None:
+    words = ("mla", "--size", "1.3b", "--kv-heads", "1", "--context", "1,1K")
+    answer = found(*words)
+    mla, mla_1k, other, other_1k = (each["at_best_s"] for each in answer["predictions"])
+    assert (mla < other, mla_1k < other_1k) == (True, False)
+    at_best = answer["crossovers"][0]
+    assert at_best["context_len"] is None
+    assert 1 <= at_best["ahead_to"] < 1024
+    _, out, _ = run(*words)
+    assert f"at best: MLA Transformer's step is shorter up to {at_best['ahead_to']} tokens of context" in out
+
+
 def test_a_batch_that_does_not_fit_has_no_time() -> None:
     code, out, _ = run("transformer", "--context", "32768", "--batch", "8")
     (line,) = [line for line in out.splitlines() if line.startswith("| transformer")]

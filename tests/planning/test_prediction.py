@@ -97,6 +97,25 @@ def test_the_crossover_is_the_first_length_at_which_the_first_model_is_faster(
         assert found == 1 or not is_ahead(found - 1)
 
 
+@given(flat=st.floats(1.0, 100.0), start=st.floats(0.1, 50.0), slope=st.floats(1e-4, 1.0))
+def test_a_model_whose_step_grows_more_is_ahead_up_to_a_length_or_nowhere(
+    flat: float, start: float, slope: float
+) -> None:
+    def step_time(model: object, batch_size: int, context_len: int) -> float:
+        return flat if model is TRANSFORMER else start + slope * context_len
+
+    def is_ahead(length: int) -> bool:
+        return start + slope * length < flat
+
+    found = predict_crossover(RETNET, TRANSFORMER, 1, step_time)
+    assert found.context_len is None
+    if found.ahead_to is None:
+        assert not is_ahead(1)
+    else:
+        assert is_ahead(found.ahead_to)
+        assert not is_ahead(found.ahead_to + 1)
+
+
 RATES = StepRates(
     products=((10**6, 4e9), (10**9, 2e9)),
     attention=((10**6, 1e9),),

@@ -305,6 +305,8 @@ def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
 def _describe(title: str, time: str, each: "PredictedCrossover") -> str:
     """Return the crossover by one of the two times as a sentence about the first model, by its title."""
     lead = f"batch {each.batch_size}, {time.replace('_', ' ')}: {title}'s step is shorter"
+    if each.ahead_to is not None:
+        return f"{lead} up to {each.ahead_to:,} tokens of context, and not beyond."
     if each.context_len is None:
         return f"{lead} at no context up to {format_tokens(each.looked_to)} tokens."
     if each.context_len == each.looked_from:

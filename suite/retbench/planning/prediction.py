@@ -240,22 +240,25 @@ class PredictedCrossover:
         context_len: Tokens; None where the first is not ahead at the last length that was compared.
         looked_from: Shortest context length that was compared.
         looked_to: Longest context length that was compared.
+        ahead_to: Context length up to which the first has the shorter step, where its step grows by more; else None.
     """
 
     batch_size: int
     context_len: int | None
     looked_from: int = 1
     looked_to: int = LONGEST_CONTEXT
+    ahead_to: int | None = None
 
 
 def predict_crossover(
     first: ModelConfig, second: ModelConfig, batch_size: int, step_time: StepTime
 ) -> PredictedCrossover:
-    """Find where the first model, whose step grows by less with the context, becomes the faster one: by bisection."""
+    """Find by bisection where the first model becomes the faster one, or ceases to be where its step grows by more."""
 
     def is_ahead(context_len: int) -> bool:
         return step_time(first, batch_size, context_len) < step_time(second, batch_size, context_len)
 
     if not is_ahead(LONGEST_CONTEXT):
-        return PredictedCrossover(batch_size, None)
+        last = bisect_left(range(1, LONGEST_CONTEXT), True, key=lambda length: not is_ahead(length))
+        return PredictedCrossover(batch_size, None, ahead_to=last or None)
     return PredictedCrossover(batch_size, 1 + bisect_left(range(1, LONGEST_CONTEXT), True, key=is_ahead))
