@@ -146,6 +146,27 @@ def test_records_without_a_read_curve_leave_that_of_the_others(tmp_path: Path) -
     assert f"{bandwidth} of {format_bytes(moved)}" in out
 
 
+@pytest.mark.parametrize("faster", [1.0, 2.0])
+def test_recorded_steps_that_read_faster_than_the_curve_of_their_run_are_stated(
+    tmp_path: Path, faster: float
+) -> None:
+    """The curve is measured once per run: on a shared machine its steps may be faster than "at best"."""
+
+    def with_own_rate(arguments: dict[str, Any]) -> dict[str, Any]:
+        size = (100 if arguments["model"].name == "retnet" else 120) * MIB
+        rates = sorted([*CURVE, (size, faster * interpolate(CURVE, size))])
+        curve = [{"footprint_bytes": each, "bytes_per_s": rate, "kernel": "dot"} for each, rate in rates]
+        return {**arguments, "ceilings": arguments["ceilings"].model_dump() | {"read_curve": curve}}
+
+    results = write_results(tmp_path, Maker(CPU, change=with_own_rate).latency(lengths=(1024,)))
+    answer = found("retnet", "--ceilings", str(results), "--size", "25m", "--context", "1K")
+    words = "their steps had 2 times the bandwidth of the curve"
+    assert (words in answer["source"]) is (faster == 2.0)
+    assert [rate["footprint_bytes"] for rate in answer["ceilings"]["read_curve"]] == [
+        size for size, _ in CURVE
+    ]
+
+
 def test_records_at_another_dtype_are_refused(tmp_path: Path) -> None:
     results = write_results(tmp_path, Maker(GPU).latency(lengths=(1024, 2048)))
     code, _, err = run("retnet", "--ceilings", str(results), "--dtype", "float32")

@@ -22,11 +22,14 @@ from retbench.planning.prediction import (
     rates_from,
     roofline,
 )
-from retbench.records.record import Ceilings, median_curve
+from retbench.records.record import Ceilings, interpolate, median_curve
 from retbench.units import format_seconds
 
 Models = Mapping[str, tuple[ModelConfig, str]]
 """Models by name, each with its backend."""
+
+FASTER_STEPS = 1.1
+"""Read bandwidth around recorded steps over that of the run's curve from which on predictions state it."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +181,17 @@ def recorded_target(path: Path, dtype: str | None, models: Models) -> Prediction
     source = f"median of {len(found)} records in {path}, {newest[-1].started_at[:10]}"
     if without := sum(not each.read_curve for each in found):
         source += f", {without} of them with one bandwidth for every footprint"
+    ceilings = _median_ceilings(found)
+    if (faster := _bandwidth_of_steps(found, ceilings)) > FASTER_STEPS:
+        source += (
+            f"; their steps had {faster:.2g} times the bandwidth of the curve, which a run measures once, so that "
+            "steps may be faster than at best here"
+        )
     return _from_ceilings(
         title=str(key.machine),
         source=source,
         memory_bytes=gpu.get("memory_bytes"),
-        ceilings=_median_ceilings(found),
+        ceilings=ceilings,
         dtype=str(key.dtype),
         sheet=_sheet_of(str(gpu.get("name", ""))),
         models=models,
@@ -203,6 +212,22 @@ def _median_ceilings(found: Sequence[Ceilings]) -> Ceilings:
         matmul_flops_per_s=median(each.matmul_flops_per_s for each in found),
         read_curve=median_curve(each.read_curve for each in found),
     )
+
+
+def _bandwidth_of_steps(found: Sequence[Ceilings], ceilings: Ceilings) -> float:
+    """Return the median bandwidth at the footprints of recorded steps, over that of the common curve; 1 without any.
+
+    The processes of the steps measured it again, and the shares of records are of it.
+    """
+    curve = [(rate.footprint_bytes, rate.bytes_per_s) for rate in ceilings.read_curve]
+    sizes = {size for size, _ in curve}
+    ratios = [
+        rate.bytes_per_s / interpolate(curve, rate.footprint_bytes)
+        for each in found
+        for rate in each.read_curve
+        if curve and rate.footprint_bytes not in sizes
+    ]
+    return median(ratios) if ratios else 1.0
 
 
 def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) -> PredictionTarget:
