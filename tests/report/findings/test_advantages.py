@@ -1,6 +1,6 @@
 """Advantages: the words have the direction and the size of the ratio."""
 
-from math import nan
+from math import inf, nan
 
 import pandas as pd
 import pytest
@@ -55,6 +55,23 @@ def test_an_interval_has_the_unit_of_its_value_and_decides(
     found = advantage(metric, row)
     assert (found.interval, found.outcome) == (interval, outcome)
     assert ("not significantly different" in found.notes) == (outcome == "equal")
+
+
+def test_a_mean_of_exactly_1_with_an_interval_is_no_equality() -> None:
+    """Twice as fast in one round and half as fast in the other is a ratio of 1 that shows nothing."""
+    found = advantage(TIME, ratio(1.0, 0.00015, 6680))
+    assert found.lead == "no significant difference"
+    words = "95 % CI [6,680× slower, 6,667× faster], not significantly different"
+    assert words in found.clause("RetNet", "the Transformer")
+    exact = advantage(TIME, ratio(1.0, 1.0, 1.0))
+    assert exact.clause("RetNet", "the Transformer") == "RetNet and the Transformer are equal"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.4])
+def test_rounds_so_different_that_an_end_is_0_have_an_advantage_beyond_all_use(value: float) -> None:
+    found = advantage(TIME, ratio(value, 0.0, inf))
+    assert found.interval == "95 % CI [over 100,000× slower, over 100,000× faster]"
+    assert found.outcome == "equal"
 
 
 @given(st.floats(0.001, 1000), st.sampled_from([TIME, MEMORY, BATCH]))

@@ -99,9 +99,9 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
     """
     value, low, high = (float(ratio[name]) for name in ("ratio", "low", "high"))
     has_interval, unpaired = not math.isnan(low), bool(ratio["unpaired"])
-    if value == 1:
+    if value == 1 and not (has_interval and low < high):
         return Advantage(_EQUAL, "", "equal", "", unpaired)
-    widest = max(high, 1 / low) if has_interval and low > 0 else 1.0
+    widest = max(high, _inverse(low)) if has_interval else 1.0
     as_factor = _is_factor(value) or widest >= _FACTOR_OF_ENDS
     is_better = (value < 1) == bool(metric.lower_is_better)
     outcome: Outcome = "better" if is_better else "worse"
@@ -118,18 +118,23 @@ def advantage(metric: MetricSpec, ratio: pd.Series) -> Advantage:
 
 
 def _is_factor(ratio: float) -> bool:
-    return max(ratio, 1 / ratio) >= _LEAST_FACTOR
+    return max(ratio, _inverse(ratio)) >= _LEAST_FACTOR
+
+
+def _inverse(ratio: float) -> float:
+    """Return the inverse; infinity of 0, which an end of an interval over very different rounds is in a double."""
+    return 1 / ratio if ratio > 0 else math.inf
 
 
 def _of_speed(metric: MetricSpec, ratio: float) -> float:
     """Return the ratio of which a percentage is written: of a shorter time that of the speeds."""
-    return 1 / ratio if metric.better == "faster" and ratio < 1 else ratio
+    return _inverse(ratio) if metric.better == "faster" and ratio < 1 else ratio
 
 
 def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
     """Return a ratio as a factor of at least 1 with three digits, or as a percentage with two."""
     if as_factor:
-        return f"{format_factor(max(ratio, 1 / ratio))}{'×' if unit else ''}"
+        return f"{format_factor(max(ratio, _inverse(ratio)))}{'×' if unit else ''}"
     percent = 100 * abs(ratio - 1)
     # Two digits would be written with an exponent from here on.
     text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"
