@@ -1284,6 +1284,22 @@ def test_the_latency_claims_are_of_one_batch_each(name: str, factor: float, verd
     assert verdict_of(name, others) == "not_testable", "another batch decides nothing"
 
 
+def test_a_saving_of_rounds_too_different_for_an_interval_is_undecided() -> None:
+    """An end of the ratio is 0 in a double, and the saving has no end then."""
+
+    def wild(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"].architecture == "retnet":
+            value = 1e150 if arguments["round"] else 1e-150
+            arguments["metrics"] = arguments["metrics"] | {"peak_bytes": Metric(unit="bytes", value=value)}
+        return arguments
+
+    records = [one for one in Maker(TRAINER, change=wild).training() if one.round < 2]
+    rows = judge(CLAIMS["training_memory_flash"], Results(tuple(records), ())).rows
+    (row,) = [row for row in rows if row.records]
+    assert row.finding.verdict == "not_testable"
+    assert "-inf %" in row.finding.measured
+
+
 def test_more_memory_is_not_a_saving_below_zero() -> None:
     def heavier(arguments: dict[str, Any]) -> dict[str, Any]:
         if arguments["model"].architecture == "retnet" and "peak_bytes" in arguments["metrics"]:

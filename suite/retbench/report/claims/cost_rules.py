@@ -182,7 +182,8 @@ def _ratio_words(interval: Interval) -> str:
 
 def _saving_words(advantage: Interval) -> str:
     """Format the share that an advantage saves, with its interval: '63 % [61 %, 65 %] less', or '41 % more'."""
-    shares = [1 - 1 / each for each in (advantage.value, *_ends(advantage))]
+    # An end of an interval over very different rounds is 0 in a double.
+    shares = [1 - 1 / each if each > 0 else -math.inf for each in (advantage.value, *_ends(advantage))]
     if shares[0] < 0:
         shares = [-shares[0], -shares[2], -shares[1]]
     value, low, high = map(format_percent, shares)
