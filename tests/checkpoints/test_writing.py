@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
+from torch import Tensor
 from typer.testing import CliRunner
 
 from benchmarks.peers import fla_retnet
@@ -97,6 +98,39 @@ def test_what_is_written_is_read_back_bit_by_bit(tmp_path: Path, config: ModelCo
     assert (info.config, info.context_len, info.weights_dtype) == (config, 64, "float32")
     mine, theirs = (dict(load(folder).named_parameters()) for folder in (ours, tmp_path / "theirs"))
     assert all(torch.equal(theirs[name], weight) for name, weight in mine.items())
+
+
+def restore_as(folder: Path, dtypes: dict[int, torch.dtype]) -> dict[str, Tensor]:
+    """Store the weights of an exported folder in other dtypes, by their number of axes; return them."""
+    path = folder / "model.safetensors"
+    weights = {name: one.to(dtypes.get(one.dim(), one.dtype)) for name, one in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("config", [LLAMA, FLA], ids=["llama", "fla"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_no_value_of_a_file_with_several_dtypes_is_rounded(
+    tmp_path: Path, config: ModelConfig, dtype: torch.dtype
+) -> None:
+    export_checkpoint(read_checkpoint(str(store(tmp_path, config))), tmp_path / "mixed")
+    stored = restore_as(tmp_path / "mixed", {2: dtype})  # vectors stay in float32
+    export_checkpoint(read_checkpoint(str(tmp_path / "mixed")), tmp_path / "again")
+    found = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(found[name].double(), one.double()) for name, one in stored.items())
+    assert {one.dtype for one in found.values() if one.dim() == 2} == {dtype}
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")], ids=str)
+def test_quantised_weights_are_not_exported(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    export_checkpoint(read_checkpoint(str(store(tmp_path, LLAMA))), tmp_path / "quantised")
+    restore_as(tmp_path / "quantised", {2: dtype})
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "quantised"), str(tmp_path / "out")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"has dtype {name}, expected one of float64, float32, bfloat16, float16" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_retnet_without_a_gate_has_the_norm_of_its_own_kernel(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ reads it back as the same model.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, WeightPart
-from retbench.checkpoints.loading import load_checkpoint
-from retbench.checkpoints.reading import FORMATS, CheckpointInfo
+from retbench.checkpoints.loading import FLOAT_DTYPES, load_checkpoint
+from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint
 from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
 from retbench.data.tokenizers import load_tokenizer, locate_tokenizer, tokenizer_files
 from retbench.data.vocabularies import BYTES, name_gpt2_class
@@ -49,14 +50,15 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
     check_empty(folder)
     form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
     files = _tokenizer_files(info.tokenizer)
-    dtype = info.weights_dtype or "float32"
-    model = load_checkpoint(
-        info, dtype=getattr(torch, dtype), device="cpu", backend=default_backend(info.config)
-    )
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    dtype, widest = _stored_dtypes(info)
+    model = load_checkpoint(info, dtype=widest, device="cpu", backend=default_backend(info.config))
+    weights = {name: _narrowed(weight.detach(), dtype) for name, weight in model.named_parameters()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
-    raw = raw | {"torch_dtype": dtype, **_special_tokens(info.tokenizer, bool(files))}
+    raw = raw | {
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **_special_tokens(info.tokenizer, bool(files)),
+    }
     text = json.dumps(raw, indent=2) + "\n"
     with atomic_folder(folder) as draft:
         for name, file in files.items():
@@ -68,6 +70,23 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
         save_tensors(tensors, draft / SAFETENSORS_NAME)
         (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
     return form
+
+
+def _stored_dtypes(info: CheckpointInfo) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtype of most values of a checkpoint, and one that holds all of its values.
+
+    Quantised values, which `load_checkpoint` refuses, count as float32.
+    """
+    stored = {entry.dtype for entry in open_checkpoint(info).entries.values()}
+    most = info.weights_dtype if info.weights_dtype in FLOAT_DTYPES else "float32"
+    found = [getattr(torch, name) for name in stored.intersection(FLOAT_DTYPES)]
+    return getattr(torch, most), reduce(torch.promote_types, found, getattr(torch, most))
+
+
+def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight in a dtype if that holds its values exactly, else as it is."""
+    narrow = weight.to(dtype)
+    return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight
 
 
 def _special_tokens(tokenizer: str | None, is_here: bool) -> dict[str, int | None]:
