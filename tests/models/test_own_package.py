@@ -168,6 +168,24 @@ def test_a_preset_that_its_tables_do_not_take_is_refused(monkeypatch: pytest.Mon
         architectures()
 
 
+def test_a_recipe_that_returns_nothing_is_named() -> None:
+    object.__setattr__(architectures()["min_gru"], "resolve", lambda spec, size: None)
+    result = CliRunner().invoke(app, ["list", "--models"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    expected = "architecture 'min_gru': its `resolve` returned None. Return a ModelConfig."
+    assert result.stderr == f"retbench: {expected}\n"
+
+
+def test_a_model_that_calls_itself_another_architecture_is_refused() -> None:
+    """A recipe that was copied would be recorded, and compared, as what it was copied from."""
+    found = architectures()["min_gru"]
+    resolve = found.resolve
+    copied = {"architecture": "transformer"}
+    object.__setattr__(found, "resolve", lambda spec, size: resolve(spec, size).model_copy(update=copied))
+    with pytest.raises(ConfigError, match=r"'min_gru': its `resolve` .* architecture = 'transformer'"):
+        resolve_model(named_specs()["min_gru"], "300k")
+
+
 def test_a_chunk_of_no_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         architectures()["min_gru"].spec.model_validate({"architecture": "min_gru", "chunk_size": -1})
@@ -210,6 +228,14 @@ def test_a_cost_that_fails_is_told_with_its_line_by_every_command(
     assert re.fullmatch(
         r"retbench: package 'min_gru': TypeError: .* \(in .*config\.py, line \d+\)\. .*\n", result.stderr
     )
+
+
+def test_a_cost_that_takes_other_arguments_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    architectures()
+    monkeypatch.setattr(mixer(), "decode_flops", lambda self: 0)
+    result = CliRunner().invoke(app, ["verify", "min_gru", "--size", "300k"])
+    assert result.exit_code == 2
+    assert re.match(r"retbench: package 'min_gru': TypeError: .* takes 1 positional argument", result.stderr)
 
 
 def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from retbench.architectures import costs
 from retbench.architectures.architecture import FfnWidth, ModelSpec
+from retbench.architectures.blame import blaming_package
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.registry import find_architecture, mixers
 from retbench.architectures.sizes import Size, find_size
@@ -35,8 +36,8 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
     """Return the configuration of one entry of `[models]`; with the size's vocabulary when `vocab_size` is None.
 
     Raises:
-        ConfigError: unknown size, head counts or widths that do not fit it, or a cost of a user's mixer that is no
-            number from 0 on.
+        ConfigError: unknown size, head counts or widths that do not fit it; a user's architecture gave no model of its
+            own, or a mixer of it a cost that is no number from 0 on.
     """
     name = spec.size or default_size
     size = find_size(name)
@@ -44,6 +45,7 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         size = replace(size, vocab_size=vocab_size)
     try:
         config = find_architecture(spec.architecture).resolve(spec, size)
+        _check_resolved(config, spec)
         if strange := {mixer.mixer for mixer in config.mixers} - mixers().keys():
             raise ConfigError(
                 f"{spec.architecture}: its mixer '{min(strange)}' is not known here. List its class in the field "
@@ -55,9 +57,12 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
                 f"{spec.architecture}: chunk_size is {spec.chunk_size}, and no form of its mixers has chunks. Leave it "
                 "out."
             )
-        for mixer in config.mixers:
-            if package_of(type(mixer)) != OWN and mixer.whole_model is None:
-                check_costs(mixer)
+        with blaming_package(
+            config
+        ):  # the call of a method that takes other arguments fails outside of the package
+            for mixer in config.mixers:
+                if package_of(type(mixer)) != OWN and mixer.whole_model is None:
+                    check_costs(mixer)
         return put_convolution_first(config) if spec.convolution_first else config
     except ValidationError as error:  # such as a feed-forward width that the value heads cannot share
         fault = error.errors()[0]
@@ -73,6 +78,19 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
         raise ConfigError(f"{spec.architecture} of size '{name}'{asked}: {reason}. {advice}") from error
     except ConfigError as error:
         raise ConfigError(str(error).replace("{size}", f"size '{name}'")) from error
+
+
+def _check_resolved(config: object, spec: ModelSpec) -> None:
+    """Raise a ConfigError unless `resolve` of an architecture, which a user may have written, gave a model of it."""
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(
+            f"architecture '{spec.architecture}': its `resolve` returned {shown(config)}. Return a ModelConfig."
+        )
+    if config.architecture != spec.architecture:
+        raise ConfigError(
+            f"architecture '{spec.architecture}': its `resolve` returned a ModelConfig with architecture = "
+            f"{shown(config.architecture)}, and records would call the model that. Give it its own name."
+        )
 
 
 def put_convolution_first(config: ModelConfig) -> ModelConfig:
