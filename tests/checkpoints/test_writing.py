@@ -79,6 +79,20 @@ def test_transformers_loads_a_transformer_and_gives_its_logits(
     assert peer.config.max_position_embeddings == 64
 
 
+@pytest.mark.peers
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_transformers_loads_a_transformer_whose_longest_context_is_not_known(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ours = store(tmp_path, LLAMA, context_len=None)
+    export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs")
+    assert read_checkpoint(str(tmp_path / "theirs")).context_len is None
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        found = peer(tokens_for(LLAMA)).logits
+    assert relative_error(found, logits_of(load(ours), tokens_for(LLAMA))) < LIMIT
+
+
 def test_a_retnet_gives_the_logits_of_flas_published_formula(tmp_path: Path) -> None:
     ours = store(tmp_path, FLA)
     assert export_checkpoint(read_checkpoint(str(ours)), tmp_path / "theirs") == "fla"

@@ -115,7 +115,8 @@ def render(described: Description) -> dict[str, Any] | None:
         "num_key_value_heads": mixer.num_kv_heads,
         "vocab_size": config.vocab_size,
         "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": described.context_len,
+        # transformers refuses null, and assumes 2,048 without the field, which its rotary positions do not depend on.
+        **({} if described.context_len is None else {"max_position_embeddings": described.context_len}),
         "tie_word_embeddings": described.tied_embeddings,
         # transformers 4 reads the first two, transformers 5 the third.
         "rope_theta": mixer.rotary_base,
