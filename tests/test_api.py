@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -92,6 +93,21 @@ def test_functions_are_functions_whatever_was_imported() -> None:
 def test_an_impossible_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown experiment"):
         retbench.run("latencyy", out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["models", "overrides"])
+@pytest.mark.parametrize("given", ["rounds=1", Path("mine"), {"rounds": 1}, [("rounds", 1)], 3], ids=str)
+def test_what_is_no_list_of_texts_is_refused(name: str, given: object, tmp_path: Path) -> None:
+    """A single text is a sequence too, of its letters."""
+    arguments: dict[str, Any] = {name: given}
+    with pytest.raises(ConfigError) as caught:
+        retbench.run("latency", profile="smoke", device="cpu", out=tmp_path, **arguments)
+    assert str(caught.value).startswith(f"{name} is {given!r}. Give a list of texts, such as {name}=['")
+
+
+def test_a_folder_of_a_model_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown checkpoint '.*none': there is no such path"):
+        retbench.run("latency", profile="smoke", device="cpu", out=tmp_path, models=[tmp_path / "none"])
 
 
 @pytest.mark.slow

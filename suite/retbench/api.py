@@ -35,7 +35,7 @@ def run(
     profile: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    models: Sequence[str] = (),
+    models: Sequence[str | Path] = (),
     trust_remote_code: bool = False,
     limit: int | None = None,
     compiled: bool | None = None,
@@ -81,9 +81,9 @@ def run(
         device=device,
         dtype=dtype,
         limit=limit,
-        overrides=overrides,
+        overrides=_texts("overrides", overrides, "rounds=3"),
         compiled=compiled,
-        checkpoints=models,
+        checkpoints=_texts("models", models, "FOLDER"),
         trust_remote_code=trust_remote_code,
         results=Path(out),
         data_dir=data_dir,
@@ -93,6 +93,22 @@ def run(
         return RunSummary()
     with show_events(view_run) as notify:
         return run_plan(part, Path(out), fresh=fresh, notify=notify)
+
+
+def _texts(name: str, given: object, example: str) -> tuple[str, ...]:
+    """Return the items of an argument; ConfigError unless it is a sequence of texts or paths.
+
+    A single text would be taken for the sequence of its letters.
+    """
+    from retbench.errors import ConfigError, shown
+
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Sequence)
+        or not all(isinstance(item, str | Path) for item in given)
+    ):
+        raise ConfigError(f"{name} is {shown(given)}. Give a list of texts, such as {name}=[{example!r}].")
+    return tuple(map(str, given))
 
 
 def compare(
