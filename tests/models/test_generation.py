@@ -109,6 +109,14 @@ def test_top_p_keeps_the_token_that_reaches_it():
     assert kept.tolist() == [1, 3, 4]
 
 
+@pytest.mark.parametrize("least", [1e-46, 1e-300], ids=str)
+@pytest.mark.parametrize("settings", [{"temperature": 1.0, "top_p": 0.0}, {"temperature": 0.0}], ids=str)
+def test_values_below_the_dtype_draw_the_likeliest_token(settings, least):
+    tiny = {name: value or least for name, value in settings.items()}
+    found = token_probabilities(1000 * LOGITS, Sampling(**tiny))
+    assert found.tolist() == [0, 1, 0, 0, 0]
+
+
 @given(
     logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40),
     temperature=st.floats(0.05, 5),

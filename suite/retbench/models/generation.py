@@ -56,14 +56,16 @@ def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         (N,) float32 or wider, summing to one; 0 for excluded tokens.
     """
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    least = torch.finfo(values.dtype).tiny  # less would be read as 0 by operations in this dtype
+    scaled = (values - values.max()) / max(sampling.temperature, least)  # at most 0, so no quotient becomes +inf
     if sampling.top_k is None and sampling.top_p is None:
         return scaled.softmax(0)
     ordered, tokens = scaled.sort(descending=True, stable=True)  # ties in the order of the greedy choice
     kept = ordered[: sampling.top_k].softmax(0)
     if sampling.top_p is not None and sampling.top_p < 1:
         before = kept.cumsum(0) - kept  # of all tokens more probable than this one
-        kept = kept.where(before < sampling.top_p, 0)
+        kept = kept.where(before < max(sampling.top_p, least), 0)
         kept = kept / kept.sum()
     return torch.zeros_like(scaled).scatter(0, tokens[: sampling.top_k], kept)
 
