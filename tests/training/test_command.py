@@ -95,6 +95,22 @@ def test_a_signal_leaves_a_snapshot_and_ends_with_130(experiment: Path, tmp_path
     assert not (tmp_path / FINAL / "final").exists()
 
 
+def test_an_interrupted_fresh_training_continues_only_without_the_option(
+    experiment: Path, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        command(experiment, tmp_path, *LONG, "--fresh"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("1/"):  # the first run begins
+                break
+        process.send_signal(signal.SIGTERM)
+        end = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted; the same command without --fresh continues from here" in end
+
+
 @pytest.fixture(scope="module")
 def trained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Return the folder of both trained models and the printed result; read-only."""

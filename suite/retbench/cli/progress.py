@@ -218,19 +218,21 @@ def _summarise_run(result: RunSummary) -> str:
     return f"{_ending(interrupted=result.interrupted)}: {counts or nothing}{place}"
 
 
-def _ending(*, interrupted: bool) -> str:
-    return "interrupted; the same command continues from here" if interrupted else "finished"
+def _ending(*, interrupted: bool, fresh: bool = False) -> str:
+    """Return how a command ended; `fresh` if giving it again would delete what it has done."""
+    command = "the same command without --fresh" if fresh else "the same command"
+    return f"interrupted; {command} continues from here" if interrupted else "finished"
 
 
 TrainingEvent = training.TrainingEvent | WaitingForLock
 
 
-def view_training(plan: TrainingPlan) -> Callable[[TrainingEvent], ShownEvent]:
-    """Return the function that gives an event of training as it is shown."""
-    return lambda event: _view_training(event, plan)
+def view_training(plan: TrainingPlan, *, fresh: bool = False) -> Callable[[TrainingEvent], ShownEvent]:
+    """Return the function that gives an event of training as it is shown; `fresh` as the command has it."""
+    return lambda event: _view_training(event, plan, fresh=fresh)
 
 
-def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
+def _view_training(event: TrainingEvent, plan: TrainingPlan, *, fresh: bool) -> ShownEvent:
     match event:
         case WaitingForLock():
             return ShownEvent(describe_waiting(event.holder))
@@ -267,7 +269,7 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan) -> ShownEvent:
         case training.TrainingResult() as result:
             failed = sum(run.status == "failed" for run in result.runs)
             counts = f"{len(result.runs) - failed} done" + (f", {failed} failed" if failed else "")
-            return ShownEvent(f"{_ending(interrupted=result.interrupted)}: {counts}")
+            return ShownEvent(f"{_ending(interrupted=result.interrupted, fresh=fresh)}: {counts}")
 
 
 def _describe_result(result: training.RunResult) -> str:

@@ -136,7 +136,7 @@ def carry_out(
         stack.enter_context(catch_signals(lambda: stopped.append(True)))
         notify: Notify = lambda _: None  # noqa: E731 - only the first process shows events
         if ranks.leads:
-            notify = stack.enter_context(show_events(view_training(plan)))
+            notify = stack.enter_context(show_events(view_training(plan, fresh=fresh)))
             if track is not None:
                 notify = stack.enter_context(track_runs(track, plan, notify))
 
