@@ -150,6 +150,14 @@ def test_a_hub_that_refuses_is_an_error_that_says_so(hub: Hub, results: Path) ->
     assert hub.files == {}
 
 
+def test_a_hub_out_of_reach_is_an_error_with_advice_for_sending(hub: Hub, results: Path) -> None:
+    hub.status = 400
+    done = push(hub, results, "--hub", "me/mine")
+    assert done.returncode == 3
+    assert "the hub cannot be reached (" in done.stderr
+    assert done.stderr.endswith("Check the network, then push again.\n")
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("mine", "not the name of a dataset"), ("", "it is empty"), ("a/b/c", "OWNER/NAME")]
 )

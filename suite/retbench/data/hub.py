@@ -51,9 +51,17 @@ def parse_name(name: str, revision: str | None = None) -> HubName:
     return HubName(found["repo"], found["config"], revision or found["revision"])
 
 
+_OFFLINE = "Check the network, or give the path of a local copy."
+
+
 @contextmanager
-def translate_hub_errors(name: str) -> Iterator[None]:
-    """Turn an error of the hub's libraries into one message: a wrong request, or something this machine lacks."""
+def translate_hub_errors(name: str, *, offline: str = _OFFLINE) -> Iterator[None]:
+    """Turn an error of the hub's libraries into one message: a wrong request, or something this machine lacks.
+
+    Args:
+        name: Name of what is asked of the hub, as the user gave it.
+        offline: Advice for a hub that cannot be reached.
+    """
     from huggingface_hub import errors
 
     http_error: type[Exception] = vars(errors)["HTTPError"]  # of a library that differs between its versions
@@ -72,7 +80,7 @@ def translate_hub_errors(name: str) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code not in {401, 403}:
-            raise _unreachable(name, error) from error
+            raise _unreachable(name, error, offline) from error
         raise ConfigError(
             f"'{name}': the hub does not let you do this (status {error.response.status_code}). Log in with "
             "`hf auth login` as somebody who may."
@@ -83,15 +91,13 @@ def translate_hub_errors(name: str) -> Iterator[None]:
                 f"'{name}': a download cannot be stored ({error.strerror}). Free some space, or name another folder by "
                 "HF_HOME; the same command then continues."
             ) from error
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, error, offline) from error
 
 
-def _unreachable(name: str, error: Exception) -> UnsupportedError:
+def _unreachable(name: str, error: Exception, advice: str) -> UnsupportedError:
     """Return the error for a hub that does not answer, or not as it should."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UnsupportedError(
-        f"'{name}': the hub cannot be reached ({reason}). Check the network, or give the path of a local copy."
-    )
+    return UnsupportedError(f"'{name}': the hub cannot be reached ({reason}). {advice}")
 
 
 def resolve_revision(name: str, hub_name: HubName) -> str:
@@ -146,7 +152,7 @@ def push_dataset(name: str, contents: Mapping[str, Path | bytes], message: str, 
     from huggingface_hub import CommitOperationAdd, HfApi
 
     check_dataset_name(name)
-    with translate_hub_errors(name):
+    with translate_hub_errors(name, offline="Check the network, then push again."):
         api = HfApi()
         api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         operations = [

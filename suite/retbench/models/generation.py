@@ -58,9 +58,7 @@ def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     least = torch.finfo(values.dtype).tiny  # less would be read as 0 by operations in this dtype
-    scaled = (values - values.max()) / max(
-        sampling.temperature, least
-    )  # at most 0, so no quotient becomes +inf
+    scaled = (values - values.max()) / max(sampling.temperature, least)  # at most 0: no quotient is +inf
     if sampling.top_k is None and sampling.top_p is None:
         return scaled.softmax(0)
     ordered, tokens = scaled.sort(descending=True, stable=True)  # ties in the order of the greedy choice
