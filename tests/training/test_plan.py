@@ -202,7 +202,9 @@ def test_a_shard_without_runs_says_so(experiment: Path, tmp_path: Path) -> None:
     for more in ([], ["--dry-run"], ["--json"]):
         done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), *more])
         assert done.exit_code == 0, done.output
-        assert "hard 2/2 has no runs, so there is nothing to train" in done.stdout.replace("\n", " ")
+        text = " ".join(done.stdout.split())
+        assert "hard 2/2 has no runs, so there is nothing to train" in text
+        assert "The plan has 1 pair of size and seed." in text
     assert not (tmp_path / "out").exists()
 
 

@@ -191,7 +191,10 @@ def _check_out(plan: TrainingPlan, out: Path) -> None:
 def _say_empty(plan: TrainingPlan, form: str) -> None:
     """Say that a shard has no runs."""
     count = len(set(map(plan.unit_of, replace(plan, shard=None).runs)))
-    parts = "models" if plan.has_grid else "sizes and seeds"
+    one, several = (
+        ("model", "models") if plan.has_grid else ("pair of size and seed", "pairs of size and seed")
+    )
+    parts = one if count == 1 else several
     text = f"shard {plan.shard} has no runs, so there is nothing to train. The plan has {count} {parts}."
     print_nothing(text, form, experiment=plan.experiment.name, profile=plan.profile_name, runs=[])
 
