@@ -149,6 +149,17 @@ def test_an_incomplete_mixer_is_refused_with_the_missing_names(monkeypatch: pyte
         architectures()
 
 
+@pytest.mark.parametrize("of", [lambda kind: kind, lambda kind: (kind(d_model=8),), lambda kind: None])
+def test_what_is_no_tuple_of_mixers_is_refused(of: Callable[[Any], object]) -> None:
+    """A tuple of one class without its comma is the class."""
+    object.__setattr__(architectures()["min_gru"], "mixers", of(mixer()))
+    architectures.cache_clear()
+    result = CliRunner().invoke(app, ["list", "--models"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("retbench: architecture 'min_gru': mixers is ")
+    assert result.stderr.endswith("with a comma after a single one: mixers = (MyMixer,).\n")
+
+
 @pytest.mark.parametrize("taken", ["linear_attention", "min_gru"])
 def test_a_mixer_with_the_name_of_another_is_refused(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration names its mixers: that of the other class would be measured."""

@@ -118,6 +118,11 @@ def test_what_is_no_measurement_of_every_metric_is_refused(returned: Any, reason
         replace(users_workload(), measure=lambda context: returned).run(None)
 
 
+def test_a_workload_without_metrics_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"workload 'chat' has no metrics"):
+        replace(users_workload(), metrics=())
+
+
 @pytest.mark.parametrize(
     ("unit", "reason"),
     [
@@ -208,6 +213,14 @@ def test_a_broken_package_is_named(
     with pytest.raises(ConfigError, match=r"package 'someones-workloads'.*pip uninstall") as caught:
         collect_workloads()
     assert reason in str(caught.value)
+
+
+def test_a_workload_that_measures_nothing_is_refused_before_a_run(
+    installed: Callable[[Callable[[], Any]], None],
+) -> None:
+    installed(lambda: replace(users_workload(), measure=None))
+    with pytest.raises(ConfigError, match=r"workload 'chat' has no function `measure`"):
+        collect_workloads()
 
 
 def test_what_a_profile_has_is_open_to_look_up() -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from retbench import mixers as own_mixers
 from retbench.architectures.architecture import Architecture, ModelSpec
-from retbench.errors import ConfigError, unknown_name
+from retbench.errors import ConfigError, shown, unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer, missing_parts
 from retbench.strict import explain
@@ -53,7 +53,15 @@ def _name_taken(kind: type[Mixer], first: type[Mixer]) -> ConfigError:
 
 
 def _check_complete(architecture: Architecture) -> None:
-    """Raise a ConfigError if a user's architecture has an incomplete mixer, or a preset that its tables do not take."""
+    """Raise a ConfigError for what is no mixer, an incomplete one, or a preset that the tables do not take."""
+    kinds: object = architecture.mixers
+    if not isinstance(kinds, tuple | list) or not all(
+        isinstance(kind, type) and issubclass(kind, Mixer) for kind in kinds
+    ):
+        raise ConfigError(
+            f"architecture '{architecture.name}': mixers is {shown(kinds)}. Give a tuple of subclasses of "
+            "retbench.mixers.mixer.Mixer, with a comma after a single one: mixers = (MyMixer,)."
+        )
     for kind in architecture.mixers:
         if missing := missing_parts(kind):
             raise ConfigError(

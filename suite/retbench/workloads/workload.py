@@ -133,7 +133,11 @@ class Workload:
     reads_prompts: bool = False
 
     def __post_init__(self) -> None:
-        """Raise a ConfigError where a metric has no unit, or another than its name states."""
+        """Raise a ConfigError where there is no metric, or one has no unit, or another than its name states."""
+        if not self.metrics:
+            raise ConfigError(
+                f"workload '{self.name}' has no metrics, and models are compared by the first. Give it a MetricSpec"
+            )
         for metric in self.metrics:
             named = f"workload '{self.name}': the metric '{metric.name}'"
             if not metric.unit:
@@ -256,7 +260,7 @@ def collect_workloads() -> dict[str, Workload]:
     """Find the workloads of this package and of users' packages.
 
     Raises:
-        ConfigError: the workload of a user's package cannot be loaded, or has a name that is taken.
+        ConfigError: the workload of a user's package cannot be loaded or measured, or has a name that is taken.
     """
     own = [
         import_module(f"{__package__}.{path.stem}").WORKLOAD
@@ -265,6 +269,11 @@ def collect_workloads() -> dict[str, Workload]:
     ]
     found: dict[str, Workload] = {one.name: one for one in sorted(own, key=lambda one: one.order)}
     for workload in user_packages.installed(user_packages.WORKLOADS, Workload, found):
+        if workload.measure is None and workload.spec is not None:
+            raise ConfigError(
+                f"workload '{workload.name}' has no function `measure`, and a profile can ask for it. Give it one, or "
+                "set its spec to None."
+            )
         found[workload.name] = workload
     return found
 
