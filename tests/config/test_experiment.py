@@ -228,7 +228,7 @@ def test_a_name_that_leaves_its_folder_is_refused(tiny_experiment: Path, table: 
 @pytest.mark.parametrize("stem", ["my experiment", "-x", "x" * 101])
 def test_an_experiment_s_file_is_called_by_a_name(tiny_experiment: Path, stem: str) -> None:
     path = tiny_experiment.rename(tiny_experiment.with_name(f"{stem}.toml"))
-    with pytest.raises(ConfigError, match=r"'name' is .*, and becomes part of a path"):
+    with pytest.raises(ConfigError, match=r"called after its file, and .* Rename the file\. Use"):
         load_experiment(str(path))
 
 

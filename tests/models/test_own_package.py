@@ -160,6 +160,15 @@ def test_what_is_no_tuple_of_mixers_is_refused(of: Callable[[Any], object]) -> N
     assert result.stderr.endswith("with a comma after a single one: mixers = (MyMixer,).\n")
 
 
+def test_a_default_form_that_a_mixer_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    architectures()
+    monkeypatch.setattr(mixer(), "default_form", "chunked")
+    architectures.cache_clear()
+    result = CliRunner().invoke(app, ["verify", "min_gru"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "default_form is 'chunked', and its forms are chunkwise, recurrent. Name one" in result.stderr
+
+
 @pytest.mark.parametrize("taken", ["linear_attention", "min_gru"])
 def test_a_mixer_with_the_name_of_another_is_refused(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration names its mixers: that of the other class would be measured."""

@@ -57,9 +57,8 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
                 f"{spec.architecture}: chunk_size is {spec.chunk_size}, and no form of its mixers has chunks. Leave it "
                 "out."
             )
-        with blaming_package(
-            config
-        ):  # the call of a method that takes other arguments fails outside of the package
+        # The call of a method that takes other arguments fails outside of its package.
+        with blaming_package(config):
             for mixer in config.mixers:
                 if package_of(type(mixer)) != OWN and mixer.whole_model is None:
                     check_costs(mixer)

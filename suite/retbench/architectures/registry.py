@@ -68,6 +68,11 @@ def _check_complete(architecture: Architecture) -> None:
                 f"{kind.__module__}.{kind.__name__} does not define {', '.join(missing)}, which every mixer needs. "
                 "retbench.mixers.mixer.Mixer says what each of them is."
             )
+        if kind.default_form not in kind.forms:
+            raise ConfigError(
+                f"{kind.__module__}.{kind.__name__}: default_form is {shown(kind.default_form)}, and its forms are "
+                f"{', '.join(kind.forms)}. Name one of them."
+            )
     for variant, fields in architecture.presets.items():
         try:
             architecture.spec.model_validate({"architecture": architecture.name, **fields})

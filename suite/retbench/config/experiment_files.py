@@ -13,7 +13,7 @@ from retbench.config.overrides import apply_overrides
 from retbench.config.own_models import NO_OWN_MODELS, OwnModels, check_trust, replace_models
 from retbench.errors import ConfigError, shown, unknown_name
 from retbench.parsing import parse_toml
-from retbench.strict import explain
+from retbench.strict import NAME_RULE, explain
 from retbench.units import GB
 
 PAPER_MEMORY_BYTES = 70 * GB
@@ -88,6 +88,11 @@ def load_experiment(
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
+        if any(fault["loc"] == ("name",) for fault in error.errors()):
+            raise ConfigError(
+                f"{place}: an experiment is called after its file, and {shown(path.stem)} becomes part of a path. "
+                f"Rename the file. {NAME_RULE}"
+            ) from error
         where = ", ".join([place, *(f"--set {shown(item)[1:-1]}" for item in overrides)])
         tables = raw.get("models")
         known = tables.items() if isinstance(tables, dict) else ()

@@ -13,6 +13,7 @@ from retbench.report.contents import contents_of
 from retbench.report.findings.answer import Answer, AnswerLine, find_answer
 from retbench.report.results import Results, load_results
 from retbench.report.selection import select
+from retbench.workloads.workload import measures_cost
 
 NOT_MEASURED = "not measured in this run"
 NOT_COMPARED = "measured, but of no two models that are compared"
@@ -57,6 +58,15 @@ def test_most_records_of_a_busy_machine_are_reported(cpu_records: list[Record]) 
             for number, record in enumerate(cpu_records)
         ]
         assert answer(records).caveat.startswith("Other processes kept the machine busy") is is_stated
+
+
+def test_a_busy_machine_disturbs_no_quality(scored: Results) -> None:
+    busy = {"load_average": [9.0, 1.0, 1.0], "physical_cores": 2}
+    records = [
+        record.model_copy(update={"environment": record.environment | busy}) for record in scored.records
+    ]
+    assert not any(measures_cost(record) for record in records)
+    assert "busy" not in answer(records).caveat
 
 
 def test_a_whole_run_is_answered_in_four_lines(cpu_records: list[Record]) -> None:

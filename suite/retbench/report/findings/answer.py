@@ -36,7 +36,7 @@ from retbench.report.wording import (
 )
 from retbench.stats.paired import ratio_over_seeds
 from retbench.units import format_count, format_tokens
-from retbench.workloads.workload import WORKLOADS
+from retbench.workloads.workload import WORKLOADS, measures_cost
 
 HEADLINES = ("decode", "memory", "prefill")
 """Workloads that always have a line, in this order; others have one where none of these was measured."""
@@ -320,8 +320,9 @@ def _parameters(records: Sequence[Record]) -> str:
 
 
 def _caveat(records: Sequence[Record]) -> str:
-    """Return what models of this size on this device do not show, after a disturbance of most of the records."""
-    busy = sum(excessive_load(record.environment) is not None for record in records)
+    """Return what models of this size on this device do not show, after a disturbance of most of the costs."""
+    costs = [record for record in records if measures_cost(record)]
+    busy = sum(excessive_load(record.environment) is not None for record in costs)
     disturbed = "Other processes kept the machine busy: measure again without them. "
     latest = max(records, key=started)
     is_cpu = str(set_of(latest).device) == "cpu"
@@ -330,4 +331,4 @@ def _caveat(records: Sequence[Record]) -> str:
         if is_cpu
         else "Other devices, sizes and dtypes may differ: the claims of the papers state their conditions."
     )
-    return disturbed + text if 2 * busy > len(records) else text
+    return disturbed + text if 2 * busy > len(costs) else text
