@@ -16,11 +16,12 @@ BIN := .venv/bin
 # Many containers set this. Each process of a run would then compile the modules of torch anew, which takes seconds.
 export PYTHONDONTWRITEBYTECODE :=
 BUDGET ?= 30
-# uv installs PyTorch in a third of pip's time. It does not read pip's settings: folders of wheels are handed on to it, and
-# pip installs where other settings say where packages come from or how they are reached.
+# uv installs PyTorch in a third of pip's time. It does not read pip's settings: folders of wheels and a file of
+# certificates are handed on to it, and pip installs where others say where packages come from or how they are reached.
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
-PIP_ONLY := index|proxy|host|client|constraint|prefer|only|no-binary|links=.*[\ ]$(if $(SSL_CERT_FILE),,|cert)
+PIP_ONLY := index|proxy|host|client|constraint|prefer|only|no-binary|links=.*[\ ]
 WHEELS = $$($(BIN)/pip config list | sed -nE "s/^.*\.find-links='(.*)'$$/--find-links=\1/p" | sort -u)
+CERTIFICATES = $$($(BIN)/pip config list | sed -nE "s/^.*\.cert='(.*)'$$/\1/p" | head -n 1)
 PAGE_FIGURES := kin_decode_batch1 quality_perplexity_litbank-original_whole_4096_by_position \
 	recall_slices_recall_slices_litbank-original_2048_gain mqar_mqar_frontier \
 	mqar_mqar_mqar_32_8_distance mqar_training_run_mqar_32_rates length_recall_length_recall_40k \
@@ -87,7 +88,8 @@ gpu-check: .venv/installed-gpu
 	$(PYTHON) -m venv .venv
 	@if $(BIN)/pip config list | grep -E '$(PIP_ONLY)' > /dev/null || ! $(PIP_INSTALL) --only-binary :all: uv; \
 	then install="$(PIP_INSTALL) --no-compile"; \
-	else install="$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHEELS)"; fi; \
+	else install="$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHEELS)"; \
+	  if [ -z "$$SSL_CERT_FILE" ] && [ -n "$(CERTIFICATES)" ]; then export SSL_CERT_FILE="$(CERTIFICATES)"; fi; fi; \
 	set -x; $$install --editable '.$(EXTRAS)'
 	@touch $@
 
