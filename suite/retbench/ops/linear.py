@@ -111,11 +111,8 @@ class Linear(nn.Linear):
         """(..., in) to (..., out)."""
         weight = self.weight  # once: a module looks a parameter up in Python
         if self._is_eager_step(x):
-            rows, products, by_output = (
-                x.numel() // self.in_features,
-                self.row_products,
-                weight.is_contiguous(),
-            )
+            products, by_output = self.row_products, weight.is_contiguous()
+            rows = x.numel() // self.in_features
             if products.takes_onednn(rows, by_output=by_output):
                 return multiply_onednn(x, weight)
             if rows == 1 and by_output and products.batches:
@@ -152,10 +149,9 @@ class Linear(nn.Linear):
         by_output = weight.is_contiguous()
         if by_output and 1 <= rows <= MOST_LOOPED_ROWS:
             return "loop"
-        by_onednn = weight.dtype is torch.float32 and self.row_products.compiles_onednn(
-            rows, by_output=by_output
-        )
-        return "onednn" if by_onednn else "torch"
+        if weight.dtype is torch.float32 and self.row_products.compiles_onednn(rows, by_output=by_output):
+            return "onednn"
+        return "torch"
 
     def store(self, *, by_output: bool) -> None:
         """Store the weight (out, in) in memory, as nn.Linear does, or (in, out); a new parameter replaces it."""
