@@ -44,11 +44,21 @@ def test_no_rate_is_found_where_a_part_takes_longer_than_the_whole(monkeypatch: 
 def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_found", {"by_output, float32": 1})
     monkeypatch.setattr(step_rates, "_products", None)  # eager products, which are not to be measured
+    measured: dict[bool, float] = {}
+    measure = step_rates.compiled_attention_seconds
+
+    def attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:
+        """Measure, and return another time: which of the two is longer is chance on a busy machine."""
+        measured[share_keys] = measure(device, dtype, share_keys=share_keys)
+        return 3e-5 if share_keys else 2e-5
+
+    monkeypatch.setattr(step_rates, "compiled_attention_seconds", attention_seconds)
     found = measure_step_rates(CPU, torch.float32, compiled=True)
     assert [footprint for footprint, _ in found.products] == [4 * MIB, 16 * MIB]
     assert all(1e6 < rate < 1e13 for _, rate in found.products)
     assert found.product_s == ((1, 0.0),)
-    assert 0 < found.operator_s < found.attention_s[0][1] < found.shared_attention_s[0][1] < 0.001
+    assert all(0 < seconds < 0.001 for seconds in (found.operator_s, *measured.values()))
+    assert (found.attention_s, found.shared_attention_s) == (((1, 2e-5),), ((1, 3e-5),))
 
 
 @pytest.mark.usefixtures("quick")
