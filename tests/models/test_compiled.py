@@ -193,7 +193,7 @@ def packing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, batch_size: int, product: str) -> None:
     model = one_layer("retnet", dtype)
     model.set_row_products(products.row_products(model.device, dtype, compiled=True))
-    assert StepCompiler(model)._product(batch_size) == product
+    assert StepCompiler(model).product_of(batch_size) == product
 
 
 @pytest.mark.slow

@@ -118,10 +118,10 @@ def product_seconds(
     return median(samples) / copies
 
 
-def multiply_all(x: Tensor, weights: Sequence[Tensor]) -> None:
+def multiply_all(x: Tensor, weights: Sequence[Tensor], product: _Product = F.linear) -> None:
     """Multiply x (rows, in) by each of several weights (out, in)."""
     for weight in weights:
-        F.linear(x, weight)
+        product(x, weight)
 
 
 def _cache_bytes(device: torch.device) -> int:
@@ -311,11 +311,7 @@ def _seconds_of_packed(
         for product in products:
             product(x)
 
-    def multiply_usual() -> None:
-        for weight in weights:
-            usual(x, weight)
-
-    return _least_seconds(multiply_packed, multiply_usual)
+    return _least_seconds(multiply_packed, partial(multiply_all, x, weights, usual))
 
 
 def _packed_product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:

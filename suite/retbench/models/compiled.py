@@ -60,7 +60,7 @@ class StepCompiler:
             UnsupportedError: torch cannot compile the step on this machine.
         """
         batch_size = tokens.shape[0]
-        product = self._product(batch_size)
+        product = self.product_of(batch_size)
         if batch_size != self._batch_size and self._compiled:
             # Their code would be kept as long as the process lives.
             torch.compiler.reset()
@@ -77,7 +77,7 @@ class StepCompiler:
         self._batch_size = batch_size
         return CompiledStep(compiled.run, compiled.first, compiled.seconds, product)
 
-    def _product(self, batch_size: int) -> str:
+    def product_of(self, batch_size: int) -> str:
         """Return how steps of a batch multiply: by packed weights on a CPU where that beats torch's product."""
         product = self._model.compiled_product(batch_size)
         if self._model.device.type != "cpu" or product != "torch":
