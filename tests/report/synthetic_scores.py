@@ -225,7 +225,7 @@ class ScoreMaker:
     def _zeroshot(self, model: str, size: str, seed: int | None, task: str, num_fewshot: int) -> None:
         count, accuracy = TASKS.get(task, (200, 0.5))
         draw, own = random.Random(task), random.Random(f"{task}/{model}/{size}/{seed}/{num_fewshot}")
-        better = 0.08 if (model, task, size) == ("retnet", "piqa", "25m") else 0.0
+        better = 0.12 if (model, task, size, num_fewshot) == ("retnet", "piqa", "25m", 0) else 0.0
         rows = []
         for number in range(count):
             shared = draw.random()  # what both find easy or hard

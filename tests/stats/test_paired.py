@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from retbench.errors import RecordError
 from retbench.stats.paired import (
     MIN_DOCUMENTS,
+    p_over_seeds,
     paired_accuracy,
     proportion_interval,
     ratio_of_sums,
@@ -33,6 +34,38 @@ def test_the_bootstrap_covers_what_it_says(count: int, spread: float) -> None:
         assert found.high is not None
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / repeats <= 0.98
+
+
+def test_the_p_value_agrees_with_the_interval_and_is_small_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(7)
+    small, repeats = 0, 800
+    for number in range(repeats):
+        theirs = draw.lognormal(9, 0.7, 40)
+        mine = theirs * draw.normal(1, 0.03, 40)
+        found = ratio_of_sums(mine, theirs, null=1, num_resamples=1000, seed=number)
+        assert found.p_value is not None
+        assert found.low is not None
+        assert found.high is not None
+        small += found.p_value < 0.01
+        if abs(found.p_value - 0.05) > 0.005:
+            assert (found.p_value < 0.05) == (not found.low <= 1 <= found.high)
+    assert small / repeats <= 0.025
+    sure = ratio_of_sums(1.2 * theirs * draw.normal(1, 0.03, 40), theirs, null=1)
+    assert sure.p_value is not None
+    assert sure.p_value < 0.001
+    same = ratio_of_sums(theirs, theirs, null=1)
+    assert same.p_value == 1
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.3, 0.2), (-1.0, 0.5, 0.7, 0.2), (-0.1, 0.05, -0.2, -0.21)])
+def test_the_p_value_over_seeds_is_that_of_students_test(values: tuple[float, ...]) -> None:
+    assert p_over_seeds(values) == pytest.approx(ttest_1samp(values, 0).pvalue, abs=1e-12)
+
+
+def test_trainings_that_agree_leave_no_doubt_and_a_single_one_leaves_all() -> None:
+    assert p_over_seeds((2.0, 2.0, 2.0)) == 0
+    assert p_over_seeds((0.0, 0.0, 0.0)) == 1
+    assert p_over_seeds((2.0,)) == 1
 
 
 def test_pairing_narrows_what_documents_make_wide() -> None:

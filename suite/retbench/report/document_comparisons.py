@@ -205,7 +205,7 @@ def _compare_losses(mine: Record, theirs: Record, own: Rows, other: Rows) -> tup
         losses.append([_number(rows[number], "nll_nats", number) for number in scored])
         _check_mean(record, metric, sum(losses[-1]) / nats / max(1.0, sum(counts)))
     excess = [(one - two) / math.log(2) for one, two in zip(*losses, strict=True)]
-    return unit, ratio_of_sums(*losses), ratio_of_sums(excess, counts)
+    return unit, ratio_of_sums(*losses, null=1), ratio_of_sums(excess, counts)
 
 
 def _compare_slices(mine: Record, theirs: Record, own: Rows, other: Rows) -> dict[str, Estimate]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, ndtr, ndtri, stdtrit
+from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 from retbench.errors import RecordError
 from retbench.stats.intervals import (
@@ -23,6 +23,7 @@ from retbench.stats.intervals import (
     finite_array,
     geometric_interval,
     mean_interval,
+    paired,
 )
 
 NUM_RESAMPLES = 10_000
@@ -39,12 +40,17 @@ _DRAWN_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of sums over documents; its interval is None with fewer than `MIN_DOCUMENTS` documents."""
+    """A ratio of sums over documents; with fewer than `MIN_DOCUMENTS` it has neither interval nor p-value.
+
+    The p-value is two-sided, against the value that means no difference. It is below 5 % where the interval excludes
+    that value, up to the grain of the resampling.
+    """
 
     value: float
     low: float | None
     high: float | None
     num_documents: int
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def ratio_of_sums(
     tops: Sequence[float],
     bottoms: Sequence[float],
     *,
+    null: float = 0.0,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
@@ -88,7 +95,8 @@ def ratio_of_sums(
     With the log-likelihoods of two models on the same documents this is the ratio of their bits per byte. With their
     difference over the documents' bytes it is the difference. Documents are drawn with replacement, both values
     together. The interval is the percentile one, its quantiles moved outwards by what Student's t and the
-    factor sqrt(n / (n - 1)) add for few documents (Hesterberg, arXiv:1411.5279, "expanded percentile").
+    factor sqrt(n / (n - 1)) add for few documents (Hesterberg, arXiv:1411.5279, "expanded percentile"). The p-value is
+    the confidence that is lacking where an end of such an interval lies at `null`.
 
     All values are finite, and the bottoms neither negative nor all zero. The same seed gives the same interval.
     """
@@ -112,13 +120,16 @@ def ratio_of_sums(
     sums = _resampled_sums(columns, num_resamples, seed)
     with np.errstate(over="ignore"):
         ratios = np.divide(sums[0], sums[1], out=np.full(num_resamples, math.inf), where=sums[1] > 0)
-    quantile = stdtrit(num_documents - 1, (1 - CONFIDENCE) / 2)
-    level = float(ndtr(math.sqrt(num_documents / (num_documents - 1)) * quantile))
+    factor = math.sqrt(num_documents / (num_documents - 1))
+    level = float(ndtr(factor * stdtrit(num_documents - 1, (1 - CONFIDENCE) / 2)))
     # Between two infinite values there is no line, and the result of the interpolation is not a number.
     with np.errstate(invalid="ignore"):
         ends = np.quantile(ratios, [level, 1 - level])
     low, high = np.where(np.isnan(ends), math.inf, ends)
-    return Estimate(value, float(low), float(high), num_documents)
+    below, above = (np.count_nonzero(beyond) / num_resamples for beyond in (ratios <= null, ratios >= null))
+    outside = max(min(below, above), 1 / num_resamples)
+    p_value = min(1.0, 2 * float(stdtr(num_documents - 1, ndtri(outside) / factor)))
+    return Estimate(value, float(low), float(high), num_documents, p_value)
 
 
 def _resampled_sums(columns: Array, num_resamples: int, seed: int) -> Array:
@@ -190,3 +201,9 @@ def ratio_over_seeds(ratios: Sequence[Estimate]) -> Interval | None:
 def difference_over_seeds(pairs: Sequence[PairedAccuracy]) -> Interval | None:
     """Return the mean of a size's differences of accuracies with its interval over the trainings, or None likewise."""
     return mean_interval([pair.difference for pair in pairs]) if len(pairs) >= MIN_SEEDS else None
+
+
+def p_over_seeds(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of Student's t against a mean of 0 over the trainings; 1 for a single one."""
+    found = paired(differences)
+    return min(1.0, 2 * min(found.p_above(0), found.p_below(0)))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from report.synthetic_records import CPU, GPU, TRAINER, Maker, with_mixer, write_results
@@ -855,10 +856,28 @@ def test_leads_beyond_the_trained_length_do_not_reproduce_a_claim(tmp_path: Path
     short, long = ((maker.records[place], maker.records[place + 1]) for place in (0, 2))
     rule = CLAIMS["ablation_swish_gate"].rule
     assert isinstance(rule, AheadRule)
-    within = [QualityLead(short, lead, False, 512) for lead in (0.004, 0.002)]
-    beyond = [QualityLead(long, lead, True, 512) for lead in (0.45, 0.40)]
+    within = [QualityLead(short, lead, 0.4, 512) for lead in (0.004, 0.002)]
+    beyond = [QualityLead(long, lead, 0.001, 512) for lead in (0.45, 0.40)]
     assert judge_ahead(rule, within).verdict == "not_testable"
     assert judge_ahead(rule, [*within, *beyond]).verdict == "not_testable"
+
+
+def test_chance_confirms_a_claim_of_seven_evaluations_in_one_of_twenty_and_one_sure_lead_does(
+    tmp_path: Path,
+) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"25m": (0,)})
+    maker.perplexities("litbank/original", "whole", 2048)
+    rule, draw = CLAIMS["ablation_swish_gate"].rule, np.random.default_rng(3)
+    assert isinstance(rule, AheadRule)
+    sides = tuple(maker.records[:2])
+    decided = 0
+    for _ in range(2000):
+        drawn = zip(draw.normal(size=7), draw.uniform(size=7), strict=True)
+        leads = [QualityLead(sides, float(lead), float(p_value)) for lead, p_value in drawn]
+        decided += judge_ahead(rule, leads).verdict != "not_testable"
+    assert 0.03 < decided / 2000 < 0.065
+    sure = [QualityLead(sides, 0.02, p_value) for p_value in (1e-10, *[0.6] * 6)]
+    assert judge_ahead(rule, sure).verdict == "partly"
 
 
 def test_every_claim_on_perplexity_names_its_longest_context() -> None:

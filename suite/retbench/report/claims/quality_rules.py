@@ -1,11 +1,14 @@
 """Leads of one model over another in evaluations, and the verdicts of the rules on quality.
 
-A lead of several trainings is significant where its interval over them excludes 0 (`stats.paired`). That of one
-training is where its interval over documents does, or of accuracies by McNemar's test. Only significant leads confirm
-or refute a claim.
+Only significant leads confirm or refute a claim. The p-value of a lead is that of Student's t over the trainings, from
+three of them on; that of one training is of its documents: of texts by the bootstrap, of accuracies by McNemar's test
+(`stats.paired`). A rule reads several evaluations, of which one in twenty differs by chance, so that Holm's procedure
+decides which are significant: at most one verdict in twenty rests on a difference that is none.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from retbench.papers.claims import AheadRule, Claim, CrossesRule, NearRule, SlicesRule, Verdict
@@ -15,14 +18,16 @@ from retbench.report.claims.judged import ClaimFinding, decided
 from retbench.report.document_comparisons import DocumentComparison, Folders, compare
 from retbench.report.points import group, instance_of, scores_of, task_point_of, trained_length
 from retbench.report.wording import POINTS, describe_difference, range_of
-from retbench.stats.intervals import Interval
 from retbench.stats.paired import (
     MIN_SEEDS,
+    SIGNIFICANT,
     Estimate,
     PairedAccuracy,
     difference_over_seeds,
+    p_over_seeds,
     ratio_over_seeds,
 )
+from retbench.stats.sequential import reject
 from retbench.units import format_percent, format_size, format_tokens
 
 
@@ -36,13 +41,13 @@ class Replicates(NamedTuple):
 class QualityLead(NamedTuple):
     """Lead of a challenger over a reference in one evaluation, above 0 where the challenger is better.
 
-    `is_significant` is None where too few documents give no interval.
+    `p_value` is two-sided, against no lead; None where too few documents give none.
     """
 
     records: tuple[Record, ...]
     """Those of the challenger and of the reference in turn, a pair for each seed."""
     lead: float
-    is_significant: bool | None
+    p_value: float | None
     trained_len: int | None = None
     """Sequence length of the training, of both models the shorter one; None where it is not known."""
 
@@ -69,11 +74,11 @@ def find_leads(
             sides = tuple(side for pair, _ in mine for side in pair)
             lengths = [trained_length(side, trainings) for side in sides]
             shortest = min((length for length in lengths if length is not None), default=None)
-            lead, is_significant = _lead([made for _, made in mine])
+            lead, p_value = _lead([made for _, made in mine])
             instances = [made.instance for _, made in mine]
             seeds = tuple(sorted(one.seed for one in instances if one.seed is not None))
             found.setdefault(Replicates(instances[0].size, seeds), []).append(
-                QualityLead(sides, lead, is_significant, shortest)
+                QualityLead(sides, lead, p_value, shortest)
             )
     return found
 
@@ -93,24 +98,24 @@ def _accuracy(made: DocumentComparison) -> PairedAccuracy | None:
     return made.accuracies.get("acc") or made.accuracies.get("contains")
 
 
-def _lead(made: Sequence[DocumentComparison]) -> tuple[float, bool | None]:
-    """Return the lead of comparisons that differ in the seed only, and whether it is significant."""
+def _lead(made: Sequence[DocumentComparison]) -> tuple[float, float | None]:
+    """Return the lead of comparisons that differ in the seed only, and its p-value."""
     ratios = [one.ratio for one in made if one.ratio]
     pairs = [pair for one in made if (pair := _accuracy(one))]
+    if over_seeds := ratio_over_seeds(ratios):
+        return 1 - over_seeds.value, p_over_seeds([math.log(ratio.value) for ratio in ratios])
     if ratios:
-        found = ratio_over_seeds(ratios) or ratios[0]
-        return 1 - found.value, _excludes(1, found)
-    together = difference_over_seeds(pairs)
-    return (
-        (together.value, _excludes(0, together))
-        if together
-        else (pairs[0].difference, pairs[0].is_significant)
-    )
+        return 1 - ratios[0].value, ratios[0].p_value
+    if over_seeds := difference_over_seeds(pairs):
+        return over_seeds.value, p_over_seeds([pair.difference for pair in pairs])
+    return pairs[0].difference, pairs[0].p_value
 
 
-def _excludes(value: float, found: Interval | Estimate) -> bool | None:
-    """Return whether an interval excludes a value; None where there is no interval."""
-    return None if found.low is None or found.high is None else not found.low <= value <= found.high
+def _significant(p_values: Sequence[float | None]) -> list[bool]:
+    """Return by Holm's procedure which p-values of one verdict are significant; None is not."""
+    known = {number: p_value for number, p_value in enumerate(p_values) if p_value is not None}
+    rejected = reject(known, SIGNIFICANT, dict.fromkeys(known, 1), len(known))
+    return [number in rejected for number in range(len(p_values))]
 
 
 def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
@@ -130,14 +135,15 @@ def judge_ahead(rule: AheadRule, leads: Sequence[QualityLead]) -> ClaimFinding:
             measured=f"{finding.measured}; {len(leads) - len(within)} not counted: {beyond}"
         )
     ahead = [each for each in leads if each.lead > 0]
-    sure = [each for each in ahead if each.is_significant]
-    behind = [each for each in leads if each.lead < 0 and each.is_significant]
+    significant = list(compress(leads, _significant([each.p_value for each in leads])))
+    sure = [each for each in significant if each.lead > 0]
+    behind = [each for each in significant if each.lead < 0]
     evaluations = "evaluation" if len(leads) == 1 else "evaluations"
     text = (
         f"ahead at {len(ahead)} of {len(leads)} {evaluations}, significantly at {len(sure)}, significantly behind at "
         f"{len(behind)}; {_lead_words(leads)}"
     )
-    if all(each.is_significant is None for each in leads):
+    if all(each.p_value is None for each in leads):
         return ClaimFinding("not_testable", text, ("too few documents for an interval",))
     if not sure or len(behind) > len(sure):
         return ClaimFinding("not_reproduced" if behind else "not_testable", text)
@@ -167,9 +173,9 @@ def judge_crossing(
 ) -> ClaimFinding:
     """Judge whether the challenger is behind at the small sizes and ahead at the large ones."""
     behind, ahead = ([each for leads in sizes.values() for each in leads] for sizes in (small, large))
-    as_claimed = [each.lead < 0 for each in behind if each.is_significant]
-    as_claimed += [each.lead > 0 for each in ahead if each.is_significant]
     num_leads = len(behind) + len(ahead)
+    is_as_claimed = [each.lead < 0 for each in behind] + [each.lead > 0 for each in ahead]
+    as_claimed = list(compress(is_as_claimed, _significant([each.p_value for each in (*behind, *ahead)])))
     means = _mean_lead(behind), _mean_lead(ahead)
     if not as_claimed:
         verdict: Verdict = "not_testable"
@@ -235,24 +241,31 @@ def find_slice_pairs(
 def judge_slices(claim: Claim, pairs: Sequence[SlicesPair]) -> ClaimFinding:
     """Judge whether the challenger is behind on repeated pairs, and there more than on new ones, in every evaluation.
 
-    Being further behind on repeated pairs than on new ones is a smaller gain of a repeated pair. Only intervals decide,
-    and only where the reference recalls: where neither model does, neither recalls less.
+    Being further behind on repeated pairs than on new ones is a smaller gain of a repeated pair. It counts only where
+    the reference recalls: where neither model does, neither recalls less.
     """
     text = "; ".join(pair.text for pair in pairs)
     if all(pair.reference_gain.low is None for pair in pairs):
         return ClaimFinding("not_testable", text, ("too few documents for an interval",))
-    # Above 0 as claimed: the loss on repeated pairs, and the gain that is lacking.
-    ends = [
-        end
+    # Whether each half of the claim lies on the side that is claimed, and its p-value.
+    halves = [
+        (sign * one.value > 0, one.p_value)
         for pair in pairs
         if pair.reference_gain.low is not None and pair.reference_gain.low > 0
         for one, sign in ((pair.slices["hit_nats"], 1), (pair.slices["hit_gain_nats"], -1))
-        if one.low is not None and one.high is not None
-        for end in [sorted((sign * one.low, sign * one.high))]
+        if one.p_value is not None
     ]
     printed = " and ".join(f"{find_number(place).value:.3g}" for place in claim.numbers)
-    shown, refuted = [low > 0 for low, _ in ends], [high < 0 for _, high in ends]
-    verdict: Verdict = "not_reproduced" if any(refuted) else "not_testable"
-    if any(shown):
-        verdict = "reproduced" if all(shown) else "partly"
+    significant = [
+        as_claimed
+        for (as_claimed, _), is_significant in zip(halves, _significant([p for _, p in halves]), strict=True)
+        if is_significant
+    ]
+    # To be reproduced every half must be shown, so that their errors do not add up: each is tested at the full rate.
+    if halves and all(as_claimed and p_value < SIGNIFICANT for as_claimed, p_value in halves):
+        verdict: Verdict = "reproduced"
+    elif significant:
+        verdict = "partly" if any(significant) else "not_reproduced"
+    else:
+        verdict = "not_testable"
     return ClaimFinding(verdict, text, (f"the paper {printed} nats per token",))
