@@ -149,6 +149,15 @@ def test_two_names_of_one_file_are_two_documents(write_folder: Write) -> None:
     assert names_in_splits(root) == ["a.txt", "b.txt", "c.txt"]
 
 
+def test_linked_folders_are_read_and_one_that_contains_itself_is_refused(write_folder: Write) -> None:
+    root = write_folder({"books/a.txt": "one", "books/b.txt": "two", "corpus/c.txt": "three"})
+    (root / "corpus/linked").symlink_to(root / "books")
+    assert names_in_splits(root / "corpus") == ["c.txt", "linked/a.txt", "linked/b.txt"]
+    (root / "books/back").symlink_to(root / "corpus")
+    with pytest.raises(ConfigError, match=r"linked/back: the link leads to a folder that it is in"):
+        load_corpus(str(root / "corpus"))
+
+
 def test_a_file_is_cached_by_its_time_when_reading_began(
     write_folder: Write, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

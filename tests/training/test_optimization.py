@@ -5,8 +5,11 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from retbench.architectures.matching import resolve_model
+from retbench.architectures.registry import named_specs
 from retbench.config.training import RECIPES
 from retbench.errors import DivergedError
+from retbench.models.build import build_model
 from retbench.ops.linear import Linear
 from retbench.training.optimization import (
     LossMonitor,
@@ -69,6 +72,18 @@ def test_laying_out_changes_no_value() -> None:
     make_contiguous(model)
     assert all(weight.is_contiguous() for weight in model.parameters())
     torch.testing.assert_close(model(tokens), before)
+
+
+@pytest.mark.parametrize("name", named_specs())
+def test_every_weight_can_be_sharded(name: str) -> None:
+    # FSDP takes contiguous weights only; decoding stores some of Mamba-2's and RWKV-6's transposed.
+    spec = named_specs()[name]
+    config = resolve_model(spec, "40k", vocab_size=23)
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend=spec.backend)
+    before = {key: weight.clone() for key, weight in model.named_parameters()}
+    make_contiguous(model)
+    assert all(weight.is_contiguous() for weight in model.parameters())
+    assert all(weight.equal(before[key]) for key, weight in model.named_parameters())
 
 
 def test_gradients_are_clipped_together() -> None:

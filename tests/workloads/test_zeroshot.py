@@ -173,6 +173,7 @@ def test_a_model_continues_a_form_and_a_prompt_without_room_is_an_error(folder: 
     assert isinstance(row["text"], str)
     assert row["loglikelihoods"] == row["is_greedy"] == ()
     assert found.metrics["num_truncated"].value == 0
+    assert found.metrics["tokens_per_s"].value > 0
     point = context.cell.point.model_copy(update={"context_len": 60})
     short = replace(context, cell=context.cell.model_copy(update={"point": point}))
     with pytest.raises(ConfigError, match=r"prompt of 20 tokens and 48 new ones .* max_length 60"):

@@ -74,13 +74,16 @@ _Indexes = TypeAdapter(dict[str, FileIndex])
 def list_files(root: Path) -> list[TextFile]:
     """Return the text files in and below a folder in the order of their names, or the single file `root`.
 
+    Links to folders are followed.
+
     Raises:
-        ConfigError: there is none, or a folder cannot be read.
+        ConfigError: there is none, or a folder cannot be read or contains itself.
     """
     if not root.is_dir():
         return [TextFile(root.name, root)]
     found = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        _refuse_loop(Path(folder))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
         found += [
@@ -99,6 +102,14 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise ConfigError(
         f"{error.filename}: the folder cannot be read ({error.strerror}). Check its permissions."
     ) from error
+
+
+def _refuse_loop(folder: Path) -> None:
+    """Raise a ConfigError for a link to a folder that it is in, below which the same files come again and again."""
+    if folder.is_symlink() and folder.resolve() in [each.resolve() for each in folder.absolute().parents]:
+        raise ConfigError(
+            f"{folder}: the link leads to a folder that it is in ({folder.resolve()}). Take it out of the corpus."
+        )
 
 
 @cache

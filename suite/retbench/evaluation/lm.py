@@ -42,8 +42,8 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
 
     Attributes:
         num_truncated: Requests whose context lost tokens at its start, since this was last set to 0.
-        num_input_tokens: Tokens of all log-likelihood requests, likewise.
-        num_computed_tokens: Tokens that the model read, likewise.
+        num_input_tokens: Tokens of all requests, of a generation those of its prompt, likewise.
+        num_computed_tokens: Tokens of them that the model read, likewise.
         report: Called after every pass over requests and after every batch of generations.
 
     Raises:
@@ -150,7 +150,10 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type inform
                 generated = self._generate([prompts[index] for index in batch], requests[batch[0]].args[1])
                 for index, text in zip(batch, generated, strict=True):
                     texts[index] = text
-                self.report(sum(len(prompts[index]) for index in batch))
+                num_tokens = sum(len(prompts[index]) for index in batch)
+                self.num_input_tokens += num_tokens
+                self.num_computed_tokens += num_tokens
+                self.report(num_tokens)
         return texts
 
     def _prompt(self, text: str, settings: Any) -> list[int]:

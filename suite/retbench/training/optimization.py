@@ -15,7 +15,6 @@ from retbench.data.batches import IGNORED, Examples
 from retbench.data.packing import PackedTokens
 from retbench.errors import ConfigError, DivergedError
 from retbench.models.decoder import Decoder
-from retbench.ops.linear import Linear
 from retbench.ops.precision import wide_dtype
 from retbench.training.sharding import full_tensor
 
@@ -99,13 +98,12 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
 
 
 def make_contiguous(model: nn.Module) -> None:
-    """Make the weight of every projection contiguous, which torch's products, optimisers and FSDP expect.
+    """Make every weight contiguous, which torch's products and optimisers expect, and FSDP demands.
 
-    `Linear` stores its weight transposed to decode a single row, which training never does.
+    Some are stored transposed to decode a single row, which training never does.
     """
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.store(by_output=True)
+    for weight in model.parameters():
+        weight.data = weight.data.contiguous()
 
 
 class LossMonitor:
