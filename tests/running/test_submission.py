@@ -193,7 +193,7 @@ def test_the_debug_cluster_carries_jobs_out_in_the_command(
     code, output = run(*words, "--dtype", "float16", "--out", str(tmp_path / "again"))
     assert code == 1
     (row,) = json.loads(output[output.index("{") :])["jobs"]
-    assert row["state"] == "failed"
+    assert (row["state"], row["log"]) == ("failed", None)  # its command wrote to our stderr
 
 
 def note(state: str, **fields: object) -> JobNote:

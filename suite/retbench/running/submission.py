@@ -77,7 +77,8 @@ class JobRow:
     state: State
     submitted_at: str
     starts: int
-    log: Path
+    log: Path | None
+    """File with the stderr of its command; None for `debug`, whose jobs write to that of the command itself."""
 
 
 def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resources: Resources) -> Path:
@@ -221,7 +222,7 @@ def jobs_of(folder: Path) -> list[JobRow]:
                 state=_state_of(found.cluster, folder, job_id, note, queue),
                 submitted_at=found.submitted_at,
                 starts=note.starts if note else 0,
-                log=folder / f"{job_id}_0_log.err",
+                log=None if found.cluster == "debug" else folder / f"{job_id}_0_log.err",
             )
         )
     return rows
