@@ -56,6 +56,7 @@ def test_format_duration_reads_as_a_person_says_it(seconds: float, text: str) ->
         (2**30, "1.00 GiB"),
         (80 * 2**30, "80.0 GiB"),
         (2**40, "1024 GiB"),
+        (97656310548 * 2**30, "97,656,310,548 GiB"),
         (2**20 - 1, "1.00 MiB"),
         (2**30 - 1, "1.00 GiB"),
     ],
@@ -106,7 +107,8 @@ def test_format_percent_multiplies_a_ratio_by_100() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "text"), [(32768, "32K"), (1024, "1K"), (1000, "1000"), (1025, "1025"), (1, "1")]
+    ("num_tokens", "text"),
+    [(32768, "32K"), (1024, "1K"), (1000, "1000"), (1025, "1025"), (1, "1"), (50_000, "50,000")],
 )
 def test_format_tokens_writes_whole_multiples_of_1024_with_k(num_tokens: int, text: str) -> None:
     assert units.format_tokens(num_tokens) == text
@@ -121,14 +123,14 @@ def test_tokens_per_second_counts_the_tokens_of_one_call() -> None:
 def test_format_seconds_loses_at_most_half_a_percent(seconds: float) -> None:
     number, unit = units.format_seconds(seconds).split()
     size = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[unit]
-    assert float(number) * size == pytest.approx(seconds, rel=0.0051)
+    assert float(number.replace(",", "")) * size == pytest.approx(seconds, rel=0.0051)
 
 
 @given(st.integers(min_value=0, max_value=2**50))
 def test_format_bytes_loses_at_most_half_a_percent(num_bytes: int) -> None:
     number, unit = units.format_bytes(num_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
-    assert float(number) * size == pytest.approx(num_bytes, rel=0.0051)
+    assert float(number.replace(",", "")) * size == pytest.approx(num_bytes, rel=0.0051)
 
 
 def test_format_energy_and_power_take_three_digits() -> None:

@@ -64,9 +64,16 @@ def stated_unit(metric: str) -> str | None:
 
 
 def _three_digits(value: float) -> str:
-    """Return three significant digits without an exponent."""
+    """Return three significant digits without an exponent; large numbers have all digits."""
     rounded = _rounded(value)
-    return f"{value:.{0 if rounded >= 100 else 1 if rounded >= 10 else 2}f}"
+    if rounded >= 100:
+        return _whole(value)
+    return f"{value:.{1 if rounded >= 10 else 2}f}"
+
+
+def _whole(value: float) -> str:
+    """Return a whole number, with thousands separators where it has five digits or more."""
+    return f"{value:.0f}" if abs(round(value)) < 10_000 else f"{value:,.0f}"
 
 
 def _rounded(value: float) -> float:
@@ -134,8 +141,10 @@ def format_percent(ratio: float) -> str:
 
 
 def format_tokens(num_tokens: int) -> str:
-    """Format a context length as papers do: 32768 -> '32K', 1000 -> '1000'."""
-    return f"{num_tokens // 1024}K" if num_tokens >= 1024 and num_tokens % 1024 == 0 else str(num_tokens)
+    """Format a context length as papers do: 32768 -> '32K', 1000 -> '1000', 50000 -> '50,000'."""
+    if num_tokens >= 1024 and num_tokens % 1024 == 0:
+        return f"{_whole(num_tokens // 1024)}K"
+    return _whole(num_tokens)
 
 
 def read_tokens(text: str) -> int:

@@ -408,6 +408,21 @@ def test_a_folder_of_two_sweeps_is_no_run(runs: list[Path], tmp_path: Path) -> N
     assert "latency/cpu, other/cpu" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["save", "accept"])
+def test_records_that_a_run_leaves_out_are_named(runs: list[Path], tmp_path: Path, command: str) -> None:
+    words = ["--reason", "new", "--folder", tmp_path / "new"]
+    words = words if command == "accept" else words[2:]
+    assert call("baseline", command, runs[0], *words).stderr == ""
+    both = tmp_path / "both"
+    both.mkdir()
+    shutil.copy(runs[1], both / "one.jsonl")
+    (both / "two.jsonl").write_bytes(runs[2].read_bytes()[:-20])
+    done = call("baseline", command, both, *words)
+    assert done.exit_code == 0
+    assert f"{both / 'two.jsonl'}:" in done.stderr  # the torn line
+    assert "measured again" in done.stderr  # the records of one run take the place of the other's
+
+
 @pytest.mark.parametrize("field", ["machine", "experiment", "profile"])
 @pytest.mark.parametrize("leads", ["absolute", "upwards", "too long", "empty"])
 @pytest.mark.parametrize("command", ["save", "accept"])

@@ -537,6 +537,16 @@ def test_what_is_not_comparable_is_an_error_in_junit(base: Path, tmp_path: Path)
     assert "2.14.0" in done.stdout
 
 
+def test_a_report_without_ratios_leaves_no_figure_of_an_earlier_one(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("ratios.svg", "ratios.png", "mine.svg"):
+        (out / name).write_text("earlier", encoding="utf-8")
+    head = write(tmp_path / "head.jsonl", replace(HEAD, torch_version="2.14.0"))
+    assert run(base, head, "--out", out).exit_code == 3
+    assert {path.name for path in out.iterdir()} == {"check.md", "check.json", "junit.xml", "mine.svg"}
+
+
 def test_an_unknown_format_is_refused(base: Path) -> None:
     done = run(base, base, "--format", "yaml")
     assert done.exit_code == 2

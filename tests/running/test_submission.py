@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retbench.cli import app, submit
-from retbench.errors import RetbenchError
+from retbench.errors import RetbenchError, StorageError
 from retbench.measure.environment import (
     computing_variables,
     describe_environment,
@@ -193,7 +193,24 @@ def test_the_debug_cluster_carries_jobs_out_in_the_command(
     code, output = run(*words, "--dtype", "float16", "--out", str(tmp_path / "again"))
     assert code == 1
     (row,) = json.loads(output[output.index("{") :])["jobs"]
-    assert row["state"] == "failed"
+    assert (row["state"], row["log"]) == ("failed", None)  # its command wrote to our stderr
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # psutil waited for it
+def test_jobs_that_cannot_be_noted_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk they would run on, and could be neither listed nor cancelled."""
+    found: list[tuple[Path, Submission]] = []
+
+    def full(path: Path, content: bytes) -> None:
+        found.append((path.parent, Submission.model_validate_json(content)))
+        assert submission._find_controller(found[0][1].job_ids[0], path.parent)
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(submission, "write_atomic", full)
+    with pytest.raises(StorageError, match="no space left"):
+        submission.submit("local", [["retbench", "run", "x"]], tmp_path, Resources())
+    ((folder, noted),) = found
+    assert submission._find_controller(noted.job_ids[0], folder) is None
 
 
 def note(state: str, **fields: object) -> JobNote:

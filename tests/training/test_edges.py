@@ -166,3 +166,12 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         for out in ("whole", "full")
     ]
     assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("options", [["--fresh"], []])
+def test_a_full_disk_advises_to_continue_without_fresh(
+    experiment: Path, tmp_path: Path, options: list[str]
+) -> None:
+    failed = limited(words(experiment, tmp_path, *SMALL, *options), 700)
+    assert failed.exit_code == 1, failed.output
+    assert ("Leave out --fresh" in failed.stderr) == bool(options)

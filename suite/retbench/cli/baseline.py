@@ -10,6 +10,7 @@ from retbench.errors import printable, shown
 
 if TYPE_CHECKING:
     from retbench.regress.baseline import Baseline
+    from retbench.regress.record_sets import RecordSet
 
 BaselineFolder = Annotated[
     Path,
@@ -53,10 +54,20 @@ def save(
     from retbench.regress.compare import save_runs
     from retbench.regress.evidence import MIN_RUNS
 
-    path, num_runs = save_runs(runs, folder)
+    path, num_runs = save_runs([_load_run(path) for path in runs], folder)
     lacking = MIN_RUNS - num_runs
     note = f"; {lacking} more {'is' if lacking == 1 else 'are'} needed before it decides anything"
     typer.echo(f"{path}: {_count_runs(num_runs)}{note if lacking > 0 else ''}")
+
+
+def _load_run(path: Path) -> "RecordSet":
+    """Return the records of a run, and print on stderr which ones are left out."""
+    from retbench.regress.record_sets import load_record_set
+
+    side = load_record_set(path)
+    for note in side.notes:
+        typer.echo(f"retbench: {printable(note)}", err=True)
+    return side
 
 
 def _count_runs(count: int) -> str:
@@ -83,7 +94,6 @@ def accept(
     from retbench.files import check_writable
     from retbench.regress.baseline import baseline_lock, baseline_path, make_baseline, write_hashed
     from retbench.regress.machine_independent import FILE_NAME, write_quantities
-    from retbench.regress.record_sets import load_record_set
 
     reason = reason.strip()
     if not reason:
@@ -96,7 +106,7 @@ def accept(
         write_quantities(path, *measured_quantities(), reason)
         typer.echo(path)
         return
-    baseline = make_baseline(load_record_set(run), reason)
+    baseline = make_baseline(_load_run(run), reason)
     path = baseline_path(folder, baseline)
     check_writable(path.parent, "--folder")
     with baseline_lock(path):

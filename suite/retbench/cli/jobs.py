@@ -55,15 +55,21 @@ def jobs(
 
 def print_jobs(rows: "list[JobRow]", form: str) -> None:
     """Print jobs as a table, or as one JSON object."""
+    logs = [None if row.log is None else str(row.log) for row in rows]
     if form == "json":
         names = ("cluster", "job_id", "state", "starts", "command", "submitted_at")
         print_json(
-            {"jobs": [{**{name: getattr(row, name) for name in names}, "log": str(row.log)} for row in rows]}
+            {
+                "jobs": [
+                    {**{name: getattr(row, name) for name in names}, "log": log}
+                    for row, log in zip(rows, logs, strict=True)
+                ]
+            }
         )
         return
     header = ("job", "cluster", "state", "starts", "command", "submitted", "log")
     cells = [
-        (one.job_id, one.cluster, one.state, str(one.starts), one.command, one.submitted_at, str(one.log))
-        for one in rows
+        (one.job_id, one.cluster, one.state, str(one.starts), one.command, one.submitted_at, log or "")
+        for one, log in zip(rows, logs, strict=True)
     ]
     print_table(header, cells, form)

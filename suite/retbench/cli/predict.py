@@ -291,7 +291,7 @@ def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
     ]
     return (
         each.model,
-        str(each.batch_size),
+        f"{each.batch_size:,}",
         format_tokens(each.context_len),
         *seconds,
         "" if out_of_memory else format_rate(each.tokens_per_s, ""),
@@ -304,7 +304,7 @@ def _row(each: "Prediction", times: Sequence[str]) -> tuple[str, ...]:
 
 def _describe(title: str, time: str, each: "PredictedCrossover") -> str:
     """Return the crossover by one of the two times as a sentence about the first model, by its title."""
-    lead = f"batch {each.batch_size}, {time.replace('_', ' ')}: {title}'s step is shorter"
+    lead = f"batch {each.batch_size:,}, {time.replace('_', ' ')}: {title}'s step is shorter"
     if each.ahead_to is not None:
         return f"{lead} up to {each.ahead_to:,} tokens of context, and not beyond."
     if each.context_len is None:

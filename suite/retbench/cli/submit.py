@@ -131,7 +131,8 @@ def submit(
         return
     folder = submit_jobs(place, commands, out, resources)
     jobs = "1 job" if len(commands) == 1 else f"{len(commands)} jobs"
-    typer.echo(f"submitted {jobs}, with the logs in {folder}", err=True)
+    done = f"carried out {jobs}; the states are" if place == "debug" else f"submitted {jobs}, with the logs"
+    typer.echo(f"{done} in {folder}", err=True)
     rows = wait_for(folder) if wait else jobs_of(folder)
     print_jobs(rows, form)
     raise typer.Exit(_exit_code(rows))

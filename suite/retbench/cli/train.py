@@ -28,7 +28,7 @@ from retbench.cli.options import (
 )
 from retbench.cli.progress import describe_rate, show_events, view_training
 from retbench.cli.tracking import load_tracker, track_runs
-from retbench.errors import INTERRUPTED, RetbenchError
+from retbench.errors import INTERRUPTED, RetbenchError, StorageError
 from retbench.files import check_writable
 from retbench.measure.environment import pin_process
 from retbench.planning.shards import Shard
@@ -205,9 +205,13 @@ def _train(
     """Train while no other run is timing; return None after a stop signal before the first step."""
     from retbench.training.engine import GeneratedExamples, delete_runs, train_all
 
-    pin_process(plan.threads)
     if fresh:
         ranks.lead(lambda: delete_runs(plan, out))
+        try:
+            return _train(plan, out, False, notify, stop, ranks)
+        except StorageError as error:
+            raise StorageError(f"{error} Leave out --fresh, which would delete what is trained.") from error
+    pin_process(plan.threads)
     source = plan.text
     if source is None:
         return train_all(plan, GeneratedExamples(), out, notify=notify, stop=stop, ranks=ranks)

@@ -30,7 +30,7 @@ from retbench.regress.evidence import (
     describe_rounds,
 )
 from retbench.regress.items import MeasurementPoint, Times, time_of
-from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, load_record_set, point_of
+from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleaved, point_of
 from retbench.regress.render import render
 from retbench.regress.report import SIDES, CheckReport, Gap, MissingPoint
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
@@ -196,16 +196,15 @@ def spread_between(runs: Sequence[StoredRun]) -> list[tuple[MeasurementPoint, fl
     return found
 
 
-def save_runs(runs: Sequence[Path], folder: Path) -> tuple[Path, int]:
+def save_runs(sides: Sequence[RecordSet], folder: Path) -> tuple[Path, int]:
     """Add runs to the baseline of their machine and sweep, all or none; return its path and number of runs.
 
     Raises:
-        RecordError: a run or the baseline cannot be read.
+        RecordError: a run has no values, or the baseline cannot be read.
         ConfigError: a run is in the window already, or the folder is not writable.
         NotComparableError: a run measured something else or in other numbers of rounds, or failed somewhere.
         RegressionError: a run has moved against the window, in either direction.
     """
-    sides = [load_record_set(path) for path in runs]
     for side in sides:
         _check_complete(side)
     path = baseline_path(folder, make_baseline(sides[0], FIRST))

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from retbench.errors import printable
-from retbench.files import write_atomic
+from retbench.files import storing, write_atomic
 from retbench.regress.report import NOT_COMPARABLE, VERDICTS, CheckReport, DecidedItem, Gap, Outcome
 from retbench.report.tables.aligned_text import align_columns
 from retbench.report.tables.markdown import escape_markdown, markdown_rows
@@ -129,6 +129,8 @@ def _to_junit(report: CheckReport, *, strict: bool) -> str:
 def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Path]:
     """Write a report in every format, with a figure of its ratios, and return the paths.
 
+    A report of times without ratios removes the figure of an earlier one.
+
     Raises:
         StorageError: the folder cannot be written.
     """
@@ -143,4 +145,8 @@ def write_report(report: CheckReport, folder: Path, *, strict: bool) -> list[Pat
         )
 
         paths += save_figure(draw_ratios(report), folder / "ratios")
+    elif not report.quantities:
+        for figure in (folder / "ratios.svg", folder / "ratios.png"):
+            with storing(figure):
+                figure.unlink(missing_ok=True)
     return paths

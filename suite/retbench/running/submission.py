@@ -77,7 +77,8 @@ class JobRow:
     state: State
     submitted_at: str
     starts: int
-    log: Path
+    log: Path | None
+    """File with the stderr of its command; None for `debug`, whose jobs write to that of the command itself."""
 
 
 def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resources: Resources) -> Path:
@@ -88,6 +89,7 @@ def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resou
     Raises:
         UnsupportedError: submitit is not installed, or there is no Slurm here.
         RetbenchError: sbatch refused the jobs.
+        StorageError: the submission cannot be noted; no job is left.
     """
     folder = (out / JOBS / new_run_id()).absolute()
     with _refusals():
@@ -106,7 +108,11 @@ def submit(cluster: Cluster, commands: Sequence[Sequence[str]], out: Path, resou
         commands=tuple(map(tuple, commands)),
         job_ids=tuple(str(job.job_id) for job in submitted),
     )
-    write_atomic(folder / "submission.json", note.model_dump_json(indent=2).encode())
+    try:
+        write_atomic(folder / "submission.json", note.model_dump_json(indent=2).encode())
+    except BaseException:  # jobs that are not noted can be neither listed nor cancelled
+        _end_jobs(cluster, folder, note.job_ids)
+        raise
     if cluster == "debug":
         for job in submitted:
             # `exception` sets no variables, and `results` would open a debugger.
@@ -221,7 +227,7 @@ def jobs_of(folder: Path) -> list[JobRow]:
                 state=_state_of(found.cluster, folder, job_id, note, queue),
                 submitted_at=found.submitted_at,
                 starts=note.starts if note else 0,
-                log=folder / f"{job_id}_0_log.err",
+                log=None if found.cluster == "debug" else folder / f"{job_id}_0_log.err",
             )
         )
     return rows
@@ -286,8 +292,18 @@ def cancel(out: Path, job_id: str) -> None:
         # Written before its command has ended, which the job would note: it keeps this state.
         note = JobNote(state="cancelled", starts=row.starts, changed_at=utc_now())
         write_note(row.folder, row.number, note)
-        if row.cluster == "local" and (controller := _find_controller(row.job_id, row.folder)):
-            _end_tree(controller)
+        if row.cluster == "local":
+            _end_jobs("local", row.folder, [row.job_id])
+
+
+def _end_jobs(cluster: Cluster, folder: Path, job_ids: Sequence[str]) -> None:
+    """End the jobs of a submission; those of `debug` have not begun before it is noted."""
+    if cluster == "slurm":
+        _scancel(job_ids)
+    elif cluster == "local":
+        for job_id in job_ids:
+            if controller := _find_controller(job_id, folder):
+                _end_tree(controller)
 
 
 def _scancel(job_ids: Sequence[str]) -> None:
