@@ -1,12 +1,16 @@
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
-from retbench.measure import devices
+from retbench.measure import devices, nvml
 from retbench.measure.devices import Device, find_device
+
+HAS_DRIVER = devices._has_driver
 
 
 def test_the_cpu_needs_no_asking() -> None:
@@ -77,6 +81,27 @@ def test_the_reason_why_cuda_cannot_be_used_is_reported(
         find_device(asked)
     assert reason in str(caught.value)
     assert str(caught.value).startswith(f"--device {asked}: ")
+
+
+@contextmanager
+def _without_nvml() -> Iterator[None]:
+    raise nvml.DriverUnavailableError("NVML: Driver/library version mismatch")
+    yield
+
+
+def test_a_driver_whose_library_cannot_be_used_is_no_reason_to_take_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "_has_driver", HAS_DRIVER)
+    monkeypatch.setattr(nvml, "open_nvml", _without_nvml)
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "no driver")
+    assert find_device(None) == Device("cpu")
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "_ask_torch", Torch("13.0"))
+    with pytest.raises(UnsupportedError, match="this machine has a GPU: "):
+        find_device(None)
+    monkeypatch.setattr(devices, "_ask_torch", Torch("13.0", 80))
+    assert find_device(None) == Device("cuda:0", 80)
 
 
 TOO_OLD = """

@@ -214,9 +214,17 @@ def test_what_was_found_once_holds_for_the_process(monkeypatch: pytest.MonkeyPat
     assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=False) is True
     monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: False)
     assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=True) is True
-    assert products.found() == {"by_output": True}
-    products.agree({"by_output": False})
+    assert products.found() == {"by_output, cuda, bfloat16": True}
+    products.agree({"by_output, cuda, bfloat16": False})
     assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=True) is False
+
+
+def test_on_a_gpu_the_layout_of_one_dtype_says_nothing_about_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_found", {})
+    monkeypatch.setattr(products, "measure_layouts", lambda device, dtype: dtype == torch.float32)
+    device = torch.device("cuda:0")
+    assert products.storing_by_output_is_faster(device, torch.float32, compiled=False) is True
+    assert products.storing_by_output_is_faster(device, torch.bfloat16, compiled=False) is False
 
 
 @pytest.mark.usefixtures("narrow_products")

@@ -269,6 +269,19 @@ def test_what_varies_alike_on_both_sides_is_no_difference(tmp_path: Path) -> Non
     assert report_of(*sides).comparability_keys == ()
 
 
+@pytest.mark.parametrize("cached", ["key", "latent"])
+def test_the_scale_of_what_fills_a_cache_is_no_comparability_key(tmp_path: Path, cached: str) -> None:
+    def filled(deviations: str) -> Rewrite:
+        notes = {f"kv_fill_{cached}_std": deviations}
+        return lambda record: record.model_copy(update={"backend": {**record.backend, **notes}})
+
+    sides = [
+        write(tmp_path / f"{index}.jsonl", code, rewrite=filled(deviations))
+        for index, (code, deviations) in enumerate([(CPU, "0.645 0.631"), (HEAD, "0.644 0.631")])
+    ]
+    assert report_of(*sides).comparability_keys == ()
+
+
 def test_another_schema_version_is_another_comparability_key(base: Path, tmp_path: Path) -> None:
     head = write(
         tmp_path / "head.jsonl", HEAD, rewrite=lambda record: record.model_copy(update={"schema_version": 1})

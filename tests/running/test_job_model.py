@@ -45,7 +45,7 @@ def test_on_a_gpu_a_worker_stores_weights_as_was_found(
     cell = plan_of("size=300k").cells[0]
     build = job_model._build_as_stored
     monkeypatch.setattr(job_model, "_build_as_stored", lambda job, device: build(job, torch.device("cpu")))
-    monkeypatch.setattr(job_model.products, "_found", {"by_output": by_output})
+    monkeypatch.setattr(job_model.products, "_found", {"by_output, cuda, float32": by_output})
     job = SimpleNamespace(cells=(cell,))
     model = job_model.build(job, torch.device("cuda:0"))  # type: ignore[arg-type]
     assert model.weight_layout == ("out,in" if by_output else "in,out")

@@ -24,6 +24,10 @@ print(json.dumps(facts))
 """
 _PROBE_TIMEOUT_S = 120.0
 
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
+"""Device file of NVIDIA's driver. It is there too where NVML cannot be used: after an update of the driver until the
+machine starts again, or in a container that has the driver for computation only."""
+
 _AMD_DRIVER = Path("/dev/kfd")
 """Device file of AMD's driver for computation on GPUs (ROCm)."""
 
@@ -130,12 +134,12 @@ def _cuda_index(asked: str) -> int:
 
 
 def _has_driver() -> bool:
-    """Return whether NVIDIA's driver answers; without it there is no GPU, and torch need not be started."""
+    """Return whether NVIDIA's driver is there; without it there is no GPU, and torch need not be started."""
     try:
         with nvml.open_nvml():
             return True
     except nvml.DriverUnavailableError:
-        return False
+        return _NVIDIA_DRIVER.exists()
 
 
 @cache

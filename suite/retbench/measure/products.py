@@ -94,7 +94,8 @@ def storing_by_output_is_faster(
         rows: Rows of the products; on a GPU, where one layout serves all, those with one row decide.
     """
     if device.type != "cpu":
-        return bool(_once("by_output", partial(measure_layouts, device, dtype)))
+        name = f"by_output, {device.type}, {_name(dtype)}"
+        return bool(_once(name, partial(measure_layouts, device, dtype)))
     if not cpu_multiplies(dtype):
         return True  # products that are not widened take many times as long with weights stored by input
     if not compiled:

@@ -210,7 +210,7 @@ class Scale(Strict):
 
     size: str | None = None
     hardware: tuple[str, ...] = ()
-    """Parts of the GPU's name; any device when empty."""
+    """Parts of the GPU's name, of which a slice (MIG) is none; any device when empty."""
     dtypes: tuple[Dtype, ...] = ()
     """Accepted dtypes; any when empty."""
     chunk_size: int | None = None
@@ -229,9 +229,13 @@ class Scale(Strict):
     def holds(self, record: Record) -> bool:
         """Return whether a record has the size, the device, a dtype and the chunk size."""
         gpu = record.environment.get("gpu")
-        device = str(gpu.get("name")) if isinstance(gpu, dict) else "cpu"
+        facts = gpu if isinstance(gpu, dict) else {"name": "cpu"}
+        device = str(facts.get("name"))
+        # The name of a slice begins with that of the GPU: NVIDIA A100-SXM4-80GB MIG 3g.40gb.
+        is_slice = facts.get("mig_mode") is True or "MIG" in device.split()
         return (
             self.size in (None, record.model.size)
+            and (not self.hardware or not is_slice)
             and all(part in device for part in self.hardware)
             and (not self.dtypes or record.settings.get("dtype") in self.dtypes)
             and self.chunk_size in (None, record.settings.get("chunk_size"))

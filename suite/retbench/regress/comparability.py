@@ -5,6 +5,7 @@ differ, a time that has moved is inconclusive, because they may have moved it.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -29,8 +30,8 @@ _FOUND_BY_TRIAL = frozenset({"ran.weight_product", "ran.weight_layout", "ran.dec
 _COUNTS = frozenset(
     {"timed_steps", "timed_calls", "energy_steps", "compile_s", "compile_error", "cuda_graph_error"}
 )
-_STATISTICS = frozenset({"kv_fill_key_std", "kv_fill_value_std"})
-"""Entries of `backend` that describe a run, like the counts, and select no backend."""
+_STATISTIC = re.compile("kv_fill_[a-z0-9_]+_std")
+"""Entries of `backend` that describe a run, like the counts, and select no backend: by the name of what is cached."""
 _KEYS = ("machine", "cpu_model", "physical_cores", "text")
 _GPU_KEYS = ("name", "memory_bytes", "capability", "mig_mode", "cudnn_attention")
 _CONFOUNDERS = (
@@ -66,7 +67,11 @@ def comparability_keys(record: Record) -> dict[str, str]:
     tree: dict[str, Any] = {
         "schema": min(record.schema_version, SAME_MEANING_SINCE),
         "settings": record.settings,
-        "ran": {key: value for key, value in record.backend.items() if key not in _COUNTS | _STATISTICS},
+        "ran": {
+            key: value
+            for key, value in record.backend.items()
+            if key not in _COUNTS and not _STATISTIC.fullmatch(key)
+        },
         "model": {"architecture": record.model.architecture, **record.model.config},
         "weights": record.model.weights.fingerprint if record.model.weights else "drawn from the seed",
         **{name: environment[name] for name in _KEYS if name in environment},

@@ -318,6 +318,13 @@ def test_another_dtype_than_the_papers_is_elsewhere() -> None:
     assert [row.conditions.split(", ")[2] for row in judged.rows if row.scope == "elsewhere"] == ["float32"]
 
 
+def test_a_slice_of_the_papers_gpu_is_elsewhere() -> None:
+    machine = replace(GPU, processor="NVIDIA A100-SXM4-80GB MIG 3g.40gb")
+    judged = judge(CLAIMS["latency_ratio"], Results(tuple(latency(PLAIN, times(6.5), machine=machine)), ()))
+    assert judged.verdict == "not_testable"
+    assert [row.finding.verdict for row in judged.rows if row.scope == "elsewhere"] == ["reproduced"]
+
+
 def test_elsewhere_the_nearest_point_is_taken_and_named() -> None:
     row = row_of("latency_ratio", latency(machine=CPU, batch_sizes=(1,)), "elsewhere")
     assert "at batch 1, 8K" in row.finding.text

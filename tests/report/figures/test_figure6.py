@@ -252,6 +252,7 @@ def test_no_word_of_the_usual_ones_does(drawing: Drawing, on_a_cpu: Drawing) -> 
 LETTERS = ("a", "b", "c")
 H100 = replace(GPU, processor="NVIDIA H100 80GB HBM3")
 SMALL_A100 = replace(GPU, processor="NVIDIA A100-SXM4-40GB")
+SLICE = replace(GPU, processor="NVIDIA A100-SXM4-80GB MIG 3g.40gb")
 
 
 def memory(
@@ -299,7 +300,7 @@ def test_a_machine_and_a_size_of_the_paper_have_its_values(letter: str) -> None:
     assert keep_comparable(paper_points(letter), memory(GPU)) == paper_points(letter)
 
 
-@pytest.mark.parametrize("machine", [CPU, H100, SMALL_A100, replace(GPU, size="1.3b")])
+@pytest.mark.parametrize("machine", [CPU, H100, SMALL_A100, SLICE, replace(GPU, size="1.3b")])
 @pytest.mark.parametrize("letter", LETTERS)
 def test_another_machine_or_size_has_none(letter: str, machine: Machine) -> None:
     assert keep_comparable(paper_points(letter), memory(machine)) == []
