@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ def run(
         return run_plan(part, Path(out), fresh=fresh, notify=notify)
 
 
-def _require(kinds: tuple[type, ...], needed: str, **given: object) -> None:
+def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
     """Raise ConfigError for an argument of none of some types; a truth value is no number.
 
     Many wrong values would mean another request: "no" is true, where code of a checkpoint may run or not.
