@@ -15,7 +15,7 @@ import pytest
 
 import retbench
 from report.synthetic_records import CPU, Maker
-from retbench.errors import ConfigError, RecordError
+from retbench.errors import ConfigError, RecordError, shown
 from retbench.records.store import append_record
 from retbench.report.frames import RESULT_COLUMNS
 
@@ -103,6 +103,45 @@ def test_what_is_no_list_of_texts_is_refused(name: str, given: object, tmp_path:
     with pytest.raises(ConfigError) as caught:
         retbench.run("latency", profile="smoke", device="cpu", out=tmp_path, **arguments)
     assert str(caught.value).startswith(f"{name} is {given!r}. Give a list of texts, such as {name}=['")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"limit": "3"},
+        {"limit": 1.5},
+        {"limit": True},
+        {"shard": 2},
+        {"profile": ["smoke"]},
+        {"device": 0},
+        {"dtype": 16},
+        {"compiled": "no"},
+        {"trust_remote_code": "no"},
+        {"fresh": "no"},
+        {"data_dir": 3},
+        {"out": None},
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_refused_by_its_name(given: dict[str, Any], tmp_path: Path) -> None:
+    """The text "no" is true: without this it would compile, run a checkpoint's code or measure again."""
+    ((name, value),) = given.items()
+    with pytest.raises(ConfigError, match=rf"^{name} is {re.escape(shown(value))}\. Give "):
+        retbench.run("latency", **{"profile": "smoke", "device": "cpu", "out": tmp_path, **given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"rounds": "3"}, {"rounds": 9.5}, {"pairs": "2"}, {"margin": "0.1"}, {"budget_s": None}, {"notify": 1}],
+)
+def test_a_comparison_refuses_arguments_of_another_type(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{next(iter(given))} is .*\. Give a "):
+        retbench.compare("true", "true", **given)
+
+
+def test_loading_takes_a_path() -> None:
+    with pytest.raises(ConfigError, match=r"path is None\. Give a text or a path"):
+        retbench.load(None)  # type: ignore[arg-type]
 
 
 def test_a_folder_of_a_model_may_be_a_path(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The Python interface: `retbench.load`, `run` and `compare`, imported on first use by `retbench/__init__.py`."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,10 +21,12 @@ def load(path: str | Path = "results") -> "pd.DataFrame":
 
     Raises:
         RecordError: the path does not exist, or holds no record that can be read.
+        ConfigError: the path is none.
     """
     from retbench.report.frames import results_frame
     from retbench.report.results import load_results
 
+    _require((str, os.PathLike), "a text or a path", path=path)
     results = load_results(Path(path))
     for problem in results.problems:
         warnings.warn(problem, stacklevel=2)
@@ -75,6 +79,12 @@ def run(
     from retbench.running.events import RunSummary
     from retbench.running.runner import run_plan
 
+    _require((str, os.PathLike), "a text or a path", experiment=experiment, out=out)
+    _require((str, os.PathLike, type(None)), "a text, a path or None", data_dir=data_dir)
+    _require((str, type(None)), "a text or None", profile=profile, device=device, dtype=dtype, shard=shard)
+    _require((Integral, type(None)), "a whole number or None", limit=limit)
+    _require((bool,), "True or False", trust_remote_code=trust_remote_code, fresh=fresh)
+    _require((bool, type(None)), "True, False or None", compiled=compiled)
     plan = make_plan(
         str(experiment),
         profile=profile,
@@ -93,6 +103,23 @@ def run(
         return RunSummary()
     with show_events(view_run) as notify:
         return run_plan(part, Path(out), fresh=fresh, notify=notify)
+
+
+def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
+    """Raise ConfigError for an argument of none of some types; a truth value is no number.
+
+    Many wrong values would mean another request: "no" is true, where code of a checkpoint may run or not.
+
+    Args:
+        kinds: The types that are taken.
+        needed: What to give, in words.
+        given: Arguments by name.
+    """
+    from retbench.errors import ConfigError, shown
+
+    for name, value in given.items():
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ConfigError(f"{name} is {shown(value)}. Give {needed}.")
 
 
 def _texts(name: str, given: object, example: str) -> tuple[str, ...]:
@@ -150,6 +177,10 @@ def compare(
     from retbench.running.locks import Interrupted
     from retbench.stats.sequential import DecisionRules
 
+    _require((Integral,), "a whole number", rounds=rounds)
+    _require((Integral, type(None)), "a whole number or None", pairs=pairs)
+    _require((Real,), "a number", margin=margin, budget_s=budget_s)
+    _require((Callable,), "a function of a text", notify=notify)
     limits = PairLimits(max_rounds=rounds, pairs=pairs, budget_s=budget_s)
     if isinstance(first, str) and isinstance(second, str):
         report = compare_commands(first, second, limits, DecisionRules(margin=margin), notify)

@@ -169,3 +169,29 @@ def test_a_wrong_pattern_is_refused_with_what_is_wrong(tmp_path: Path, item: str
     path.write_text(PATTERN.replace(table, item), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         resolve_model(load_experiment(str(path)).models["mixed"], "3m")
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        (
+            "chunkwise+recurrent",
+            "no mixer takes 'recurrent', as retention takes 'chunkwise' and mamba2 takes",
+        ),
+        ("retention=chunkwise+retention=recurrent", "no mixer takes 'retention=recurrent'"),
+        ("chunkwise+nonsense", "backend 'nonsense'"),
+        ("chunkwise+attention=sdpa", "backend 'attention=sdpa'"),
+    ],
+)
+def test_a_form_that_no_mixer_takes_is_refused_before_anything_is_measured(
+    backend: str, message: str
+) -> None:
+    spec = HybridSpec(pattern=("retention", "mamba2"), backend=backend)
+    with pytest.raises(ConfigError, match=message):
+        resolve_model(spec, "300k")
+
+
+def test_forms_by_the_names_of_their_mixers_are_taken() -> None:
+    spec = HybridSpec(pattern=("retention", "mamba2"), backend="retention=chunkwise+mamba2=recurrent")
+    forms = {mixer.mixer: form_of(mixer, spec.backend) for mixer in resolve_model(spec, "300k").mixers}
+    assert forms == {"retention": "chunkwise", "mamba2": "recurrent"}

@@ -160,6 +160,24 @@ def test_what_is_no_tuple_of_mixers_is_refused(of: Callable[[Any], object]) -> N
     assert result.stderr.endswith("with a comma after a single one: mixers = (MyMixer,).\n")
 
 
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("presets", {}),  # neither `list --models` nor `verify` would find it
+        ("presets", ["plain"]),
+        ("presets", {"plain": "wide"}),
+        ("spec", dict),
+        ("resolve", "resolve"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_refused(field: str, given: object) -> None:
+    object.__setattr__(architectures()["min_gru"], field, given)
+    architectures.cache_clear()
+    result = CliRunner().invoke(app, ["verify", "min_gru"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"retbench: architecture 'min_gru': {field} is {given!r}. Give a")
+
+
 def test_a_default_form_that_a_mixer_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     architectures()
     monkeypatch.setattr(mixer(), "default_form", "chunked")

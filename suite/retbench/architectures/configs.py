@@ -21,7 +21,7 @@ from retbench.architectures.registry import (
     upgrade_config,
 )
 from retbench.architectures.sizes import Size
-from retbench.errors import unknown_name
+from retbench.errors import ConfigError, unknown_name
 from retbench.mixers.feed_forward import ChannelMixer, FeedForward
 from retbench.mixers.mixer import Mixer, StateTensor, WholeModel
 from retbench.strict import Strict
@@ -258,14 +258,21 @@ def join_default_forms(kinds: Iterable[type[Mixer]]) -> str:
 
 
 def check_backend(config: ModelConfig, backend: str) -> None:
-    """ConfigError where a part of `backend` is no form of any mixer of the model."""
+    """ConfigError where a part of `backend` is no form of any mixer of the model, or one that no mixer takes."""
     kinds = {mixer.mixer: mixer for mixer in config.mixers}
     for part in backend.split("+"):
-        name, sign, form = part.partition("=")
-        known = name in kinds and form in kinds[name].forms if sign else False
-        if not known and not any(part in mixer.forms for mixer in kinds.values()):
+        name, sign, form = part.rpartition("=")
+        able = [kind for kind, mixer in kinds.items() if name in ("", kind) and form in mixer.forms]
+        if not able or (sign and not name):
             title = "+".join(mixer.title for mixer in kinds.values())
             raise unknown_name(f"{title} backend", part, config.forms)
+        taken = {kind: form_of(kinds[kind], backend) for kind in able}
+        if form not in taken.values():
+            others = " and ".join(f"{kind} takes '{one}'" for kind, one in taken.items())
+            raise ConfigError(
+                f"backend '{backend}': no mixer takes '{part}', as {others}. Name the mixer of each form, such as "
+                f"{able[-1]}={form}, or remove '{part}'."
+            )
 
 
 def llama_config(

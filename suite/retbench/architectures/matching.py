@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from retbench.architectures import costs
 from retbench.architectures.architecture import FfnWidth, ModelSpec
 from retbench.architectures.blame import blaming_package
-from retbench.architectures.configs import ModelConfig
+from retbench.architectures.configs import ModelConfig, check_backend
 from retbench.architectures.registry import find_architecture, mixers
 from retbench.architectures.sizes import Size, find_size
 from retbench.errors import ConfigError, shown
@@ -57,6 +57,7 @@ def resolve_model(spec: ModelSpec, default_size: str, *, vocab_size: int | None 
                 f"{spec.architecture}: chunk_size is {spec.chunk_size}, and no form of its mixers has chunks. Leave it "
                 "out."
             )
+        check_backend(config, spec.backend)
         # The call of a method that takes other arguments fails outside of its package.
         with blaming_package(config):
             for mixer in config.mixers:

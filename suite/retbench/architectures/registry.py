@@ -4,7 +4,7 @@ A user's package names its `Architecture` objects in the entry point group `retb
 an architecture that is not installed: it keeps its own name then.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -52,16 +52,43 @@ def _name_taken(kind: type[Mixer], first: type[Mixer]) -> ConfigError:
     )
 
 
+def _is_subclass(kind: object, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
+_NEEDED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "mixers": (
+        lambda given: (
+            isinstance(given.mixers, tuple | list) and all(_is_subclass(kind, Mixer) for kind in given.mixers)
+        ),
+        "a tuple of subclasses of retbench.mixers.mixer.Mixer, with a comma after a single one: mixers = (MyMixer,)",
+    ),
+    "spec": (
+        lambda given: _is_subclass(given.spec, ModelSpec),
+        "a subclass of retbench.architectures.architecture.ModelSpec",
+    ),
+    "resolve": (lambda given: callable(given.resolve), "a function that takes a spec and a size"),
+    "presets": (
+        lambda given: (
+            isinstance(given.presets, Mapping)
+            and all(isinstance(fields, Mapping) for fields in given.presets.values())
+            and (
+                len(given.presets) > 0 or given.reads_any_model
+            )  # commands find a model by its presets alone
+        ),
+        'at least one variant with its fields, such as presets = {"plain": {}}',
+    ),
+}
+"""Per field of a user's architecture: whether it can be used, and what to give."""
+
+
 def _check_complete(architecture: Architecture) -> None:
-    """Raise a ConfigError for what is no mixer, an incomplete one, or a preset that the tables do not take."""
-    kinds: object = architecture.mixers
-    if not isinstance(kinds, tuple | list) or not all(
-        isinstance(kind, type) and issubclass(kind, Mixer) for kind in kinds
-    ):
-        raise ConfigError(
-            f"architecture '{architecture.name}': mixers is {shown(kinds)}. Give a tuple of subclasses of "
-            "retbench.mixers.mixer.Mixer, with a comma after a single one: mixers = (MyMixer,)."
-        )
+    """Raise a ConfigError for a field of another type, an incomplete mixer, or a preset that the tables do not take."""
+    for field, (fits, needed) in _NEEDED.items():
+        if not fits(architecture):
+            raise ConfigError(
+                f"architecture '{architecture.name}': {field} is {shown(getattr(architecture, field))}. Give {needed}."
+            )
     for kind in architecture.mixers:
         if missing := missing_parts(kind):
             raise ConfigError(
