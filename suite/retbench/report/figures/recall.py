@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from math import nan
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def _draw_pairs(
     )
     parts = [(format_size(size), data[data["size"] == size]) for size in scores.sizes(records)]
     axis = "num_pairs", "pairs of a key and a value (log scale)", _ticks("{:.0f}".format)
-    figure = _draw_shares(view, scores.models, parts, axis)
+    figure = _draw_shares(view, scores.models, parts, axis, where="{} pairs")
     counts = sorted(set(data["num_pairs"]))
     for axes in figure.axes:
         axes.plot(counts, [100 / count for count in counts], **style.GUIDE)
@@ -144,7 +145,9 @@ def draw_length_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) ->
         tasks = group(records, lambda record: record.point.task)
         parts = [(str(task).replace("_", " "), data[data["task"] == task]) for task in tasks]
         axis = "length_ratio", "length over trained length (log scale)", _ticks("{:g}".format)
-        figure = _draw_shares(view, scores.models, parts, axis, aside_pt=_ASIDE_PT)
+        figure = _draw_shares(
+            view, scores.models, parts, axis, aside_pt=_ASIDE_PT, where="{} times the length"
+        )
         _draw_levels(figure, [mine[0].metrics["guess"].value for mine in tasks.values()])
         yield view.drawing(figure, data)
 
@@ -267,7 +270,7 @@ def _draw_shares(
     models: Lineup,
     parts: Sequence[tuple[str, pd.DataFrame]],
     axis: tuple[str, str, Callable[[Axes, Sequence[float]], None]],
-    aside_pt: float = 0.0,
+    **options: Any,
 ) -> Figure:
     """Draw shares from 0 to 100 %, a panel per part of the data of `seed_means`.
 
@@ -276,7 +279,7 @@ def _draw_shares(
         models: All models.
         parts: Title and rows of each panel.
         axis: Column of the horizontal axis, its name, and what sets its ticks and limits.
-        aside_pt: See `Panel`.
+        options: Further fields of the panels.
     """
     column, label, set_axis = axis
     places = tuple(sorted({float(place) for _, part in parts for place in part[column]}))
@@ -289,7 +292,7 @@ def _draw_shares(
             units=PERCENT,
             at_least=1.0,
             at_most=1.0,
-            aside_pt=aside_pt,
+            **options,
         )
         for title, part in parts
     ]

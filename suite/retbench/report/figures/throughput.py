@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from retbench.report.figures import style
-from retbench.report.figures.curves import draw_row, draw_scales
+from retbench.report.figures.curves import draw_row, draw_scales, with_length
 from retbench.report.figures.drawing import Drawing, View
 from retbench.report.figures.panels import Panel, PlotPoint, frame_points, highest
 from retbench.report.points import state_bytes_of
@@ -22,6 +22,8 @@ from retbench.units import format_rate, format_tokens
 from retbench.workloads.workload import Workload
 
 _METRIC = "tokens_per_s"
+_UNITS = ((1.0, "tokens/s"),)
+_BATCH = "batch {}"
 
 
 def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
@@ -37,7 +39,9 @@ def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
             first.models,
             format_tokens(length),
             batches,
+            units=_UNITS,
             at_least=top,
+            where=_BATCH,
         )
         for length in lengths
     ]
@@ -50,7 +54,11 @@ def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
         models=first.models,
     )
     figure, linear = draw_scales(
-        panels, view.texts, _describe_rate, "batch size", "; one panel per context length"
+        panels,
+        view.texts,
+        lambda point: with_length(_describe_rate(point), point, batches[-1], _BATCH),
+        "batch size",
+        "; one panel per context length",
     )
     return view.drawing(figure, stack_data(sweeps, [sweep.data([_METRIC]) for sweep in sweeps]), linear)
 
@@ -74,6 +82,7 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
             frame_points(rows, failed, axis="state_bytes"),
             sweep.models,
             f"batch {sweep.batch_size}",
+            units=_UNITS,
             at_least=top,
         )
         for sweep, rows, failed in known
