@@ -301,6 +301,16 @@ def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
     assert all(re.fullmatch(r"\w+, batch \d+: [\d,.]+ \[[\d,.]+, [\d,.]+\] tokens/s", text) for text in words)
 
 
+def test_the_subtitle_has_the_rounds_of_every_interval(cpu_records: list[Record]) -> None:
+    """One model of an interrupted run has a round fewer."""
+    last = max(record.round for record in cpu_records)
+    kept = [record for record in cpu_records if record.round < last or record.model.name == "retnet"]
+    latency = [d for d in make_drawings(contents_of(select(kept))) if d.name.startswith("latency_")]
+    assert len(latency) == 3
+    for drawing in latency:
+        assert f"bars: 95 % interval of {last} to {last + 1} rounds" in drawing.figure.texts[1].get_text()
+
+
 def test_crosses_of_one_model_have_each_reason_beside_them() -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         length = arguments["point"].context_len

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from retbench.records.record import Record
@@ -321,7 +322,9 @@ def _draw_levels(figure: Figure, guesses: Sequence[float | None]) -> None:
     The names stand beside the panel where the names of the models, which are beside the last one, leave room.
     """
     first, last = (figure.axes[place].get_position() for place in (0, -1))
-    is_free = first.y0 > last.y1 and first.x1 > last.x1 - 0.001
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    highest = max((text.get_window_extent(renderer).y1 for text in figure.axes[-1].texts), default=0.0)
+    is_free = highest < figure.axes[0].bbox.y0 and first.x1 > last.x1 - 0.001
     for axes, guess in zip(figure.axes, guesses, strict=True):
         for share, name in ((guess, "guess"), (1.0, "ceiling")) if guess is not None else ():
             axes.axhline(100 * share, **style.GUIDE)

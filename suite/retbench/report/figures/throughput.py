@@ -48,7 +48,7 @@ def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     view = View(
         name=f"{first.stem}_throughput",
         title=f"{first.workload.capitalize()} throughput",
-        subtitle=_subtitle(first),
+        subtitle=_subtitle(rows),
         caption=f"Tokens/s of all sequences of a batch against the batch size, at each context length. {POINT_WORDS}",
         records=first.records,
         models=first.models,
@@ -90,7 +90,7 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
     view = View(
         name=f"{name_of([sweep for sweep, *_ in known])}_by_state",
         title=f"{workload.title} against the size of the state",
-        subtitle=_subtitle(first),
+        subtitle=_subtitle(pd.concat([rows for _, rows, _ in known])),
         caption="Tokens/s of all sequences of a batch against the analytical bytes of state or key-value cache of one "
         "sequence, on logarithmic axes. One point per context length; a line joins those of a model, and a state of "
         "fixed size has them at one place. Bars are 95 % intervals.",
@@ -105,9 +105,9 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
     return [view.drawing(figure, data)]
 
 
-def _subtitle(sweep: CostSweep) -> str:
+def _subtitle(rows: pd.DataFrame) -> str:
     """Return the unit, and the meaning of the error bars; the panels name the batch size."""
-    return f"tokens/s; {describe_rounds(sweep.rows(_METRIC))}"
+    return f"tokens/s; {describe_rounds(rows)}"
 
 
 def _describe_rate(point: PlotPoint) -> str:
