@@ -273,6 +273,7 @@ def test_a_run_whose_output_is_cut_measures_everything(
         (("run", "absent.toml"), 2, "no experiment file at 'absent.toml'"),
         (("run", "latency", "--profile", "smok"), 2, "Did you mean 'smoke'?"),
         (("run", "latency", "--set", "round=3"), 2, "Did you mean 'rounds'?"),
+        (("run", "latency", "--results", "here"), 2, "Did you mean --out?"),
         (("run", "latency", "--dtype", "float23"), 2, "Did you mean 'float32'?"),
         (("run", "latency", "--device", "tpu"), 2, "--device 'tpu'"),
         (("run", "latency", "--limit", "0"), 2, "--limit is 0"),

@@ -388,7 +388,7 @@ class ScoreMaker:
     ) -> None:
         place = SIZES.index(size)
         accuracy = solved if model == "transformer" else min(1.0, (1 + place) * 4 / num_pairs)
-        state_bytes = {"retnet": 4096, "transformer": 65536}[model] * 2**place
+        state_bytes = {"transformer": 65536}.get(model, 4096) * 2**place
         shares = (
             [solved] * 3 if model == "transformer" else [0.8 * 0.9 ** (seed or 0) / 2**n for n in range(3)]
         )

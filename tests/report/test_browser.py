@@ -280,6 +280,23 @@ def test_every_control_is_large_enough_to_touch(untouched: Any) -> None:
     assert small == []
 
 
+def test_no_button_covers_the_words_of_its_figure_on_a_phone(
+    browser: Any, swept_records: list[Record], tmp_path: Path
+) -> None:
+    write_report(write_results(tmp_path / "results", swept_records), tmp_path / "out")
+    page = open_page(browser, tmp_path / "out" / "index.html", (360, 800))
+    boxes = "all => all.map(one => one.getBoundingClientRect()).map(b => [b.left, b.right, b.top, b.bottom])"
+    figure = page.locator("figure", has=page.locator("button.scale")).first
+    (button,) = figure.locator("button.scale").evaluate_all(boxes)
+    words = figure.locator("svg:not([hidden]) text").evaluate_all(boxes)
+    page.close()
+    assert len(words) > 5
+    left, right, top, bottom = button
+    assert [
+        box for box in words if left < box[1] and box[0] < right and top < box[3] and box[2] < bottom
+    ] == []
+
+
 def test_the_first_key_leads_past_the_heading(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"

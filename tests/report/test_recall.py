@@ -74,6 +74,17 @@ def test_another_figure_has_the_accuracy_against_the_number_of_pairs_by_size(dra
         assert [(4.0, 25.0), (16.0, 6.25)] in lines, "the accuracy of guessing"
 
 
+def test_labels_of_many_models_cover_neither_ceiling_nor_guess(tmp_path: Path) -> None:
+    """They are higher than the last panel, and reach up beside the first one."""
+    names = ["transformer", "retnet", *(f"retnet_{number}" for number in range(10))]
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, bits={name: {"1m": 1.7} for name in names})
+    maker.recalls()
+    frontiers, _ = draw_scores(evaluations_of(maker))
+    assert len(frontiers.data) == 2 * len(names)
+    assert {"guess", "ceiling"} <= {text.get_text() for text in frontiers.figure.axes[0].texts}
+    check_words(frontiers)
+
+
 def test_a_point_is_the_mean_of_the_seeds_with_its_interval_inside_the_possible(tmp_path: Path) -> None:
     maker = ScoreMaker(tmp_path)
     records = [record for record in maker.recalls() if record.model.size == "1m"]

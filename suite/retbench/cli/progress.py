@@ -135,7 +135,8 @@ def _view_run(event: RunEvent) -> ShownEvent:
         case events.RunPlanned(progress=progress, skipped=skipped, run_id=run_id, note=note):
             found = f"; {skipped} {'is' if skipped == 1 else 'are'} on disk already" if skipped else ""
             found += f"; {note}" if note else ""
-            text = f"run {run_id}: {progress.total - progress.done} measurements to take{found}"
+            left = progress.total - progress.done
+            text = f"run {run_id}: {left} measurement{'' if left == 1 else 's'} to take{found}"
             return ShownEvent(text, activity="running")
         case events.MachineBusy(ratio=ratio):
             return ShownEvent(

@@ -77,5 +77,8 @@ def _suggest(error: Any) -> str:
             return (
                 f"Use --set workloads.WORKLOAD.{field}=VALUE, such as --set workloads.decode.{field}={value}."
             )
+    options = {opt for one in error.ctx.command.params for opt in one.opts}
+    if name == "results" and "--out" in options:  # commands that read records call it so
+        return "Did you mean --out?"
     near = get_close_matches(str(error.option_name), error.possibilities or (), n=1)
     return f"Did you mean {near[0]}?" if near else ""

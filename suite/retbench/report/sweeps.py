@@ -12,7 +12,7 @@ from retbench.report.frames import observations
 from retbench.report.lineup import Lineup, lineup
 from retbench.report.points import group
 from retbench.report.selection import Selection, matched_groups
-from retbench.report.wording import describe_status, file_stem, join_words, section_title
+from retbench.report.wording import describe_status, file_stem, join_words, range_of, section_title
 from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
@@ -162,15 +162,19 @@ class CostSweep:
 
     def subtitle(self, metric: str) -> str:
         """Return the batch size and the meaning of the error bars."""
-        rounds = describe_rounds(self.rows(metric))
-        return f"batch {self.batch_size}{'; ' if rounds.startswith('bars') else ', '}{rounds}"
+        return _with_batch(self.batch_size, describe_rounds(self.rows(metric)))
+
+
+def _with_batch(batch_size: int, rounds: str) -> str:
+    return f"batch {batch_size}{'; ' if rounds.startswith('bars') else ', '}{rounds}"
 
 
 def describe_rounds(rows: pd.DataFrame) -> str:
     """Return the meaning of the error bars of points, or that there are none."""
-    if not rows["low"].notna().any():
+    counts = rows["num_rounds"][rows["low"].notna()]
+    if counts.empty:
         return "one round"
-    return f"bars: 95 % interval of {int(rows['num_rounds'].max())} rounds"
+    return f"bars: 95 % interval of {range_of(counts, '{:.0f}'.format)} rounds"
 
 
 def make_sweeps(selection: Selection) -> list[CostSweep]:
@@ -222,10 +226,10 @@ def name_of(sweeps: Sequence[CostSweep]) -> str:
 
 def subtitle_of(unit: str, sweeps: Sequence[CostSweep], metric: str) -> str:
     """Return unit, batch size unless panels name several, and the meaning of the error bars."""
-    first = sweeps[0]
+    rounds = describe_rounds(pd.concat([sweep.rows(metric) for sweep in sweeps]))
     if len({sweep.batch_size for sweep in sweeps}) == 1:
-        return f"{unit}, {first.subtitle(metric)}"
-    return f"{unit}; {describe_rounds(first.rows(metric))}"
+        return f"{unit}, {_with_batch(sweeps[0].batch_size, rounds)}"
+    return f"{unit}; {rounds}"
 
 
 def describe_batches(sweeps: Sequence[CostSweep]) -> str:

@@ -1,5 +1,6 @@
 """Figures: drawn from the data beside them, the same bytes each time, and no word cut or lost."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from retbench.report.contents import contents_of
 from retbench.report.figures import looks, style
 from retbench.report.figures.catalogue import make_drawings
 from retbench.report.figures.drawing import Drawing, save_drawing
+from retbench.report.figures.style import marks_of
 from retbench.report.lineup import Lineup
 from retbench.report.selection import select
 from retbench.workloads.workload import WORKLOADS, MetricSpec, Workload
@@ -293,6 +295,36 @@ def test_throughput_is_drawn_against_the_batch_size_with_what_ran_out_of_memory(
         assert set(failed["model"]) == {"transformer"}
         assert np.asarray(crosses.get_xdata()).tolist() == list(failed["batch_size"])
     assert list(drawing.data[drawing.data["status"] == "oom"]["batch_size"]) == [16, 32, 64, 64]
+    longest = here[(here["model"] == "transformer") & (here["status"] == "ok")]["batch_size"].max()
+    assert f", batch {longest}" in " ".join(all_words(drawing))  # the other model has a value at batch 64
+    words = [mark.text for mark in marks_of(drawing.figure)]
+    assert all(re.fullmatch(r"\w+, batch \d+: [\d,.]+ \[[\d,.]+, [\d,.]+\] tokens/s", text) for text in words)
+
+
+def test_the_subtitle_has_the_rounds_of_every_interval(cpu_records: list[Record]) -> None:
+    """One model of an interrupted run has a round fewer."""
+    last = max(record.round for record in cpu_records)
+    kept = [record for record in cpu_records if record.round < last or record.model.name == "retnet"]
+    latency = [d for d in make_drawings(contents_of(select(kept))) if d.name.startswith("latency_")]
+    assert len(latency) == 3
+    for drawing in latency:
+        assert f"bars: 95 % interval of {last} to {last + 1} rounds" in drawing.figure.texts[1].get_text()
+
+
+def test_crosses_of_one_model_have_each_reason_beside_them() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        length = arguments["point"].context_len
+        if arguments["model"].name == "retnet" or length < 4096:
+            return arguments
+        return arguments | {
+            "status": "oom" if length > 4096 else "timeout",
+            "metrics": {},
+            "error": "too long",
+        }
+
+    records = Maker(CPU, change=change).latency((1024, 2048, 4096, 8192))
+    drawing = make_drawings(contents_of(select(records)))[0]
+    assert "timed out, out of memory" in all_words(drawing)
 
 
 def test_throughput_of_one_batch_is_drawn_against_the_bytes_of_the_state() -> None:

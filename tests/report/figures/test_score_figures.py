@@ -1,6 +1,7 @@
 """Figures of quality: drawn from the data beside them, a seed a line of its own, and no word cut or covered."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.figures import looks
 from retbench.report.figures.catalogue import draw_scores
 from retbench.report.figures.drawing import Drawing
+from retbench.report.figures.style import marks_of
 from retbench.report.points import is_final
 from retbench.report.results import load_results
 from retbench.report.selection import select
@@ -64,6 +66,25 @@ def test_learning_curves_leave_the_grid_out(drawings: dict[str, Drawing]) -> Non
     drawing = drawings["quality_training_run_classic_books_2048_learning"]
     assert len(drawing.data) == 20 * 2 * sum(map(len, SEEDS.values()))
     assert set(drawing.data["metric"]) == {"validation_loss_nats"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("quality_training_run_classic_books_2048_learning", r"\w+ seed \d, [\d.]+ [KM] tokens: [\d.]+ nats"),
+        (
+            "quality_perplexity_litbank-original_whole_8192_by_position",
+            r"\w+ seed \d, position \w+: [\d.]+ nats",
+        ),
+        ("quality_perplexity_whole_by_size", r"\w+ seed \d, [\d.]+[KM]: [\d.]+ bits"),
+    ],
+)
+def test_a_point_says_its_seed_its_place_and_its_unit(
+    drawings: dict[str, Drawing], name: str, words: str
+) -> None:
+    marks = marks_of(drawings[name].figure)
+    assert marks
+    assert [mark.text for mark in marks if not re.fullmatch(words, mark.text)] == []
 
 
 def test_answers_have_wilsons_interval_and_the_mark_of_guessing(drawings: dict[str, Drawing]) -> None:

@@ -307,6 +307,7 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
         mine = sorted((point for point in panel.failed if point.model == model), key=lambda point: point.x)
         if not mine:
             continue
+        statuses = dict.fromkeys(point.status for point in mine)
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
         above_pt += _CROSSES_PT
         drawn: list[Artist] = [
@@ -316,7 +317,7 @@ def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
             is_left = x[0] > panel.ticks[0]
             words = add_text(
                 axes,
-                describe_status(mine[0].status),
+                ", ".join(map(describe_status, statuses)),
                 (x[0] if is_left else x[-1], y),
                 transform,
                 (-5 if is_left else 5, 0),
@@ -349,9 +350,9 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
     return labels
 
 
-def with_length(words: str, point: PlotPoint, longest: float) -> str:
-    """Return words for the last value of a curve, with its context length if longer ones exist."""
-    return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
+def with_length(words: str, point: PlotPoint, longest: float, where: str = "{}") -> str:
+    """Return words for the last value of a curve, with its place if further ones exist; see `Panel.where`."""
+    return words if point.x >= longest else f"{words}, {where.format(format_tokens(int(point.x)))}"
 
 
 def three_decimals(point: PlotPoint) -> str:

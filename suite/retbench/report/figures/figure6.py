@@ -107,8 +107,9 @@ class Figure6Panel:
         points = frame_points(rows, self.failed, self.axis, by_length)
         top = max([highest(points), *(point.number.value for point in self.paper)])
         batch = "" if by_length else f", batch {self.records[0].point.batch_size}"
+        where = "{}" if self.axis == "context_len" else "batch {}"
         title = f"({self.letter}) {kind.name}, {{unit}}{batch}"
-        return Panel(points, self.models, title, units=kind.units, at_least=top)
+        return Panel(points, self.models, title, units=kind.units, at_least=top, where=where)
 
     @property
     def markers(self) -> dict[str, str]:

@@ -75,6 +75,20 @@ def frame_points(
     return (*measured, *(PlotPoint(str(model), float(x), status=str(status)) for model, x, status in missing))
 
 
+def seed_points(rows: pd.DataFrame, axis: str) -> tuple[PlotPoint, ...]:
+    """Return the points of rows that have a seed along an axis, with a curve per seed; see `seed_curve`."""
+    return frame_points(rows.assign(seed=rows["seed"].map(seed_curve)), axis=axis, curve="seed")
+
+
+def seed_curve(seed: str) -> str:
+    """Return the name of the curve of a seed in the data of a figure: 'seed 0'."""
+    return "without seed" if seed == "none" else f"seed {seed}"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 99.95 else f"{number:#.3g}"
+
+
 def highest(points: Sequence[PlotPoint]) -> float:
     """Return the highest value or end of an interval; far wider intervals are cut, for they would flatten all."""
     values = [point.value for point in points if not isnan(point.value)]
@@ -111,6 +125,7 @@ class Panel:
         at_most: Values above this one, in base units, leave the panel.
         joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
         aside_pt: Distance of the first model's points from those of the last at the same place.
+        where: Words for the place of a point, with "{}" for what the horizontal axis says: 'batch {}'.
     """
 
     points: tuple[PlotPoint, ...]
@@ -122,6 +137,7 @@ class Panel:
     at_most: float = inf
     joined: str | None = None
     aside_pt: float = 0.0
+    where: str = "{}"
 
     @cached_property
     def curves(self) -> dict[str, list[list[PlotPoint]]]:
@@ -181,9 +197,9 @@ class Panel:
 
     def words(self, point: PlotPoint, place: str) -> str:
         """Return a point in words: 'RetNet, 32K: 6.40 [6.21, 6.60] ms'."""
-        value = with_interval(*(f"{number / self.size:,.3g}" for number in point.estimate))
+        value = with_interval(*(_three_digits(number / self.size) for number in point.estimate))
         curve = f" {point.curve}" if point.curve else ""
-        return f"{self.models.labels[point.model]}{curve}, {place}: {value} {self.unit}".rstrip()
+        return f"{self.models.labels[point.model]}{curve}, {self.where.format(place)}: {value} {self.unit}".rstrip()
 
 
 def sweep_panel(sweep: CostSweep, metric: str, title: str = "", **options: Any) -> Panel:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from math import nan
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from retbench.records.record import Record
@@ -116,7 +118,7 @@ def _draw_pairs(
     )
     parts = [(format_size(size), data[data["size"] == size]) for size in scores.sizes(records)]
     axis = "num_pairs", "pairs of a key and a value (log scale)", _ticks("{:.0f}".format)
-    figure = _draw_shares(view, scores.models, parts, axis)
+    figure = _draw_shares(view, scores.models, parts, axis, where="{} pairs")
     counts = sorted(set(data["num_pairs"]))
     for axes in figure.axes:
         axes.plot(counts, [100 / count for count in counts], **style.GUIDE)
@@ -144,7 +146,9 @@ def draw_length_recall(scores: Evaluations, task_points: Sequence[TaskPoint]) ->
         tasks = group(records, lambda record: record.point.task)
         parts = [(str(task).replace("_", " "), data[data["task"] == task]) for task in tasks]
         axis = "length_ratio", "length over trained length (log scale)", _ticks("{:g}".format)
-        figure = _draw_shares(view, scores.models, parts, axis, aside_pt=_ASIDE_PT)
+        figure = _draw_shares(
+            view, scores.models, parts, axis, aside_pt=_ASIDE_PT, where="{} times the length"
+        )
         _draw_levels(figure, [mine[0].metrics["guess"].value for mine in tasks.values()])
         yield view.drawing(figure, data)
 
@@ -267,7 +271,7 @@ def _draw_shares(
     models: Lineup,
     parts: Sequence[tuple[str, pd.DataFrame]],
     axis: tuple[str, str, Callable[[Axes, Sequence[float]], None]],
-    aside_pt: float = 0.0,
+    **options: Any,
 ) -> Figure:
     """Draw shares from 0 to 100 %, a panel per part of the data of `seed_means`.
 
@@ -276,7 +280,7 @@ def _draw_shares(
         models: All models.
         parts: Title and rows of each panel.
         axis: Column of the horizontal axis, its name, and what sets its ticks and limits.
-        aside_pt: See `Panel`.
+        options: Further fields of the panels.
     """
     column, label, set_axis = axis
     places = tuple(sorted({float(place) for _, part in parts for place in part[column]}))
@@ -289,7 +293,7 @@ def _draw_shares(
             units=PERCENT,
             at_least=1.0,
             at_most=1.0,
-            aside_pt=aside_pt,
+            **options,
         )
         for title, part in parts
     ]
@@ -318,7 +322,9 @@ def _draw_levels(figure: Figure, guesses: Sequence[float | None]) -> None:
     The names stand beside the panel where the names of the models, which are beside the last one, leave room.
     """
     first, last = (figure.axes[place].get_position() for place in (0, -1))
-    is_free = first.y0 > last.y1 and first.x1 > last.x1 - 0.001
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    highest = max((text.get_window_extent(renderer).y1 for text in figure.axes[-1].texts), default=0.0)
+    is_free = highest < figure.axes[0].bbox.y0 and first.x1 > last.x1 - 0.001
     for axes, guess in zip(figure.axes, guesses, strict=True):
         for share, name in ((guess, "guess"), (1.0, "ceiling")) if guess is not None else ():
             axes.axhline(100 * share, **style.GUIDE)

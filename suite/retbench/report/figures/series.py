@@ -16,10 +16,10 @@ from retbench.report.figures import style
 from retbench.report.figures.curves import draw_row, three_decimals
 from retbench.report.figures.drawing import Drawing, View
 from retbench.report.figures.labels import add_note, beside
-from retbench.report.figures.panels import Panel, frame_points
+from retbench.report.figures.panels import Panel, seed_points
 from retbench.report.points import TaskPoint, instance_row, is_final, loss_unit
 from retbench.report.trainings import describe_rates
-from retbench.units import format_size, format_tokens
+from retbench.units import format_count, format_size, format_tokens
 
 _MOST_PANELS = 4
 """Sizes that have room side by side."""
@@ -36,7 +36,7 @@ def draw_positions(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawi
     """Yield the loss along the documents, a panel per size."""
     series = "loss_by_position"
     for part, records in _parts(scores, task_point, series):
-        data, panels = _size_panels(scores, records, series)
+        data, panels = _size_panels(scores, records, series, "position {}")
         marks = [
             scores.trained_length(
                 [record for record in records if format_size(record.model.size) == panel.title]
@@ -75,7 +75,7 @@ def draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
     series = "validation_loss_nats"
     corpus, length = task_point.corpus, format_tokens(task_point.context_len)
     for part, records in _parts(scores, task_point, series):
-        data, panels = _size_panels(scores, records, series)
+        data, panels = _size_panels(scores, records, series, "{} tokens")
         view = View(
             name=task_point.stem(f"learning{part}"),
             title="Learning curves",
@@ -95,6 +95,7 @@ def _set_token_axis(axes: Axes, places: Sequence[float], density: int) -> None:
     axes.set_xlim(0, style.LINEAR_EDGE * last)
     ticks = [x for x in MaxNLocator(nbins=density).tick_values(0, last) if x <= last]
     axes.set_xticks(ticks, [_short(x) for x in ticks])
+    axes.fmt_xdata = format_count
     axes.get_xticklabels()[0].set_horizontalalignment("left")
     axes.get_xticklabels()[-1].set_horizontalalignment("right")
 
@@ -119,7 +120,7 @@ def draw_gains(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:
         caption=_GAIN,
         records=records,
     )
-    data, panels = _size_panels(scores, records, series, ends=("low", "high"))
+    data, panels = _size_panels(scores, records, series, "{} bytes", ends=("low", "high"))
     label = "bytes since the pair came last (log scale)"
     figure = draw_row(panels, view.texts, lambda point: f"{point.value:.2f}", label, scale="span")
     for axes in figure.axes:
@@ -143,7 +144,7 @@ def _with_series(records: Iterable[Record], series: str) -> list[Record]:
 
 
 def _size_panels(
-    scores: Evaluations, records: Sequence[Record], series: str, ends: Sequence[str] = ()
+    scores: Evaluations, records: Sequence[Record], series: str, where: str, ends: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, list[Panel]]:
     """Return the points of a series of each record, and a panel per size with a curve per seed.
 
@@ -151,6 +152,7 @@ def _size_panels(
         scores: All scores.
         records: Records that have points of the series.
         series: Its name.
+        where: Words for the place of a point; see `Panel`.
         ends: Names of the ends of its intervals, which are series too; a point may have none.
     """
     rows = []
@@ -166,6 +168,13 @@ def _size_panels(
     by_size = dict(iter(data.sort_values("seed", kind="stable").groupby("size")))
     places = tuple(sorted(set(data[axis])))
     return data, [
-        Panel(frame_points(by_size[size], axis=axis, curve="seed"), scores.models, format_size(size), places)
+        Panel(
+            seed_points(by_size[size], axis),
+            scores.models,
+            format_size(size),
+            places,
+            units=((1.0, str(data["unit"].iloc[0])),),
+            where=where,
+        )
         for size in scores.sizes(records)
     ]

@@ -16,7 +16,7 @@ from retbench.report.evaluations import Evaluations
 from retbench.report.figures import style
 from retbench.report.figures.curves import draw_row, three_decimals
 from retbench.report.figures.drawing import Drawing, View
-from retbench.report.figures.panels import Panel, frame_points
+from retbench.report.figures.panels import Panel, Units, seed_curve, seed_points
 from retbench.report.points import TaskPoint, fact, group, instance_of, instance_row, is_final, state_bytes_of
 from retbench.report.tables.readable_scores import MOST_MODELS
 from retbench.report.trainings import describe_rates
@@ -105,7 +105,7 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
         )
         data = _size_data(records, _BITS, "bits", _bits, with_state=True)
         figure = draw_row(
-            [Panel(frame_points(data, axis="state_bytes", curve="seed"), scores.models)],
+            [Panel(seed_points(data, "state_bytes"), scores.models, units=_units(data))],
             view.texts,
             three_decimals,
             style.STATE_LABEL,
@@ -158,10 +158,11 @@ def _draw_sizes(scores: Evaluations, view: View, parts: Sequence[tuple[str, pd.D
     aside_pt = min(16.0, 4.4 * (len(scores.models.models) - 1))
     panels = [
         Panel(
-            frame_points(rows, axis="num_params_nonembedding", curve="seed"),
+            seed_points(rows, "num_params_nonembedding"),
             scores.models,
             title.replace(" (", "\n(") if several else "",
-            joined=joined,
+            units=_units(rows),
+            joined=seed_curve(joined),
             aside_pt=aside_pt / 2 if several else aside_pt,
         )
         for title, rows in parts
@@ -176,6 +177,12 @@ def _draw_sizes(scores: Evaluations, view: View, parts: Sequence[tuple[str, pd.D
     )
     data = [rows.assign(text=title) if several else rows for title, rows in parts]
     return view.drawing(figure, pd.concat(data, ignore_index=True))
+
+
+def _units(rows: pd.DataFrame) -> Units:
+    """Return the unit of rows of `_size_data` for a panel."""
+    unit = str(rows["unit"].iloc[0])
+    return ((1.0, "" if unit == "ratio" else unit),)
 
 
 def _shared_seeds(records: Sequence[Record]) -> list[str]:

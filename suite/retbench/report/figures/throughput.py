@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from retbench.report.figures import style
-from retbench.report.figures.curves import draw_row, draw_scales
+from retbench.report.figures.curves import draw_row, draw_scales, with_length
 from retbench.report.figures.drawing import Drawing, View
 from retbench.report.figures.panels import Panel, PlotPoint, frame_points, highest
 from retbench.report.points import state_bytes_of
@@ -22,6 +22,8 @@ from retbench.units import format_rate, format_tokens
 from retbench.workloads.workload import Workload
 
 _METRIC = "tokens_per_s"
+_UNITS = ((1.0, "tokens/s"),)
+_BATCH = "batch {}"
 
 
 def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
@@ -37,20 +39,26 @@ def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
             first.models,
             format_tokens(length),
             batches,
+            units=_UNITS,
             at_least=top,
+            where=_BATCH,
         )
         for length in lengths
     ]
     view = View(
         name=f"{first.stem}_throughput",
         title=f"{first.workload.capitalize()} throughput",
-        subtitle=_subtitle(first),
+        subtitle=_subtitle(rows),
         caption=f"Tokens/s of all sequences of a batch against the batch size, at each context length. {POINT_WORDS}",
         records=first.records,
         models=first.models,
     )
     figure, linear = draw_scales(
-        panels, view.texts, _describe_rate, "batch size", "; one panel per context length"
+        panels,
+        view.texts,
+        lambda point: with_length(_describe_rate(point), point, batches[-1], _BATCH),
+        "batch size",
+        "; one panel per context length",
     )
     return view.drawing(figure, stack_data(sweeps, [sweep.data([_METRIC]) for sweep in sweeps]), linear)
 
@@ -74,6 +82,7 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
             frame_points(rows, failed, axis="state_bytes"),
             sweep.models,
             f"batch {sweep.batch_size}",
+            units=_UNITS,
             at_least=top,
         )
         for sweep, rows, failed in known
@@ -81,7 +90,7 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
     view = View(
         name=f"{name_of([sweep for sweep, *_ in known])}_by_state",
         title=f"{workload.title} against the size of the state",
-        subtitle=_subtitle(first),
+        subtitle=_subtitle(pd.concat([rows for _, rows, _ in known])),
         caption="Tokens/s of all sequences of a batch against the analytical bytes of state or key-value cache of one "
         "sequence, on logarithmic axes. One point per context length; a line joins those of a model, and a state of "
         "fixed size has them at one place. Bars are 95 % intervals.",
@@ -96,9 +105,9 @@ def draw_throughput_by_state(sweeps: Sequence[CostSweep], workload: Workload) ->
     return [view.drawing(figure, data)]
 
 
-def _subtitle(sweep: CostSweep) -> str:
+def _subtitle(rows: pd.DataFrame) -> str:
     """Return the unit, and the meaning of the error bars; the panels name the batch size."""
-    return f"tokens/s; {describe_rounds(sweep.rows(_METRIC))}"
+    return f"tokens/s; {describe_rounds(rows)}"
 
 
 def _describe_rate(point: PlotPoint) -> str:
