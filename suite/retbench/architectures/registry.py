@@ -68,13 +68,12 @@ _NEEDED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a subclass of retbench.architectures.architecture.ModelSpec",
     ),
     "resolve": (lambda given: callable(given.resolve), "a function that takes a spec and a size"),
+    # Commands find a model by its presets alone.
     "presets": (
         lambda given: (
             isinstance(given.presets, Mapping)
             and all(isinstance(fields, Mapping) for fields in given.presets.values())
-            and (
-                len(given.presets) > 0 or given.reads_any_model
-            )  # commands find a model by its presets alone
+            and (len(given.presets) > 0 or given.reads_any_model)
         ),
         'at least one variant with its fields, such as presets = {"plain": {}}',
     ),

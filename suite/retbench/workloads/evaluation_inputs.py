@@ -83,7 +83,11 @@ def _check_unchanged(model: ModelUnderTest, corpus: Corpus, workload: str) -> No
     if weights.info.corpus == corpus.name and then not in (None, corpus.fingerprint):
         experiment, _, profile = weights.info.source.partition("/")
         is_path = weights.info.seed is None
-        command = "" if is_path else f" (retbench train {experiment} --profile {profile} --fresh, with its other options)"
+        command = (
+            ""
+            if is_path
+            else f" (retbench train {experiment} --profile {profile} --fresh and its other options)"
+        )
         raise ConfigError(
             f"the corpus '{corpus.name}' has changed since '{model.label}' was trained on it (fingerprint {then} "
             f"then, {corpus.fingerprint} now): its held-out documents may have been in the training text. Restore its "
