@@ -192,7 +192,7 @@ def test_an_index_that_is_none(folder, index):
         (
             '{"model_type": "bloom"}',
             r"\{'model_type': 'bloom'\}. Formats: retbench, .*fla, .*; force one with --format\. "
-            'A model that transformers has is measured as it is: --model, or architecture = "hf"',
+            'A model that transformers has is measured as it is by `retbench run --model`, or architecture = "hf"',
         ),
     ],
 )

@@ -211,7 +211,8 @@ def _recognise(raw: Mapping[str, Any], path: Path) -> str:
     found = shown(said) if said else "neither model_type nor architectures is given"
     raise CheckpointError(
         f"{path}: a model of unknown format: {found}. Formats: {', '.join(FORMATS)}; force one with --format. A model "
-        'that transformers has is measured as it is: --model, or architecture = "hf" in its table.'
+        'that transformers has is measured as it is by `retbench run --model`, or architecture = "hf" in its table. It '
+        "writes text by `retbench generate --format hf`."
     )
 
 

@@ -39,7 +39,7 @@ class Recipe(Strict):
     """Decay of the learning rate after the warm-up. polynomial: to `final_ratio` with the power `decay_power`."""
     decay_power: Positive = 1.0
     final_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate of the last step over the highest."""
+    """Learning rate at which the decay ends, one step after the last, over the highest."""
     warmup_steps: int = Field(default=375, ge=0)
     """Steps of a linear rise from 0; never more than `warmup_share` of a run."""
     warmup_share: float = Field(default=0.1, ge=0, le=1)
