@@ -155,7 +155,7 @@ def test_threads_and_libraries_may_fail_without_a_limit_on_memory_for_another_re
 @LINUX
 def test_a_limit_beyond_what_there_is_is_refused() -> None:
     with pytest.raises(
-        UnsupportedError, match=r"memory_limit_bytes is 1,000,000,000,000,000 \(931323 GiB\), and "
+        UnsupportedError, match=r"memory_limit_bytes is 1,000,000,000,000,000 \(931,323 GiB\), and "
     ):
         limit_memory(10**15, CPU)
 
