@@ -21,7 +21,7 @@ def load(path: str | Path = "results") -> "pd.DataFrame":
 
     Raises:
         RecordError: the path does not exist, or holds no record that can be read.
-        ConfigError: the path is none.
+        ConfigError: `path` is neither a text nor a path.
     """
     from retbench.report.frames import results_frame
     from retbench.report.results import load_results
@@ -106,9 +106,9 @@ def run(
 
 
 def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
-    """Raise ConfigError for an argument of none of some types; a truth value is no number.
+    """Raise ConfigError for an argument that has none of the types; True and False are no numbers.
 
-    Many wrong values would mean another request: "no" is true, where code of a checkpoint may run or not.
+    Wrong values could mean another request: the text "no" is true, and would let the code of a checkpoint run.
 
     Args:
         kinds: The types that are taken.

@@ -3,7 +3,7 @@
 Only significant leads confirm or refute a claim. The p-value of a lead is that of Student's t over the trainings, from
 three of them on; that of one training is of its documents: of texts by the bootstrap, of accuracies by McNemar's test
 (`stats.paired`). A rule reads several evaluations, of which one in twenty differs by chance, so that Holm's procedure
-decides which are significant: at most one verdict in twenty rests on a difference that is none.
+decides which are significant: where models do not differ, about one verdict in twenty says that they do.
 """
 
 import math
