@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,7 @@ from retbench.records.store import append_record
 from retbench.running import resume
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, code_of_cell, make_record
-from retbench.running.resume import (
-    Identity,
-    finished_pairs,
-    identities_here,
-    products_on_disk,
-    recorded_status,
-)
+from retbench.running.resume import Identity, finished_pairs, identities_here, products_on_disk
 
 Identities = dict[str, Identity]
 VERSIONS = {"python": "3.11.7", "torch": "2.9.0", "numpy": "2"}
@@ -276,16 +269,6 @@ def test_the_rounds_of_the_other_models_stay_where_a_model_is_added(
     others = [cell for cell in plan.cells if cell.point == first.point and cell.workload == first.workload]
     assert len(others) > 1
     assert set(finished_pairs(tmp_path, others, identities)) == {(first.cell_id, 0), (first.cell_id, 1)}
-
-
-def test_the_latest_status_in_a_file_is_found(tmp_path: Path, run_info: RunInfo, cell: Cell) -> None:
-    path = tmp_path / "a.jsonl"
-    assert recorded_status(path, cell.cell_id, 0) is None
-    put(path, run_info, cell, 0, "failed")
-    put(path, run_info, cell, 0, "ok")
-    assert recorded_status(path, cell.cell_id, 0) == "ok"
-    assert recorded_status(path, cell.cell_id, 1) is None
-    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_quality_does_not_depend_on_the_node(

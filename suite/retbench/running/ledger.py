@@ -11,7 +11,7 @@ from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
 from retbench.records.record import Gate, Status, utc_now
 from retbench.records.store import append_record, read_records
-from retbench.running import events, resume
+from retbench.running import events
 from retbench.running.protocol import RunInfo
 from retbench.running.recording import Outcome, Surroundings, make_record
 from retbench.workloads.workload import find_workload
@@ -122,7 +122,7 @@ class Ledger:
         self.notify(events.CellDone(cell, round_number, status, error, self.progress))
 
     def note_written(self) -> None:
-        """Note the records that workers have written without a message, because an interruption came between."""
+        """Note the records that workers have written and could not report any more."""
         cells = {cell.cell_id: cell for cell in self.plan.cells}
         records = read_records(self.path)[0] if self.path.exists() else ()
         for record in records:
@@ -149,8 +149,6 @@ class Ledger:
 
     def write_worker_exit(self, cell: Cell, round_number: int, status: Status, error: str) -> None:
         """Write the failure of the cell at which a worker ended, unless the cell's record was written before."""
-        written = resume.recorded_status(self.path, cell.cell_id, round_number)
-        if written is None:
+        self.note_written()
+        if (cell.cell_id, round_number) in self._pending:
             self.write_failure(cell, round_number, status, error)
-        else:
-            self.mark_done(cell, round_number, written, None)

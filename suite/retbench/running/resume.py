@@ -154,12 +154,3 @@ def _is_final(record: Record) -> bool:
         case {"memory_limit_bytes": int(limit)}:
             return memory_limit_bytes() <= limit
     return False
-
-
-def recorded_status(path: Path, cell_id: str, round_number: int) -> Status | None:
-    """Return the status of the latest record of a (cell, round) in one file; None without one."""
-    if not path.exists():
-        return None
-    records, _ = read_records(path)
-    found = [record.status for record in records if (record.cell_id, record.round) == (cell_id, round_number)]
-    return found[-1] if found else None
