@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_curves, "_WARMUP_S", 0.0)
     monkeypatch.setattr(rate_curves, "_NUM_SAMPLES", 3)
-    monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB, 16 * MIB])
+    monkeypatch.setattr(step_rates, "footprints_of", lambda device: [4 * MIB, 16 * MIB])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,7 +26,7 @@ def test_a_line_per_model_and_depth_holds_predicted_and_measured_seconds(
 ) -> None:
     monkeypatch.setattr(rate_curves, "_WARMUP_S", 0.0)
     monkeypatch.setattr(rate_curves, "_NUM_SAMPLES", 1)
-    monkeypatch.setattr(step_rates, "_footprints", lambda device: [4 * MIB])
+    monkeypatch.setattr(step_rates, "footprints_of", lambda device: [4 * MIB])
     monkeypatch.setattr(decode, "WARMUP_S", 0.0)
     monkeypatch.setattr(decode, "NUM_STEPS", 1)
     monkeypatch.setattr(decode, "DEPTHS", (64, 128))

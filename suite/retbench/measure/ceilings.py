@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import count, takewhile
 
 import torch
 from torch import Tensor
@@ -106,14 +105,18 @@ def largest_footprint(device: torch.device) -> int:
     return GIB if device.type == "cuda" else far_beyond_cache
 
 
+def footprints_of(device: torch.device) -> list[int]:
+    """Return the sizes at which rates are measured: from 4 MiB in steps of two to `largest_footprint`."""
+    largest, sizes = largest_footprint(device), [_SMALLEST_FOOTPRINT]
+    while 2 * sizes[-1] < largest:
+        sizes.append(2 * sizes[-1])
+    return [*sizes, largest]
+
+
 def _read_curve(device: torch.device) -> tuple[ReadRate, ...]:
-    """Return the read bandwidth by size, in steps of two."""
-    largest = largest_footprint(device)
-    values = _ones(device, largest)
-    sizes = [
-        *takewhile(lambda size: size < largest, (_SMALLEST_FOOTPRINT << step for step in count())),
-        largest,
-    ]
+    """Return the read bandwidth by size."""
+    sizes = footprints_of(device)
+    values = _ones(device, sizes[-1])
     return tuple(_fastest_read(values[: size // values.itemsize], size) for size in sizes)
 
 

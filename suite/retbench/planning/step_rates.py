@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retbench.errors import UnsupportedError
-from retbench.measure.ceilings import largest_footprint, measure_matmul_rate
+from retbench.measure.ceilings import footprints_of, measure_matmul_rate
 from retbench.measure.clock import check_device, in_turn, time_call
 from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
@@ -30,12 +30,9 @@ from retbench.planning.rate_curves import (
     positive,
     rate_curve,
 )
-from retbench.units import MIB
 
 _ATTEMPTS = 3
 """Most measurements of a call and of whole products, as long as the call comes out longer."""
-_SMALLEST_FOOTPRINT = 4 * MIB
-_FOOTPRINT_FACTOR = 2
 _WIDTH = 1024
 """Inputs and outputs of the products."""
 _STATE_SHAPE = (4, 128, 256)
@@ -67,7 +64,7 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
             the measurement too much.
     """
     check_device(device, "rates can be measured")
-    footprints = _footprints(device)
+    footprints = footprints_of(device)
     products, call_s = _product_rates(device, dtype, footprints, compiled=compiled)
     attention = attention_rates(device, dtype, footprints, compiled=compiled)
     view_s = 0.0 if compiled else _view_seconds(device)
@@ -97,13 +94,6 @@ def measure_step_rates(device: torch.device, dtype: torch.dtype, *, compiled: bo
         shared_attention_s=attention_s[1],
         view_s=view_s,
     )
-
-
-def _footprints(device: torch.device) -> list[int]:
-    largest, found = largest_footprint(device), [_SMALLEST_FOOTPRINT]
-    while found[-1] * _FOOTPRINT_FACTOR < largest:
-        found.append(found[-1] * _FOOTPRINT_FACTOR)
-    return [*found, largest]
 
 
 def _product_rates(
