@@ -69,15 +69,20 @@ def _keep_models(raw: dict[str, Any], item: str, value: Any) -> None:
         raise ConfigError(
             f"--set {shown(item)}: takes the names of the models to keep. Example: --set models=[retnet,transformer]"
         )
-    profiles = raw.get("profiles")
-    tables = [raw, *(profiles.values() if isinstance(profiles, dict) else ())]
-    holders = [one for one in tables if isinstance(one, dict) and isinstance(one.get("models"), dict)]
+    holders = [one for one in tables_with_models(raw) if isinstance(one.get("models"), dict)]
     known = dict.fromkeys(name for holder in holders for name in holder["models"])
     for name in names:
         if name not in known:
             raise unknown_name("model", name, known, where="--set models")
     for holder in holders:
         holder["models"] = {name: table for name, table in holder["models"].items() if name in names}
+
+
+def tables_with_models(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tables of an experiment file that may hold models: the file itself, and each profile."""
+    profiles = raw.get("profiles")
+    tables = profiles.values() if isinstance(profiles, dict) else ()
+    return [raw, *(table for table in tables if isinstance(table, dict))]
 
 
 def _apply(raw: dict[str, Any], item: str, value: Any, profile: str | None) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retbench.architectures.registry import architectures
+from retbench.config.overrides import tables_with_models
 from retbench.errors import ConfigError, shown
 
 
@@ -46,11 +47,9 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
                 "other, or name both in an experiment file."
             )
         tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
+    for holder in tables_with_models(raw):
+        holder.pop("models", None)
     raw["models"] = tables
-    profiles = raw.get("profiles")
-    for table in profiles.values() if isinstance(profiles, dict) else ():
-        if isinstance(table, dict):
-            table.pop("models", None)
 
 
 def check_trust(raw: dict[str, Any], place: str) -> None:
@@ -58,10 +57,8 @@ def check_trust(raw: dict[str, Any], place: str) -> None:
 
     An experiment file may come from anyone: only the command line permits that.
     """
-    profiles = raw.get("profiles")
-    parts = [raw, *(profiles.values() if isinstance(profiles, dict) else ())]
-    tables = [part.get("models") for part in parts if isinstance(part, dict)]
-    for models in tables:
+    for holder in tables_with_models(raw):
+        models = holder.get("models")
         for name, table in models.items() if isinstance(models, dict) else ():
             if isinstance(table, dict) and table.get("trust_remote_code"):
                 raise ConfigError(
