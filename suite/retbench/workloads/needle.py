@@ -14,6 +14,7 @@ from retbench.workloads.workload import Measurement, MetricSpec, Workload
 
 if TYPE_CHECKING:
     from retbench.data.needle_prompts import Prompt
+    from retbench.data.tokenizers import Tokenizer
     from retbench.evaluation.needles import NeedleAnswer
     from retbench.workloads.context import Context
 
@@ -70,7 +71,7 @@ def measure(context: "Context") -> Measurement:
     assert inputs.limit is not None
     tokenizer = tokenizer_of(context)
     check_vocabulary(tokenizer, context.model.config.vocab_size)
-    prefix, prompt_at = prefix_token(tokenizer), _prompts(context)
+    prefix, prompt_at = prefix_token(tokenizer), _prompts(context, tokenizer)
     context.reset_backend_log()
     rows: list[dict[str, Any]] = []
     answers: list[NeedleAnswer] = []
@@ -92,12 +93,12 @@ def measure(context: "Context") -> Measurement:
     )
 
 
-def _prompts(context: "Context") -> "Callable[[int, float], Prompt]":
+def _prompts(context: "Context", tokenizer: "Tokenizer") -> "Callable[[int, float], Prompt]":
     """Return the function that makes the cell's prompt of an index at a depth."""
     from retbench.data.needle_prompts import haystack_sentences, make_prompt
-    from retbench.workloads.evaluation_inputs import corpus_of, tokenizer_of
+    from retbench.workloads.evaluation_inputs import corpus_of
 
-    point, tokenizer = context.cell.point, tokenizer_of(context)
+    point = context.cell.point
     haystack = point.task or ""
     sentences = haystack_sentences(haystack, None if haystack in HAYSTACKS else corpus_of(context))
 
