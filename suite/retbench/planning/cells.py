@@ -24,6 +24,9 @@ from retbench.strict import Strict
 from retbench.units import format_size
 from retbench.workloads.workload import find_workload
 
+CHECKPOINT_SIZE = "checkpoint"
+"""Size of a model that is read from a checkpoint, unless the experiment gives one."""
+
 
 class Settings(Strict):
     """Settings that all cells of a run share."""

@@ -12,13 +12,10 @@ from retbench.checkpoints.weights import find_weight_files, fingerprint_files
 from retbench.config.experiment import Experiment, Profile
 from retbench.errors import ConfigError
 from retbench.planning import cells
-from retbench.planning.cells import Inputs, ModelUnderTest, Weights
+from retbench.planning.cells import CHECKPOINT_SIZE, Inputs, ModelUnderTest, Weights
 from retbench.records.record import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 from retbench.units import format_size
-
-CHECKPOINT_SIZE = "checkpoint"
-"""Size of a model that is read from a checkpoint, unless the experiment gives one."""
 
 
 def find_models(

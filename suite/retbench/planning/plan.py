@@ -18,8 +18,8 @@ from retbench.errors import ConfigError, UnsupportedError, shown
 from retbench.measure.devices import Device, default_threads, find_device
 from retbench.measure.environment import missing_for_compilation, worker_environment
 from retbench.planning import cells
-from retbench.planning.cells import Cell, ModelUnderTest, Settings
-from retbench.planning.models import CHECKPOINT_SIZE, find_inputs, find_models
+from retbench.planning.cells import CHECKPOINT_SIZE, Cell, ModelUnderTest, Settings
+from retbench.planning.models import find_inputs, find_models
 from retbench.planning.shards import Shard, unit_of
 from retbench.workloads.workload import WORKLOADS, find_workload
 

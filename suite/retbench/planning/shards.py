@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from retbench.config.experiment import Experiment
 from retbench.errors import ConfigError, shown
-from retbench.planning.cells import Cell
+from retbench.planning.cells import CHECKPOINT_SIZE, Cell
 from retbench.workloads.workload import is_cost
 
 Item = TypeVar("Item")
@@ -76,7 +76,7 @@ def count_parts(experiment: Experiment, profile_name: str, *, training: bool) ->
         return None
     return len(
         {
-            (model.size or (profile.size if model.checkpoint is None else "checkpoint"), point.batch_size)
+            (model.size or (profile.size if model.checkpoint is None else CHECKPOINT_SIZE), point.batch_size)
             for model in experiment.models.values()
             for name, table in profile.workloads.specs.items()
             if model.workloads is None or name in model.workloads
