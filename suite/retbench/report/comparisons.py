@@ -15,7 +15,6 @@ import pandas as pd
 from retbench.report.lineup import Lineup
 from retbench.report.sweeps import POINT_KEY, CostSweep, value_and_ends
 from retbench.stats.intervals import (
-    CONFIDENCE,
     Crossover,
     Equivalence,
     Interval,
@@ -85,12 +84,11 @@ def compare_rounds(mine: Rounds, theirs: Rounds) -> tuple[Interval, bool] | None
     mine, theirs = ({key: value for key, value in side.items() if value > 0} for side in (mine, theirs))
     shared = sorted(mine.keys() & theirs.keys(), key=lambda key: key[1])
     if shared:
-        paired = ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared], CONFIDENCE)
-        return paired, False
+        return ratio_interval([mine[key] for key in shared], [theirs[key] for key in shared]), False
     sessions = {session for session, _ in mine} & {session for session, _ in theirs}
     if sessions or not mine or not theirs:
         return None
-    return unpaired_ratio_interval(list(mine.values()), list(theirs.values()), CONFIDENCE), True
+    return unpaired_ratio_interval(list(mine.values()), list(theirs.values())), True
 
 
 def cost_ratio(mine: pd.DataFrame, theirs: pd.DataFrame) -> CostRatio | None:

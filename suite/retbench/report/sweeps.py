@@ -13,7 +13,7 @@ from retbench.report.lineup import Lineup, lineup
 from retbench.report.points import group
 from retbench.report.selection import Selection, matched_groups
 from retbench.report.wording import describe_status, file_stem, join_words, range_of, section_title
-from retbench.stats.intervals import CONFIDENCE, Interval, geometric_interval
+from retbench.stats.intervals import Interval, geometric_interval
 from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
@@ -54,7 +54,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
         return median(values), math.nan, math.nan
     if min(values) == max(values):  # counted, not timed: exact, without the rounding of a logarithm
         return values[0], values[0], values[0]
-    return value_and_ends(geometric_interval(values, CONFIDENCE))
+    return value_and_ends(geometric_interval(values))
 
 
 def value_and_ends(interval: Interval) -> tuple[float, float, float]:

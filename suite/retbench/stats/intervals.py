@@ -6,7 +6,7 @@ RecordError for values that are missing, not finite or not positive.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,11 +74,7 @@ class LogRatio:
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Return the ratio with its two-sided interval, which has no ends with one round."""
-        if self.degrees <= 0:
-            return Interval(_exp(self.estimate), None, None, self.num_rounds)
-        half = float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.error
-        low, high = _exp(self.estimate - half), _exp(self.estimate + half)
-        return Interval(_exp(self.estimate), low, high, self.num_rounds)
+        return _students_interval(self, confidence, _exp)
 
     def detectable(self, margin: float, level: float) -> float | None:
         """Return the least slow-down, as a share, that a test at `level` shows to exceed `margin` in 80 % of runs."""
@@ -157,11 +153,16 @@ def geometric_interval(values: Sequence[float], confidence: float = CONFIDENCE) 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of the values with Student's t interval, which has no ends for a single value."""
-    found = paired(values)
+    return _students_interval(paired(values), CONFIDENCE, float)
+
+
+def _students_interval(found: LogRatio, confidence: float, scale: Callable[[float], float]) -> Interval:
+    """Return an estimate with Student's t interval, each as `scale` shows it; without ends for a single round."""
     if found.degrees <= 0:
-        return Interval(found.estimate, None, None, found.num_rounds)
-    half = float(stdtrit(found.degrees, (1 + CONFIDENCE) / 2)) * found.error
-    return Interval(found.estimate, found.estimate - half, found.estimate + half, found.num_rounds)
+        return Interval(scale(found.estimate), None, None, found.num_rounds)
+    half = float(stdtrit(found.degrees, (1 + confidence) / 2)) * found.error
+    low, high = scale(found.estimate - half), scale(found.estimate + half)
+    return Interval(scale(found.estimate), low, high, found.num_rounds)
 
 
 def ratio_interval(
@@ -176,11 +177,9 @@ def ratio_interval(
     return paired(_logs(numerators, "numerators") - _logs(denominators, "denominators")).interval(confidence)
 
 
-def unpaired_ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], confidence: float = CONFIDENCE
-) -> Interval:
+def unpaired_ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
     """Return the ratio of the geometric means of independent rounds, with Welch's t interval on the logarithms."""
-    return unpaired(_logs(denominators, "denominators"), _logs(numerators, "numerators")).interval(confidence)
+    return unpaired(_logs(denominators, "denominators"), _logs(numerators, "numerators")).interval()
 
 
 def _logs(values: npt.ArrayLike, name: str) -> Array:
