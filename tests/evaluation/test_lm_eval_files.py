@@ -148,6 +148,22 @@ def test_the_files_are_those_of_lm_eval(results: Path, data: Path, tmp_path: Pat
         assert read_lines(mine) == read_lines(other)
 
 
+@pytest.mark.parametrize(("started_at", "model", "code"), [("x/../../../y", "retnet", 0), (None, "..", 2)])
+def test_a_record_cannot_choose_another_folder(
+    results: Path, data: Path, tmp_path: Path, started_at: str | None, model: str, code: int
+) -> None:
+    path = results / "run.jsonl"
+    line = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    line["started_at"], line["model"]["name"] = started_at or line["started_at"], model
+    path.write_text(json.dumps(line), encoding="utf-8")
+    before = {*tmp_path.rglob("*")}
+    done = export(results, data)
+    assert done.exit_code == code, done.output
+    new = {*tmp_path.rglob("*")} - before
+    assert {one for one in new if one.is_file()} == {Path(name) for name in done.stdout.split()}
+    assert new <= {*(tmp_path / "out").rglob("*"), tmp_path / "out"}
+
+
 def test_lm_eval_reads_them(results: Path, data: Path, tmp_path: Path) -> None:
     export(results, data)
     names = [str(path) for path in (tmp_path / "out").rglob("*.json*")]

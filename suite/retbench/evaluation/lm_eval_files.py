@@ -16,7 +16,7 @@ from retbench.errors import RecordError, RetbenchError, StorageError, shown
 from retbench.evaluation.task_entries import find_task
 from retbench.evaluation.tasks import LoadedTask, load_task
 from retbench.evaluation.zeroshot import lm_eval_results
-from retbench.files import write_atomic
+from retbench.files import inside, write_atomic
 from retbench.records.documents import read_documents
 from retbench.records.record import Record
 
@@ -89,6 +89,7 @@ def write_lm_eval_files(
         data_dir: See `evaluation.tasks.load_task`.
 
     Raises:
+        ConfigError: the name of the model cannot be that of a folder.
         StorageError: the disk is full or the folder cannot be written to.
     """
     from lm_eval.utils import hash_string, sanitize_model_name
@@ -117,8 +118,9 @@ def write_lm_eval_files(
     }
     results |= _describe(model, kept)
     results["task_hashes"] = {name: hash_string(text) for name, text in ids.items()}
-    date = max(one.record.started_at for one in kept).replace(":", "-").removesuffix("Z")
-    place = folder / sanitize_model_name(model)
+    latest = max(one.record.started_at for one in kept)
+    date = sanitize_model_name(latest.replace(":", "-").removesuffix("Z"))
+    place = inside(folder, sanitize_model_name(model))
     place.mkdir(parents=True, exist_ok=True)
     files = {place / f"results_{date}.json": _json(results, indent=2)} | {
         place / f"samples_{name}_{date}.jsonl": "".join(f"{_json(_as_stored(one))}\n" for one in found)
