@@ -8,7 +8,7 @@ import pytest
 
 from retbench.measure.environment import machine_name
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import Gate, Record
+from retbench.records.record import Gate, Record, utc_now
 from retbench.records.store import append_record, read_records
 from retbench.running import events, gates
 from retbench.running.gates import gates_on_disk
@@ -103,7 +103,7 @@ def held(plan: Plan, folder: Path, *records: Record) -> dict[str, Gate]:
 
 
 def test_the_newest_check_of_the_model_holds(plan_of: PlanOf, tmp_path: Path, checked: Record) -> None:
-    later = checked.model_copy(update={"run_id": "later", "started_at": "9"})
+    later = checked.model_copy(update={"run_id": "later", "started_at": utc_now()})
     found = held(plan_of("second", "memory"), tmp_path / "some", later, checked)
     assert {label: gate.run_id for label, gate in found.items()} == {"second": "later"}
     assert held(plan_of("second", "memory"), tmp_path / "none") == {}

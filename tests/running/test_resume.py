@@ -207,6 +207,17 @@ def test_other_runs_multiply_as_the_latest_on_a_quiet_machine_did(
     assert products_on_disk(tmp_path, identities, "trials") == {"batches": int(holds), "slice_width": 1}
 
 
+def test_outcomes_that_are_dated_in_the_future_are_the_oldest(
+    tmp_path: Path, run_info: RunInfo, cell: Cell, identities: Identities
+) -> None:
+    del identities[cell.cell_id]
+    for date, outcome in ((utc_now(), 0), ("2999-01-01T00:00:00Z", 1)):
+        facts = FACTS | {"trials_code": "trials", "products": {"batches": outcome}}
+        record = make_record(run_info, cell, 0, Outcome("ok", date), Surroundings(facts))
+        append_record(tmp_path / "a.jsonl", record)
+    assert products_on_disk(tmp_path, identities, "trials") == {"batches": 0}
+
+
 def test_later_rounds_multiply_as_earlier_ones_of_their_cells_did(
     tmp_path: Path, run_info: RunInfo, plan_of: Callable[..., Plan], identities: Identities
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.planning.cells import Cell
+from retbench.records.dates import started
 from retbench.records.record import Gate, ModelInfo
 from retbench.records.store import read_records
 from retbench.running.recording import model_info
@@ -38,7 +39,7 @@ def gates_on_disk(folder: Path, cells: Sequence[Cell], identities: Mapping[str, 
         identities: The identity that a new record of each cell would have, by cell_id.
     """
     passed: dict[str, Gate] = {}
-    for record in sorted(read_records(folder)[0], key=lambda one: one.started_at):
+    for record in sorted(read_records(folder)[0], key=started):
         if record.gate is not None and record.gate.passed:
             key = _key(record.model, record.settings, identity_of(record))
             passed[key] = record.gate.model_copy(update={"run_id": record.gate.run_id or record.run_id})

@@ -9,6 +9,7 @@ from retbench.measure import environment, nvml, source
 from retbench.measure.devices import device_uuid
 from retbench.measure.machine import cpu_quota, memory_limit_bytes, node_id
 from retbench.planning.cells import Cell
+from retbench.records.dates import started
 from retbench.records.environment import computing_versions, conditions, excessive_load
 from retbench.records.record import Point, Record, Status
 from retbench.records.store import read_records
@@ -124,7 +125,7 @@ def products_on_disk(folder: Path, identities: Mapping[str, Identity], trials_co
     here = of_cost and {name: of_cost[name] for name in _TRIALS}
     found: dict[str, int] = {}
     own: dict[str, int] = {}
-    for record in sorted(read_records(folder)[0], key=lambda one: one.started_at):
+    for record in sorted(read_records(folder)[0], key=started):
         stated, identity = record.environment.get("products"), identity_of(record)
         if not isinstance(stated, dict):  # of a worker that ended, for which the runner wrote the record
             continue
