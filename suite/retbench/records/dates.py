@@ -1,4 +1,4 @@
-"""When records were started: for an order of records, and as shown."""
+"""Start times of records: their order, and the dates that are shown."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta

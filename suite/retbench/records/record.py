@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from math import log
 from statistics import median
 from typing import Annotated, Any, Literal, Self
 
@@ -248,7 +247,7 @@ def interpolate(points: Sequence[tuple[int, float]], footprint_bytes: float) -> 
     (low_bytes, low), (high_bytes, high) = points[max(0, index - 1)], points[min(index, len(points) - 1)]
     if footprint_bytes >= high_bytes or low_bytes == high_bytes:
         return high
-    share = log(footprint_bytes / low_bytes) / log(high_bytes / low_bytes)
+    share = math.log(footprint_bytes / low_bytes) / math.log(high_bytes / low_bytes)
     return (1 - share) * low + share * high
 
 
