@@ -97,10 +97,9 @@ def _cost_table(sweeps: Sequence[CostSweep]) -> CompactTable:
 
 
 def _row_per_point(grid: _Grid, caption: str) -> CompactTable:
-    labels, compared = (
-        grid.lineup.labels,
-        [m for m in grid.models if any(m == model for model, _ in grid.ratios)],
-    )
+    """Return a row per batch size and context length, with a column per model and per ratio."""
+    compared_models = {model for model, _ in grid.ratios}
+    labels, compared = grid.lineup.labels, [model for model in grid.models if model in compared_models]
     rows = []
     for point in grid.points:
         row = {"batch": grid.batch_words(point[0]), "context": length_cell(point[1])}

@@ -26,12 +26,12 @@ from retbench.report.wording import POINTS, describe_status, format_p, with_inte
 from retbench.units import format_bytes, format_count, format_percent, format_size
 from retbench.workloads.workload import WORKLOADS, Workload
 
-ACCURACIES = ("acc", "acc_norm")
-"""Metrics that are a share of right answers."""
-
 Row = Mapping[str, Any]
 
-_SHARES = (*ACCURACIES, "acc_far", "contains", "choice", "exact", "guess")
+_FIRST_SCORES = ("acc", "acc_norm")
+"""Scores that stand before the others."""
+
+_SHARES = (*_FIRST_SCORES, "acc_far", "contains", "choice", "exact", "guess")
 """Metrics that are a share of right answers."""
 
 MOST_MODELS = 3
@@ -234,7 +234,7 @@ def _signed_points(value: float) -> str:
 
 
 def _scores_of(sides: Mapping[str, Row]) -> list[str]:
-    """Return the scores of any model, accuracies first; "acc" where there is none."""
+    """Return the scores of any model; "acc" where there is none."""
     skipped = ("_stderr", "_low", "_high", "_difference", "_ratio", "_mcnemar_p")
     found = {
         name
@@ -244,7 +244,7 @@ def _scores_of(sides: Mapping[str, Row]) -> list[str]:
         and not name.endswith(skipped)
         and not is_missing(value)
     }
-    return [*(m for m in ACCURACIES if m in found), *sorted(found - set(ACCURACIES))] or ["acc"]
+    return [*(m for m in _FIRST_SCORES if m in found), *sorted(found - set(_FIRST_SCORES))] or ["acc"]
 
 
 def _training_lines(known: Workload, rows: Sequence[Row]) -> Iterator[TableLine]:
