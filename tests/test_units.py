@@ -101,6 +101,10 @@ def test_format_count_uses_the_fields_letters(count: float, text: str) -> None:
     assert units.format_count(count) == text
 
 
+def test_a_number_of_things_has_their_plural() -> None:
+    assert [units.format_items(count, "run") for count in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
 def test_format_percent_multiplies_a_ratio_by_100() -> None:
     assert units.format_percent(0.0123) == "1.2 %"
     assert units.format_percent(1) == "100.0 %"

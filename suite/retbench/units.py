@@ -135,6 +135,11 @@ def format_count(count: float) -> str:
     return f"{count:.0f}" if size == 1 else f"{_three_digits(count / size)}{suffix}"
 
 
+def format_items(count: int, noun: str) -> str:
+    """Write a number of things: (1, 'run') -> '1 run', (2, 'run') -> '2 runs'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_percent(ratio: float) -> str:
     """Format a ratio as percent: 0.0123 -> '1.2 %'."""
     return f"{100 * ratio:.1f} %"

@@ -7,6 +7,7 @@ import typer
 
 from retbench.cli.options import AsJson, OutputFormat, given_options, read_folder, read_path
 from retbench.errors import printable, shown
+from retbench.units import format_items
 
 if TYPE_CHECKING:
     from retbench.regress.baseline import Baseline
@@ -57,7 +58,7 @@ def save(
     path, num_runs = save_runs([_load_run(path) for path in runs], folder)
     lacking = MIN_RUNS - num_runs
     note = f"; {lacking} more {'is' if lacking == 1 else 'are'} needed before it decides anything"
-    typer.echo(f"{path}: {_count_runs(num_runs)}{note if lacking > 0 else ''}")
+    typer.echo(f"{path}: {format_items(num_runs, 'run')}{note if lacking > 0 else ''}")
 
 
 def _load_run(path: Path) -> "RecordSet":
@@ -68,10 +69,6 @@ def _load_run(path: Path) -> "RecordSet":
     for note in side.notes:
         typer.echo(f"retbench: {printable(note)}", err=True)
     return side
-
-
-def _count_runs(count: int) -> str:
-    return f"{count} run{'' if count == 1 else 's'}"
 
 
 @app.command(
@@ -182,7 +179,9 @@ def _print_baseline(name: str, baseline: "Baseline", form: str) -> None:
     from retbench.units import format_percent
 
     latest = baseline.runs[-1]
-    count = f"{_count_runs(len(baseline.runs))}, the latest {latest.started_at} ({latest.code_revision})"
+    count = (
+        f"{format_items(len(baseline.runs), 'run')}, the latest {latest.started_at} ({latest.code_revision})"
+    )
     for line in (f"{name}: {count}", f"window begun: {baseline.reason}"):
         print_prose(printable(line))
     typer.echo()

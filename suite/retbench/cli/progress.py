@@ -26,6 +26,7 @@ from retbench.units import (
     format_bytes,
     format_count,
     format_duration,
+    format_items,
     format_percent,
     format_rate,
     format_size,
@@ -136,7 +137,7 @@ def _view_run(event: RunEvent) -> ShownEvent:
             found = f"; {skipped} {'is' if skipped == 1 else 'are'} on disk already" if skipped else ""
             found += f"; {note}" if note else ""
             left = progress.total - progress.done
-            text = f"run {run_id}: {left} measurement{'' if left == 1 else 's'} to take{found}"
+            text = f"run {run_id}: {format_items(left, 'measurement')} to take{found}"
             return ShownEvent(text, activity="running")
         case events.MachineBusy(ratio=ratio):
             return ShownEvent(

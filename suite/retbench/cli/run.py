@@ -22,7 +22,7 @@ from retbench.cli.options import (
 )
 from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
 from retbench.files import check_writable
-from retbench.units import format_bytes, format_duration, format_tokens
+from retbench.units import format_bytes, format_duration, format_items, format_tokens
 
 if TYPE_CHECKING:
     from retbench.planning.plan import Plan
@@ -222,7 +222,7 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[CellEstimate]", form: st
             "workload",
             "batch",
             "context",
-            f"time, {plan.rounds} round{'' if plan.rounds == 1 else 's'}",
+            f"time, {format_items(plan.rounds, 'round')}",
             "peak memory",
         ),
         [*(_estimate_row(item) for item in estimates), _total_row(estimates)],

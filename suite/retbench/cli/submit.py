@@ -10,6 +10,7 @@ from retbench.cli import load_command
 from retbench.cli.layout import output_format
 from retbench.cli.options import AsJson, OutputFormat, new_app
 from retbench.errors import ConfigError, RetbenchError, shown
+from retbench.units import format_items
 
 if TYPE_CHECKING:
     from retbench.config.experiment import Experiment
@@ -130,7 +131,7 @@ def submit(
         typer.echo(script(place, commands, out, resources))
         return
     folder = submit_jobs(place, commands, out, resources)
-    jobs = "1 job" if len(commands) == 1 else f"{len(commands)} jobs"
+    jobs = format_items(len(commands), "job")
     done = f"carried out {jobs}; the states are" if place == "debug" else f"submitted {jobs}, with the logs"
     typer.echo(f"{done} in {folder}", err=True)
     rows = wait_for(folder) if wait else jobs_of(folder)
@@ -178,7 +179,7 @@ def _check_command(words: list[str], shards: int, call: typer.Context) -> dict[s
         parts = None if profile is None else count_parts(experiment, profile, training=name == "train")
         if parts is not None and shards > parts:
             raise ConfigError(
-                f"--shards {shards}: the plan has {parts} part{'' if parts == 1 else 's'}, and a job without a part "
+                f"--shards {shards}: the plan has {format_items(parts, 'part')}, and a job without a part "
                 f"has nothing to do. Give at most {parts}."
             )
     return given

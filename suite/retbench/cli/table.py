@@ -11,6 +11,7 @@ import typer
 from retbench.cli.layout import output_format, print_prose, print_table
 from retbench.cli.options import AsJson, ExperimentName, ResultsPath, format_option, new_app
 from retbench.errors import RecordError, shown
+from retbench.units import format_items
 
 if TYPE_CHECKING:
     from retbench.records.record import Record
@@ -93,8 +94,8 @@ def print_problems(problems: Sequence[str]) -> None:
     for problem in problems[:_MOST_PROBLEMS]:
         typer.echo(f"retbench: {problem}", err=True)
     if len(problems) > _MOST_PROBLEMS:
-        more = len(problems) - _MOST_PROBLEMS
-        typer.echo(f"retbench: {more} more line{'' if more == 1 else 's'} cannot be read", err=True)
+        more = format_items(len(problems) - _MOST_PROBLEMS, "more line")
+        typer.echo(f"retbench: {more} cannot be read", err=True)
 
 
 def print_records(results: "Results", experiment: str, form: str) -> "Sequence[Record]":

@@ -12,6 +12,7 @@ from typing import TypeVar
 from retbench.config.experiment import Experiment
 from retbench.errors import ConfigError, shown
 from retbench.planning.cells import CHECKPOINT_SIZE, Cell
+from retbench.units import format_items
 from retbench.workloads.workload import is_cost
 
 Item = TypeVar("Item")
@@ -87,8 +88,5 @@ def count_parts(experiment: Experiment, profile_name: str, *, training: bool) ->
 
 def describe_units(cells: Sequence[Cell]) -> str:
     """Return the number of parts that a plan can be split into, in words."""
-    count = len({unit_of(cell) for cell in cells})
-    return (
-        f"{count} part{'s' if count > 1 else ''}, by size and batch size for costs, and by size, seed and task for "
-        "quality"
-    )
+    count = format_items(len({unit_of(cell) for cell in cells}), "part")
+    return f"{count}, by size and batch size for costs, and by size, seed and task for quality"

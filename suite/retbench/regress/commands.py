@@ -28,7 +28,7 @@ from retbench.regress.session import RoundLimits
 from retbench.running.locks import LOCK_DIR_VARIABLE, Interrupted, catch_signals, lock_dir, timing_lock
 from retbench.running.process import Inbox, Interrupt, describe_end, wait_or_stop
 from retbench.stats.sequential import DecisionRules
-from retbench.units import format_duration, format_seconds
+from retbench.units import format_duration, format_items, format_seconds
 
 _ROUND_S = 2.0
 """Time that the pairs of a round take, if it allows between one pair and `_MAX_PAIRS`.
@@ -163,7 +163,7 @@ class PairedRounds(Generic[Code]):
         pair, now = combine_blocks(pairs), time.monotonic()
         times = f"{format_seconds(pair[0])} and {format_seconds(pair[1])}"
         took, spent = format_duration(now - since), format_duration(now - self._begun)
-        taken = f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'} in {took}, {spent} in all"
+        taken = f"{format_items(len(pairs), 'pair')} in {took}, {spent} in all"
         self._notify(f"round {self._num_rounds}: {times}; {taken}")
         return dict.fromkeys(points, pair)
 

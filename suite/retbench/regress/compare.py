@@ -34,6 +34,7 @@ from retbench.regress.record_sets import PointAttempts, RecordSet, are_interleav
 from retbench.regress.render import render
 from retbench.regress.report import SIDES, CheckReport, Gap, MissingPoint
 from retbench.stats.sequential import WITHOUT_REPEAT, DecisionRules
+from retbench.units import format_items
 
 FIRST = "first runs"
 """The reason of a window that no change began."""
@@ -119,7 +120,7 @@ def compare_with_baseline(
     if identity(run) in ((one.run_id, one.started_at) for one in baseline.runs):
         raise ConfigError(f"'{run.name}': run {identity(run)[0]} is in {name} already. Give another run.")
     differences = _baseline_differences(baseline, run)
-    count = f"{len(baseline.runs)} run{'' if len(baseline.runs) == 1 else 's'}"
+    count = format_items(len(baseline.runs), "run")
     # A baseline keeps no failures: every accepted run may have had those that the machine has each time.
     accepted = {point: one for point, one in tried.items() if not one.has_value and one.is_expected}
     accepted |= dict.fromkeys(keys, PointAttempts(1, {}))

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from retbench.regress.items import ComparedItem, MeasurementPoint, Times, Values, is_timed, paired_changes
 from retbench.stats.intervals import LogRatio, predicted_from, unpaired
+from retbench.units import format_items
 
 Rounds = Sequence[Values]
 
@@ -110,4 +111,4 @@ class BaselineEvidence(Evidence):
 
 def describe_rounds(found: int, needed: int) -> str:
     """Return that a run has another number of rounds than the baseline."""
-    return f"{found} round{'' if found == 1 else 's'}, the runs of the baseline have {needed}"
+    return f"{format_items(found, 'round')}, the runs of the baseline have {needed}"

@@ -22,6 +22,7 @@ from retbench.report.tables.experiments import cost_table, quality_table
 from retbench.report.tables.readable import readable_tables
 from retbench.report.trainings import weights_table
 from retbench.report.wording import section_title
+from retbench.units import format_items
 from retbench.workloads.workload import measures_cost
 
 BlockKind = Literal[
@@ -111,7 +112,7 @@ def summarise_evidence(records: Sequence[Record], evidence: Sequence[Section]) -
         "matching": provenance.matching_sentence(matched_groups(records)),
         "executed": differing if num_differing else agree,
         "environment": "Hardware, software and load of each run.",
-        "commands": f"{len(records):,} records of {runs} run{'' if runs == 1 else 's'}: commands and files.",
+        "commands": f"{len(records):,} records of {format_items(runs, 'run')}: commands and files.",
         "all-tables": "Every metric with its intervals and rounds.",
         "findings": "All findings in sentences.",
     }

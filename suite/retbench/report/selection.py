@@ -21,6 +21,7 @@ from retbench.report.latest import keep_latest, on_one_node
 from retbench.report.lineup import is_matched
 from retbench.report.points import group, instance_of, is_final, learning_rate, task_point_of
 from retbench.report.results import ComparableSet, by_parts, set_of
+from retbench.units import format_items
 from retbench.workloads.workload import measures_cost, replicate_of
 
 MODEL_SETTINGS = ("backend", "chunk_size")
@@ -229,7 +230,7 @@ def describe_count(records: Sequence[Record]) -> str:
     """Return number, dates and failures of records: '12 records of 2026-01-02 (3 without a value)'."""
     failed = sum(record.status != "ok" for record in records)
     note = f" ({failed} without a value)" if failed else ""
-    return f"{len(records)} record{'s' if len(records) > 1 else ''} of {dates_of(records)}{note}"
+    return f"{format_items(len(records), 'record')} of {dates_of(records)}{note}"
 
 
 def _of_other_nodes(count: int) -> str:
