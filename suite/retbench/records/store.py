@@ -48,7 +48,7 @@ def append_record(path: Path, record: Record) -> None:
         # Unbuffered: a buffered file would write the rest of a failed line again when it is closed.
         with open(path, "ab+", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
-            if start and _last_byte(file.fileno(), start) != b"\n":
+            if start and os.pread(file.fileno(), 1, start - 1) != b"\n":
                 line = b"\n" + line
             try:
                 while line:
@@ -63,10 +63,6 @@ def append_record(path: Path, record: Record) -> None:
             f"{error.strerror}. Everything before it is intact. Free some space or give another folder "
             "with --out, then run the same command again."
         ) from error
-
-
-def _last_byte(descriptor: int, size: int) -> bytes:
-    return os.pread(descriptor, 1, size - 1)
 
 
 def read_records(root: Path) -> tuple[list[Record], list[str]]:
