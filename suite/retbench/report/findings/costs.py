@@ -148,10 +148,10 @@ def _value(rows: pd.DataFrame, model: str, length: int) -> float:
 
 
 def _limit(sweeps: Sequence[CostSweep]) -> str:
-    """Return the memory that the experiment allows, where it is limited."""
+    """Return the memory that the experiment allows, where it is limited, as the end of a sentence."""
     limits = [record.settings.get("memory_limit_bytes") for sweep in sweeps for record in sweep.records]
     known = [limit for limit in limits if isinstance(limit, int)]
-    return f" in {format_bytes(min(known))}" if known else ""
+    return f", with a limit of {format_bytes(min(known))}" if known else ""
 
 
 def _crossover(found: Comparison, model: str, lengths: Sequence[int], crossing: Crossover) -> KeyFinding:
@@ -265,8 +265,7 @@ def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[str, pd
 def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: int) -> str:
     """Return why each model has no larger batch at a length; empty where it has."""
     failed = pd.concat([sweep.failed for sweep in sweeps])
-    limit = _limit(sweeps).replace(" in ", ", with a limit of ")
-    text = ""
+    limit, text = _limit(sweeps), ""
     for model in models:
         mine = failed[(failed["model"] == model) & (failed["context_len"] == length)]
         if not mine.empty:
