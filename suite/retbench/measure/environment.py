@@ -73,14 +73,14 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
     if device == "cpu":
         of_device = {"OMP_PROC_BIND": "true", "OMP_PLACES": places, **allocator.with_huge_pages(os.environ)}
     else:
-        of_device = {"OMP_PROC_BIND": "false"}
-    # Since torch 2.15 cuBLAS has its workspace, up to 32 MiB, from torch's allocator for the length of each product, so
-    # that it would be part of every step's memory. Kept, it is there before a step, as with earlier versions.
-    libraries = {} if device == "cpu" else {_CUBLAS_WORKSPACE: os.environ.get(_CUBLAS_WORKSPACE, "1")}
+        # Since torch 2.15 cuBLAS has its workspace, up to 32 MiB, from torch's allocator for the length of each
+        # product, so that it would be part of every step's memory. Kept, it is there before a step, as with earlier
+        # versions.
+        kept = os.environ.get(_CUBLAS_WORKSPACE, "1")
+        of_device = {"OMP_PROC_BIND": "false", _CUBLAS_WORKSPACE: kept}
     return {
         "OMP_NUM_THREADS": str(threads),
         **of_device,
-        **libraries,
         "OMP_DYNAMIC": "false",
         "MKL_NUM_THREADS": str(threads),
         "MKL_DYNAMIC": "false",
