@@ -149,7 +149,6 @@ def _refusals() -> Iterator[None]:
 
 def _executor(cluster: Cluster, folder: Path, resources: Resources) -> Any:
     """Return submitit's executor of a cluster."""
-    name = f"retbench-{folder.name[-6:]}"
     submitit = load_submitit()
     if cluster == "debug":
         return submitit.DebugExecutor(folder)
@@ -160,7 +159,7 @@ def _executor(cluster: Cluster, folder: Path, resources: Resources) -> Any:
             raise UnsupportedError(
                 f"--cluster slurm: {error} Submit from a login node of the cluster, or use --cluster local."
             ) from error
-        executor.update_parameters(**resources.sbatch(name))
+        executor.update_parameters(**resources.sbatch(f"retbench-{folder.name[-6:]}"))
         return executor
     executor = submitit.LocalExecutor(folder, max_num_timeout=resources.requeues(cluster))
     executor.update_parameters(timeout_min=resources.limit_min(cluster), signal_delay_s=resources.delay_s)
