@@ -196,10 +196,7 @@ WORKLOAD = Workload(
     metrics=(
         MetricSpec("tpot_s", "time per token", True, has_interval=True, better="faster"),
         metrics.TOKENS_PER_S,
-        metrics.ROOFLINE,
-        MetricSpec("bandwidth_ratio", "% of bandwidth"),
-        MetricSpec("bytes_per_step", "bytes per step", True),
-        *metrics.ENERGY,
+        *metrics.OF_DECODE_STEPS,
     ),
     quantity="time per output token",
     measure=measure,

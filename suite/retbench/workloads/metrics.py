@@ -23,6 +23,12 @@ ENERGY = (
 )
 TOKENS_PER_S = MetricSpec("tokens_per_s", "tokens/s", False, has_interval=True, better="more throughput")
 ROOFLINE = MetricSpec("roofline_ratio", "% of roofline", has_interval=True)
+OF_DECODE_STEPS = (
+    ROOFLINE,
+    MetricSpec("bandwidth_ratio", "% of bandwidth"),
+    MetricSpec("bytes_per_step", "bytes per step", True),
+    *ENERGY,
+)
 WEIGHTS = MetricSpec("weight_bytes", "weights", True)
 WORKSPACE = MetricSpec("workspace_bytes", "workspace", True)
 PROCESS_PEAK = MetricSpec("process_peak_bytes", "process, peak", True)

@@ -38,10 +38,7 @@ WORKLOAD = Workload(
     metrics=(
         metrics.TOKENS_PER_S,
         MetricSpec("tpot_s", "time per step", True, has_interval=True, better="faster"),
-        metrics.ROOFLINE,
-        MetricSpec("bandwidth_ratio", "% of bandwidth"),
-        MetricSpec("bytes_per_step", "bytes per step", True),
-        *metrics.ENERGY,
+        *metrics.OF_DECODE_STEPS,
     ),
     quantity="decoded tokens per second over all sequences of a batch",
     measure=measure,
