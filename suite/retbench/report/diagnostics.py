@@ -185,8 +185,6 @@ def failure_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-# ---- evaluations on training text -----------------------------------------------------------------------------------
-
 _LEARNED_FROM = frozenset({"train", "all"})
 """Splits that hold training text; `validation` decides between learning rates, `test` is unseen."""
 

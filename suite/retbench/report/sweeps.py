@@ -216,9 +216,6 @@ def swept_by_batch(sweeps: Sequence[CostSweep]) -> bool:
     return len(sweeps) > len({length for sweep in sweeps for length in sweep.lengths})
 
 
-# ---- one figure of several sweeps ------------------------------------------------------------------------------------
-
-
 def name_of(sweeps: Sequence[CostSweep]) -> str:
     """Return the name of the figure of sweeps that differ in the batch size."""
     return sweeps[0].name if len(sweeps) == 1 else sweeps[0].stem

@@ -60,9 +60,6 @@ _WEIGHTS = "weight_bytes"
 _COLUMNS = ["panel", "model", "batch_size", *DATA_COLUMNS[1:], "kind", "source"]
 
 
-# ---- the panels ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Figure6Panel:
     """One panel of the figure.
@@ -222,9 +219,6 @@ def _by_batch(sweeps: Sequence[CostSweep]) -> list[Figure6Panel]:
     return [Figure6Panel("c", models, rows, shown(sweep.failed for sweep in fit), records)]
 
 
-# ---- the drawing -----------------------------------------------------------------------------------------------------
-
-
 def _make_drawing(panels: Sequence[Figure6Panel]) -> Drawing:
     timed = [record for panel in panels if panel.letter != "a" for record in panel.records]
     experiments = tuple(dict.fromkeys(panel.records[0].experiment for panel in panels))
@@ -288,9 +282,6 @@ def _name_lengths(axes: Axes, points: Sequence[PaperPoint], size: float) -> None
         for length, values in ends.items()
     ]
     label_ends(axes, labels, aside_pt=-5, fontsize=5.6, ha="right")
-
-
-# ---- subtitle and caption --------------------------------------------------------------------------------------------
 
 
 def _subtitle(panels: Sequence[Figure6Panel]) -> str:

@@ -185,9 +185,6 @@ def _draw_distances(scores: Evaluations, point: TaskPoint, records: Sequence[Rec
     return view.drawing(figure, data)
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
 def seed_means(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per task point, model and size: the mean accuracy of the seeds with its interval.
 
@@ -261,9 +258,6 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         if not corners or value > corners[-1][1]:
             corners.append((size, value))
     return corners
-
-
-# ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
 def _draw_shares(

@@ -84,9 +84,6 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
 }
 
 
-# ---- what the page shows of a figure beyond its lines ----------------------------------------------------------------
-
-
 class Mark(NamedTuple):
     """A point of a figure with its value in words: 'RetNet, 32K: 6.4 [6.2, 6.7] ms'."""
 
@@ -140,9 +137,6 @@ def model_of(identity: str) -> str | None:
     """Return the model that `tag` has given to an element; None for other elements."""
     found = re.fullmatch(r"model-\d+-\d+-(.*)", identity, flags=re.DOTALL)
     return found[1] if found else None
-
-
-# ---- the figure and its axes -----------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -107,9 +107,6 @@ def find_answer(contents: Contents) -> Answer:
     )
 
 
-# ---- cost ------------------------------------------------------------------------------------------------------------
-
-
 def _farthest(
     compared: Sequence[Comparison], workload: str, main: Comparison | None = None
 ) -> Comparison | None:
@@ -229,9 +226,6 @@ def _other_setting(found: Comparison, main: Comparison | None) -> list[str]:
     return [*size, *([f"batch {mine.batch_size}"] if mine.batch_size != theirs.batch_size else [])]
 
 
-# ---- quality ---------------------------------------------------------------------------------------------------------
-
-
 def _quality_line(evaluations: Evaluations | None, setting: Sequence[Record]) -> AnswerLine:
     """Return the line of quality: bits per byte of the largest models on the first corpus, else the first finding.
 
@@ -283,9 +277,6 @@ def _other_device(records: Sequence[Record], setting: Sequence[Record]) -> str:
     """Return the devices of records where they are not those of the answer's setting."""
     mine, theirs = ({device_name(record) for record in one} for one in (records, setting))
     return f", on {join_words(sorted(mine))}" if mine - theirs else ""
-
-
-# ---- setting ---------------------------------------------------------------------------------------------------------
 
 
 def _models_words(models: Lineup) -> str:

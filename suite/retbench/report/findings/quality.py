@@ -231,9 +231,6 @@ def _change(side: Sequence[Series], trained: int) -> tuple[str, str]:
     return f"from {first} to {last}", range_of(changes, "{:+z.2f}".format)
 
 
-# ---- slices of a text -----------------------------------------------------------------------------------------------
-
-
 def _slices(evaluations: Evaluations, point: TaskPoint, model: str) -> list[KeyFinding]:
     """State per size and seed by how much a model's losses on repeated and on new pairs differ from the reference's."""
     found = []
