@@ -169,6 +169,15 @@ def test_compiled_steps_are_a_condition_of_what_they_gave(cpu_records: list[Reco
     assert " · compiled: decode · eager: prefill · " in describe_conditions([*compiled, *eager], models)
 
 
+def test_threads_are_a_condition_where_they_are_recorded(cpu_records: list[Record]) -> None:
+    for threads, words in ((1, ["1 thread"]), (2, ["2 threads"]), (None, [])):
+        records = [
+            one.model_copy(update={"settings": one.settings | {"threads": threads}}) for one in cpu_records
+        ]
+        found = describe_conditions(records, lineup(records)).replace("\N{NO-BREAK SPACE}", " ")
+        assert [part for part in found.split(" · ") if "thread" in part] == words
+
+
 def test_a_memory_limit_is_a_condition(cpu_records: list[Record]) -> None:
     assert "memory limit" not in describe_conditions(cpu_records, lineup(cpu_records))
     limited = [

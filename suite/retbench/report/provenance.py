@@ -20,7 +20,14 @@ from retbench.report.results import Results, set_of
 from retbench.report.tables.aligned_text import NONE
 from retbench.report.tables.cells import TableCell
 from retbench.report.wording import bind_units, device_name, range_of
-from retbench.units import format_bytes, format_count, format_percent, format_rate, format_tokens
+from retbench.units import (
+    format_bytes,
+    format_count,
+    format_items,
+    format_percent,
+    format_rate,
+    format_tokens,
+)
 from retbench.workloads.workload import WORKLOADS
 
 DIFFERS = "differs"
@@ -72,7 +79,7 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
     if len(counts) > _MOST_COUNTS:
         counts = [f"{range_of(params.values(), format_count)} in {len(counts)} models"]
     return [
-        f"{key.threads} thread{'' if key.threads == 1 else 's'}",
+        *([format_items(key.threads, "thread")] if key.threads else []),
         *([graph] if "cuda" in str(key.device) else []),
         *describe_steps(records),
         *([f"memory limit {format_bytes(min(limits))}"] if limits else []),
