@@ -102,6 +102,7 @@ def submit(
     continues. `retbench jobs` lists the jobs.
     """
     from retbench.cli.jobs import print_jobs
+    from retbench.files import check_writable
     from retbench.running.cluster_job import Resources, find_cluster
     from retbench.running.submission import jobs_of, script, wait_for
     from retbench.running.submission import submit as submit_jobs
@@ -129,6 +130,7 @@ def submit(
     if dry_run:
         typer.echo(script(place, commands, out, resources))
         return
+    check_writable(out, "--out")
     folder = submit_jobs(place, commands, out, resources)
     jobs = "1 job" if len(commands) == 1 else f"{len(commands)} jobs"
     done = f"carried out {jobs}; the states are" if place == "debug" else f"submitted {jobs}, with the logs"
