@@ -156,6 +156,7 @@ _REASONS = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "give a table"),
     "string_type": "give a text in quotes",
     "none_required": "leave it out",
+    "extra_forbidden": "there is no such field",
     "union_tag_invalid": "{discriminator} is {tag!r}; known are {expected_tags}",
 }
 """Reasons by pydantic's type of a fault, with names of its context."""

@@ -160,7 +160,7 @@ def test_a_window_beside_a_growing_cache_is_filled_like_it(window: int, depth: i
         ('"retentoin"', "retention"),
         ("{window = 3}", "without the name of a mixer"),
         ('{mixer = "attention", num_kv_heads = 3}', "must divide"),
-        ('{mixer = "attention", heads = 3}', "heads"),
+        ('{mixer = "attention", heads = 3}', "hybrid: 'heads' is 3: there is no such field"),
     ],
 )
 def test_a_wrong_pattern_is_refused_with_what_is_wrong(tmp_path: Path, item: str, message: str) -> None:

@@ -117,7 +117,10 @@ def test_what_is_written_is_read_back_bit_by_bit(tmp_path: Path, config: ModelCo
 def restore_as(folder: Path, dtypes: dict[int, torch.dtype]) -> dict[str, Tensor]:
     """Store the weights of an exported folder in other dtypes, by their number of axes; return them."""
     path = folder / "model.safetensors"
-    weights = {name: one.to(dtypes.get(one.dim(), one.dtype)) for name, one in load_file(path).items()}
+    # Older versions of safetensors read a file as they are asked for values, and it is overwritten here.
+    weights = {
+        name: one.to(dtypes.get(one.dim(), one.dtype), copy=True) for name, one in load_file(path).items()
+    }
     save_file(weights, path, metadata={"format": "pt"})
     return weights
 

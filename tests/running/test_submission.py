@@ -166,6 +166,13 @@ def test_without_slurm_the_cluster_is_not_supported(
     assert "use --cluster local" in output
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_submitted(
+    tiny_experiment: Path,
+) -> None:
+    code, output = run("submit", "--cluster", "local", "run", str(tiny_experiment), *SMOKE, "--out", "/proc/out")
+    assert (code, "--out" in output) == (2, True)
+
+
 def test_without_submitit_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     code, output = run("submit", "--cluster", "local", "run", "latency", "--out", "/nowhere")

@@ -103,6 +103,7 @@ def submit(
     continues. `retbench jobs` lists the jobs.
     """
     from retbench.cli.jobs import print_jobs
+    from retbench.files import check_writable
     from retbench.running.cluster_job import Resources, find_cluster
     from retbench.running.submission import jobs_of, script, wait_for
     from retbench.running.submission import submit as submit_jobs
@@ -130,6 +131,7 @@ def submit(
     if dry_run:
         typer.echo(script(place, commands, out, resources))
         return
+    check_writable(out, "--out")
     folder = submit_jobs(place, commands, out, resources)
     jobs = format_items(len(commands), "job")
     done = f"carried out {jobs}; the states are" if place == "debug" else f"submitted {jobs}, with the logs"
