@@ -1,5 +1,6 @@
 """`retbench generate`: continue a prompt with a checkpoint, printing the text token by token."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -238,7 +239,7 @@ def _check_decoding(checkpoint: str, model: "LanguageModel", length: int) -> Non
     # Tokens of a synthetic vocabulary may be fewer than there are bytes.
     tokens = text.read_rows(1, min(length, QUADRATIC_GATE_DEPTH)) % model.config.vocab_size
     error, limit = decoding_error(model, tokens.to(model.device)), LIMITS[model.dtype]
-    if error > limit:
+    if limit < error < math.inf:  # logits that are not finite end the text with their own message
         raise GateError(
             f"{shown(checkpoint)}: after {tokens.shape[1]:,} tokens the logits of decoding differ from those of one "
             f"pass over all tokens (error {error:.2g}, limit {limit:g}), so its text would be wrong. Its cache may "
