@@ -109,8 +109,14 @@ def test_the_configuration_in_place_of_its_folder_is_refused(tmp_path: Path) -> 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     (write_hf_folder(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match="pickle"):
+    with pytest.raises(ConfigError, match="pickle") as refused:
         describe(tmp_path)
+    assert "--allow-pickle" not in str(refused.value)  # no command reads it for transformers
+
+
+def test_a_file_of_weights_in_place_of_its_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"Give its folder: {tmp_path}$"):
+        describe(write_hf_folder(tmp_path) / "model.safetensors")
 
 
 def test_no_checkpoint_is_taken_for_one_without_being_asked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.errors import CheckpointError
@@ -122,6 +123,25 @@ def test_a_model_in_several_files(tmp_path):
     peer.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert error_of(tmp_path, peer) < LIMIT
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_a_stored_head_is_the_embedding_where_the_configuration_says_so(tmp_path, is_equal):
+    """transformers computes with the head that is stored; a model here has the embedding's."""
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    if is_equal:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, path)
+    change_config(tmp_path, tie_word_embeddings=True)
+    if is_equal:
+        from transformers import LlamaForCausalLM
+
+        assert error_of(tmp_path, LlamaForCausalLM.from_pretrained(tmp_path)) < LIMIT
+        return
+    with pytest.raises(CheckpointError, match=r"'lm_head\.weight' and 'model\.embed_tokens\.weight' differ"):
+        load(tmp_path)
 
 
 def test_a_model_stored_in_bfloat16(tmp_path):

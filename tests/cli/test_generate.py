@@ -69,6 +69,20 @@ def test_a_model_of_transformers_continues_a_text_as_transformers_does(name, tmp
     assert stdout == tokenizer.decode(tokens) + "\n"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("num_tokens", "expected"), [("8", 0), ("40", 1)])
+def test_a_model_whose_cache_is_wrong_beyond_its_window_writes_no_such_text(
+    num_tokens, expected, dtype, tmp_path
+):
+    pytest.importorskip("transformers", reason="needs the extra hf")
+    folder = save_hf_model("gpt_neo", tmp_path / "gpt_neo")
+    options = ("--format", "hf", "--tokenizer", "bytes", "--max-tokens", num_tokens, "--dtype", dtype)
+    code, stdout, stderr = run(str(folder), "--prompt", "sea", *options)
+    assert code == expected
+    assert bool(stdout) == (expected == 0)
+    assert ("differ from those of one pass" in stderr) == (expected == 1)
+
+
 @needs_data
 def test_a_trained_model_tells_a_story():
     code, stdout, stderr = run("stories260K", "--max-tokens", "60", "--data-dir", DATA)

@@ -35,6 +35,17 @@ def _make(name: str) -> Any:
             "Falcon",
             {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
         ),
+        "gpt_neo": (
+            "GPTNeo",
+            {
+                "hidden_size": 32,
+                "num_layers": 2,
+                "num_heads": 4,
+                "attention_types": [[["global", "local"], 1]],
+                "window_size": WINDOW,
+                "max_position_embeddings": POSITIONS,
+            },
+        ),
         "mistral": ("Mistral", {**_SHAPE, "sliding_window": WINDOW}),
         "gemma2": ("Gemma2", {**_SHAPE, "sliding_window": WINDOW, "final_logit_softcapping": 0.5}),
         "glm4_moe": (

@@ -245,6 +245,18 @@ def test_a_state_that_the_module_does_not_have_is_reported_with_what_is_declared
         checked()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_tensor_that_nothing_writes_is_refused(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes would be reported as those of the model's state."""
+    architectures()
+    declared = (StateTensor("hidden", (96,), wide=True), StateTensor("spare", (96,)))
+    monkeypatch.setattr(mixer(), "state", declared)
+    with pytest.raises(ConfigError, match=r"minGRU: after 64 tokens its state tensor 'spare' is still zero"):
+        checked(dtype)
+
+
 @pytest.mark.parametrize("given", [-3, None, float("nan")])
 def test_a_cost_that_is_no_number_from_0_on_is_refused(
     given: object, monkeypatch: pytest.MonkeyPatch

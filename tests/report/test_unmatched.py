@@ -7,8 +7,10 @@ import pytest
 from report.synthetic_records import Maker
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.hf import TransformersLayers
+from retbench.cli.report import print_answer
 from retbench.records.record import ModelInfo, Record
 from retbench.report.contents import contents_of
+from retbench.report.figures.catalogue import make_drawings
 from retbench.report.figures.memory import memory_rows
 from retbench.report.findings.answer import find_answer
 from retbench.report.lineup import lineup, mismatch
@@ -104,6 +106,24 @@ def test_it_has_no_analytical_size(records: list[Record]) -> None:
     rows: Any = memory_rows(sweep)
     with_size = set(rows[~rows["metric"].isin(["weight_bytes", "state_bytes", "workspace_bytes"])]["model"])
     assert with_size == {"retnet", "transformer"}
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_figure_of_memory_explains_an_analytical_size_where_it_draws_one(
+    records: list[Record], is_alone: bool
+) -> None:
+    shown = [record for record in records if record.model.name == "mine" or not is_alone]
+    drawn = next(one for one in make_drawings(contents_of(select(shown))) if one.name.startswith("memory"))
+    texts = (drawn.caption, *(text.get_text() for text in drawn.figure.texts))
+    assert any("analytical" in text for text in texts) != is_alone
+
+
+def test_the_printed_answer_has_its_name_as_it_is(
+    records: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = [record for record in records if record.model.name == "mine"]
+    print_answer(find_answer(contents_of(select(alone))))
+    assert capsys.readouterr().out.startswith("mine (unmatched).")
 
 
 def test_its_parameters_do_not_count_as_a_mismatch(records: list[Record]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.hf import ARCHITECTURE, TransformersLayers
 from retbench.checkpoints.format import Description, Format, Shape
-from retbench.checkpoints.weights import open_weights
+from retbench.checkpoints.weights import find_weight_files, open_weights, refuse_pickle
 from retbench.errors import CheckpointError, shown
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -50,6 +50,7 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
     text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
     d_model, vocab_size = _number(text, _WIDTHS, path), _number(text, ("vocab_size",), path)
     is_tied = bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    refuse_pickle(find_weight_files(path.parent)[0], readable=False)
     entries = open_weights(path.parent, allow_pickle=False).entries
     shapes = {name: entry.shape for name, entry in entries.items()}
     total, tables = _count(shapes, vocab_size, is_tied=is_tied)

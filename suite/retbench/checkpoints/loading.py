@@ -65,6 +65,7 @@ def load_checkpoint(
     plan = form.plan(info, weights.entries.keys(), ours)
     assert plan.keys() == ours.keys()
     _check(plan, weights, info, form.ignored)
+    _check_tied(plan, weights, info)
     if form.check is not None:
         form.check(info, weights)
     if info.weights_fingerprint is not None:
@@ -161,6 +162,21 @@ def _check(plan: Plan, weights: StoredWeights, info: CheckpointInfo, ignored: st
             raise CheckpointError(
                 f"{path}: tensor '{name}' has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; quantised "
                 "weights cannot be read here."
+            )
+
+
+def _check_tied(plan: Plan, weights: StoredWeights, info: CheckpointInfo) -> None:
+    """Raise CheckpointError for a head that is stored and is not the embedding, though the configuration says so."""
+    used = {part.name for parts in plan.values() for part in parts}
+    table = plan["embedding.weight"][0].name
+    for name, entry in weights.entries.items() if info.tied_embeddings else ():
+        if name in used or entry.shape != weights.entries[table].shape:
+            continue
+        head, embedding = weights.read(name), weights.read(table)
+        if not torch.equal(head.to(embedding.dtype), embedding):
+            raise CheckpointError(
+                f"{entry.path}: '{name}' and '{table}' differ, and the configuration says that they are one. Correct "
+                "it, or remove the one that the model does not use."
             )
 
 

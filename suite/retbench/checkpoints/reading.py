@@ -121,6 +121,10 @@ def read_checkpoint(
     else:
         raw = read_json(config_path)
         format = _recognise(raw, config_path) if format == "auto" else format
+        if path.is_file() and FORMATS[format].library is not None:
+            raise CheckpointError(
+                f"{path}: is one file of a checkpoint of '{format}'. Give its folder: {path.parent}"
+            )
     try:
         described = FORMATS[format].describe(raw, config_path)
     except ValidationError as error:  # fields are missing, of another type, or contradict each other

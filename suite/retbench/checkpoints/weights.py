@@ -157,7 +157,8 @@ def find_weight_files(path: Path) -> tuple[Path, ...]:
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
         if len(found) > 1:
             raise CheckpointError(
-                f"{path}: holds several weight files ({', '.join(file.name for file in found)}). Give the path of one."
+                f"{path}: holds several weight files ({', '.join(file.name for file in found)}). Give the path of "
+                f"one, or add their {INDEX_NAME} if they are parts of one model."
             )
         if found:
             return tuple(found)
@@ -179,12 +180,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise ConfigError if a weight file is a pickle."""
+def refuse_pickle(path: Path, *, readable: bool = True) -> None:
+    """Raise ConfigError if a weight file is a pickle, which a command has an option to read if it is `readable`."""
     if path.suffix in PICKLE_SUFFIXES:
+        other = ", or use `retbench generate --allow-pickle`, which reads tensors only" if readable else ""
         raise ConfigError(
-            f"{path}: is a pickle, which could run arbitrary code. Save it as safetensors, or use `retbench generate "
-            "--allow-pickle`, which reads tensors only."
+            f"{path}: is a pickle, which could run arbitrary code. Save it as safetensors{other}."
         )
 
 

@@ -1,5 +1,6 @@
 """`retbench generate`: continue a prompt with a checkpoint, printing the text token by token."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import typer
 
 from retbench.cli.options import DataDir, DeviceName, dtype_option, new_app, not_empty, read_count
 from retbench.cli.streams import has_reader
-from retbench.errors import ConfigError, shown
+from retbench.errors import ConfigError, GateError, shown
 
 if TYPE_CHECKING:
     from retbench.checkpoints.reading import CheckpointInfo
@@ -103,7 +104,8 @@ def generate(
     """Continue a text with any checkpoint, printing tokens as they come.
 
     The prompt and its continuation go to stdout, until the model ends the text or --max-tokens are reached; the time
-    to the first token and the tokens per second go to stderr.
+    to the first token and the tokens per second go to stderr. A model of transformers or of your own package whose
+    decoding differs from one pass over all tokens writes nothing (exit code 1).
     """
     from retbench.architectures.blame import blaming_package
     from retbench.checkpoints.reading import read_checkpoint
@@ -132,6 +134,7 @@ def generate(
             err=True,
         )
     with _without_denormals(), blaming_package(info.config):
+        _check_decoding(checkpoint, model, length)
         _print_text(text, _stream(model, reader, tokens, sampling, max_tokens, seed or 0))
 
 
@@ -218,6 +221,30 @@ def _load(
         if device == "cpu":  # on a GPU the comparison would take longer than most texts
             set_up_steps(model, compiled=False)
         return model
+
+
+def _check_decoding(checkpoint: str, model: "LanguageModel", length: int) -> None:
+    """Raise GateError if another library or a user's package decodes a text of `length` tokens wrongly.
+
+    The tests of retbench check its own models.
+    """
+    from retbench.architectures.blame import users_packages
+    from retbench.data import text
+    from retbench.models.decoder import Decoder
+    from retbench.models.equivalence import LIMITS, decoding_error
+    from retbench.running.gates import QUADRATIC_GATE_DEPTH
+
+    if isinstance(model, Decoder) and not users_packages(model.config):
+        return
+    # Tokens of a synthetic vocabulary may be fewer than there are bytes.
+    tokens = text.read_rows(1, min(length, QUADRATIC_GATE_DEPTH)) % model.config.vocab_size
+    error, limit = decoding_error(model, tokens.to(model.device)), LIMITS[model.dtype]
+    if limit < error < math.inf:  # logits that are not finite end the text with their own message
+        raise GateError(
+            f"{shown(checkpoint)}: after {tokens.shape[1]:,} tokens the logits of decoding differ from those of one "
+            f"pass over all tokens (error {error:.2g}, limit {limit:g}), so its text would be wrong. Its cache may "
+            "compute fewer --max-tokens rightly."
+        )
 
 
 def _stream(

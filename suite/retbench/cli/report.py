@@ -39,7 +39,7 @@ def report(
 def print_answer(answer: "Answer") -> None:
     """Print what was compared on what, and one line per topic: at most ten lines where lines are not folded."""
     for line in filter(None, (answer.models, answer.setting)):
-        print_prose(f"{line[0].upper()}{line[1:]}.")
+        print_prose(f"{line}.")
     for one in answer.lines:
         print_prose(f"{one.topic}: {one.lead}{f' ({one.text})' if one.text else ''}.")
     print_prose(answer.caveat)

@@ -43,8 +43,8 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
         name = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).lstrip(".+-") or "model"
         if name in tables:
             raise ConfigError(
-                f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure them one after the "
-                "other, or name both in an experiment file."
+                f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure each into another "
+                "folder (--out), or name both in an experiment file: records of one name are shown as one model."
             )
         tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
     for holder in tables_with_models(raw):

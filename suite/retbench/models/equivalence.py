@@ -66,8 +66,8 @@ def check_equivalence(
         Every check with its error and limit; `passed` if no error exceeds its limit.
 
     Raises:
-        ConfigError: too few tokens, or a mixer does not note the executed backend or returns another kind of tensor
-            than it gets.
+        ConfigError: too few tokens, or a mixer does not note the executed backend, returns another kind of tensor than
+            it gets, or leaves a tensor of its state unwritten.
     """
     longest = max(*lengths, SHORT_PROMPT + DECODED_TOKENS)
     total = max(depth, longest)
@@ -81,6 +81,8 @@ def check_equivalence(
         reference = MixerComparison(model, tokens, whole, longest)
     else:
         reference = _LogitComparison(model, tokens, whole)
+    if isinstance(model, Decoder):
+        _check_state(model, whole)
     checks = _check_prompts(model, tokens, lengths, reference)
     checks += _check_backends(model, tokens[:, :longest], reference)
     checks += _check_streaming(model, tokens, longest, reference, whole)
@@ -115,6 +117,16 @@ def step_error(found: Tensor, eager: Tensor) -> float:
     norms = torch.linalg.vector_norm(eager.float(), dim=(1, 2)).clamp_min(1e-30)
     error = float((differences / norms).max())
     return error if error == error else float("inf")
+
+
+@torch.no_grad()
+def decoding_error(model: LanguageModel, tokens: Tensor) -> float:
+    """Return the `relative_error` of the logits of the last tokens of (1, T), decoded, to a pass without a state."""
+    length = tokens.shape[1]
+    start, state = max(1, length - DECODED_TOKENS), model.init_state(1, length)
+    logits = [model.prefill(tokens[:, :start], state)]
+    logits += [model(tokens[:, index : index + 1], state) for index in range(start, length)]
+    return relative_error(torch.cat(logits, dim=1), model.logits_of(model.features(tokens)[:, start - 1 :]))
 
 
 class _LogitComparison:
@@ -220,6 +232,21 @@ def _check_modules(model: Decoder, tokens: Tensor) -> None:
                 f"{mixer.config.title}: its module does not note the executed backend. Let its forward set "
                 "self.executed['prefill'] and self.executed['decode'] to the name of the form or kernel."
             )
+
+
+def _check_state(model: Decoder, state: DecoderState) -> None:
+    """Raise a ConfigError for a tensor of a state after the reference pass that is zero, as it was allocated.
+
+    Forms agree about a tensor that none writes, and its bytes would be measured as those of the model.
+    """
+    for block, layer in zip(model.config.layers, state.layers, strict=True):
+        for name, tensor in layer.used(state.position).items():
+            if not tensor.any():
+                raise ConfigError(
+                    f"{block.mixer.title}: after {state.position:,} tokens its state tensor '{name}' is still zero. "
+                    "Let the forward of its module write it, or leave it out of the state of its configuration, "
+                    "whose bytes are counted."
+                )
 
 
 def _check_mixing(model: LanguageModel, tokens: Tensor, limit: float) -> list[GateCheck]:

@@ -94,13 +94,14 @@ def _draw_by_part(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View
     several = len(sweeps) > 1
     failed = [status for sweep in sweeps for status in sweep.failed["status"]]
     batch = unit if several else f"{unit}, batch {sweeps[0].batch_size}"
+    has_expected = any((each["metric"] == EXPECTED).any() for each in rows)
     view = View(
         name=name_of(sweeps),
         title=workload.title,
-        subtitle="; ".join([batch, "dotted: analytical", *describe_crosses(failed)]),
+        subtitle="; ".join([batch, *["dotted: analytical"][:has_expected], *describe_crosses(failed)]),
         caption="Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
-        f"one decode step at each context length, {describe_batches(sweeps)}. The thin line is the analytical size of "
-        "weights and state.",
+        f"one decode step at each context length, {describe_batches(sweeps)}."
+        + (" The thin line is the analytical size of weights and state." if has_expected else ""),
         records=sweeps[0].records,
         models=sweeps[0].models,
     )
