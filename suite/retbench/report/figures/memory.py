@@ -98,7 +98,9 @@ def _draw_by_part(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View
     view = View(
         name=name_of(sweeps),
         title=workload.title,
-        subtitle="; ".join([batch, *["dotted: analytical"][:has_expected], *describe_crosses(failed)]),
+        subtitle="; ".join(
+            [batch, *(["dotted: analytical"] if has_expected else []), *describe_crosses(failed)]
+        ),
         caption="Bytes of the weights, of the recurrent state or the key-value cache, and of the workspace of "
         f"one decode step at each context length, {describe_batches(sweeps)}."
         + (" The thin line is the analytical size of weights and state." if has_expected else ""),
