@@ -118,6 +118,21 @@ def test_format_tokens_writes_whole_multiples_of_1024_with_k(num_tokens: int, te
     assert units.format_tokens(num_tokens) == text
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.12345, "0.1235"),
+        (9511.2, "9511"),
+        (9999.6, "10,000"),
+        (18654.3, "18,654"),
+        (999_999, "999,999"),
+        (2.5e7, "2.5e+07"),
+    ],
+)
+def test_format_number_has_one_notation_up_to_a_million(number: float, text: str) -> None:
+    assert units.format_number(number) == text
+
+
 def test_tokens_per_second_counts_the_tokens_of_one_call() -> None:
     # 100 calls of 8 tokens at half a second each make 16 tokens a second, not 1600.
     assert units.tokens_per_second(8, 0.5) == 16.0

@@ -173,6 +173,16 @@ _TOKENS = re.compile(
 _TOKEN_STEPS = {"": 1, "K": KIB, "M": MIB}
 
 
+def format_batch(size: float) -> str:
+    """Format a batch size: 1024 -> '1024', 16384 -> '16,384'."""
+    return _whole(size)
+
+
+def format_number(number: float) -> str:
+    """Format a number without a unit with four significant digits, from 10,000 to a million whole: '18,654'."""
+    return f"{number:,.0f}" if 9999.5 <= abs(number) < 1e6 else f"{number:.4g}"
+
+
 def format_size(name: str) -> str:
     """Write the name of a model size for people: '25m' -> '25M', 'fla-1.3b' -> 'fla-1.3B'."""
     return re.sub(r"(?<=[0-9])[kmb]$", lambda unit: unit[0].upper(), name)

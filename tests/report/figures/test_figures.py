@@ -327,6 +327,27 @@ def test_crosses_of_one_model_have_each_reason_beside_them() -> None:
     assert "timed out, out of memory" in all_words(drawing)
 
 
+def test_batch_sizes_and_large_rates_have_room_as_numbers() -> None:
+    """A batch of 1,024 sequences is no context of 1K, and neither its tick nor that of 100,000 tokens/s is cut."""
+
+    def faster(arguments: dict[str, Any]) -> dict[str, Any]:
+        metrics = arguments["metrics"]
+        rates = {"tokens_per_s": metrics["tokens_per_s"].value * 100} if "tokens_per_s" in metrics else {}
+        changed = {name: Metric(unit="tokens/s", value=value) for name, value in rates.items()}
+        return arguments | {"metrics": {**metrics, **changed}}
+
+    machine = replace(SMALL, memory_bytes=2**33)
+    records = Maker(machine, change=faster).throughput((1024, 4096), (1, 32, 1024, 2048, 4096))
+    drawing = make_drawings(contents_of(select(records)))[0]
+    assert ", batch 1024" in " ".join(all_words(drawing))
+    for figure in (drawing.figure, drawing.linear):
+        assert figure is not None
+        check_words(replace(drawing, figure=figure))
+        for axes in figure.axes:
+            assert {tick.get_text() for tick in axes.get_xticklabels()} <= {"1", "32", "1024", "2048", "4096"}
+            assert all(len(tick.get_text()) <= len("50,000") for tick in axes.get_yticklabels())
+
+
 def test_throughput_of_one_batch_is_drawn_against_the_bytes_of_the_state() -> None:
     maker = Maker(SMALL)
     records = [

@@ -68,6 +68,27 @@ def test_learning_curves_leave_the_grid_out(drawings: dict[str, Drawing]) -> Non
     assert set(drawing.data["metric"]) == {"validation_loss_nats"}
 
 
+def test_the_label_of_a_learning_curve_counts_seeds_that_ended_early(tmp_path: Path) -> None:
+    def ends_early(arguments: dict[str, Any]) -> dict[str, Any]:
+        """Let RetNet's first seed end after half of the training, at a loss of 9 nats."""
+        if (
+            arguments["workload"] == "training_run"
+            and arguments["model"].name == "retnet"
+            and arguments["backend"]["seed"] == 0
+        ):
+            series = arguments["series"]["validation_loss_nats"]
+            cut = series.model_copy(update={"x": series.x[:10], "y": (*series.y[:9], 9.0)})
+            arguments["series"] = {**arguments["series"], "validation_loss_nats": cut}
+        return arguments
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, change=ends_early)
+    maker.trainings()
+    (drawing,) = (one for one in drawn(maker) if one.name.endswith("_learning"))
+    ends = drawing.data[drawing.data["model"] == "retnet"].groupby("seed")["value"].last()
+    assert ends.max() == 9.0
+    assert f"RetNet\n{ends.min():.3f}–9.000" in [text.get_text() for text in drawing.figure.axes[0].texts]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isnan
 from typing import Any, Literal
 
@@ -93,7 +94,12 @@ def draw_row(
 
 
 def draw_scales(
-    panels: Sequence[Panel], texts: tuple[str, str, str], describe: Describe, name: str, more: str = ""
+    panels: Sequence[Panel],
+    texts: tuple[str, str, str],
+    describe: Describe,
+    name: str,
+    more: str = "",
+    write: Callable[[float], str] = style.write_length,
 ) -> Iterator[Figure]:
     """Yield what `draw_row` draws on logarithmic axes, then on linear ones.
 
@@ -103,9 +109,13 @@ def draw_scales(
         describe: Words for the last value of a curve.
         name: Name of the horizontal axis, of context lengths or batch sizes.
         more: What its label says after the scale.
+        write: Writes a place of that axis.
     """
-    yield draw_row(panels, texts, describe, f"{name} (log scales){more}", scale="log")
-    yield draw_row(panels, texts, describe, f"{name}{more}", style.set_linear_length_axis)
+    log_axis, linear_axis = (
+        partial(set_axis, write=write) for set_axis in (style.set_length_axis, style.set_linear_length_axis)
+    )
+    yield draw_row(panels, texts, describe, f"{name} (log scales){more}", log_axis, scale="log")
+    yield draw_row(panels, texts, describe, f"{name}{more}", linear_axis)
 
 
 def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:
@@ -342,7 +352,8 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
     for model, curves in panel.curves.items():
         named = [points for points in curves if points[0].curve == panel.joined] or curves
         last = max(points[-1].x for points in named)
-        ends = sorted((points[-1] for points in named if points[-1].x == last), key=lambda point: point.value)
+        compared = (points[-1] for points in named if panel.ends_apart or points[-1].x == last)
+        ends = sorted(compared, key=lambda point: point.value)
         words = span(describe(ends[0]), describe(ends[-1]))
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
         text = f"{panel.name(model)}\n{words}"
@@ -350,9 +361,9 @@ def end_labels(panel: Panel, describe: Describe) -> list[Label]:
     return labels
 
 
-def with_length(words: str, point: PlotPoint, longest: float, where: str = "{}") -> str:
-    """Return words for the last value of a curve, with its place if further ones exist; see `Panel.where`."""
-    return words if point.x >= longest else f"{words}, {where.format(format_tokens(int(point.x)))}"
+def with_length(words: str, point: PlotPoint, longest: float) -> str:
+    """Return words for the last value of a curve, with its context length if longer ones exist."""
+    return words if point.x >= longest else f"{words}, {format_tokens(int(point.x))}"
 
 
 def three_decimals(point: PlotPoint) -> str:

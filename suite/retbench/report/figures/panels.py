@@ -124,6 +124,7 @@ class Panel:
         at_least: The vertical axis reaches this value, in base units.
         at_most: Values above this one, in base units, leave the panel.
         joined: Name of the only curve of each model that is drawn as a line and labelled; None for every curve.
+        ends_apart: The curves of a model may end at different places, and the last value of each of them counts.
         aside_pt: Distance of the first model's points from those of the last at the same place.
         where: Words for the place of a point, with "{}" for what the horizontal axis says: 'batch {}'.
     """
@@ -136,6 +137,7 @@ class Panel:
     at_least: float = 0.0
     at_most: float = inf
     joined: str | None = None
+    ends_apart: bool = False
     aside_pt: float = 0.0
     where: str = "{}"
 

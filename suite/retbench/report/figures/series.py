@@ -75,7 +75,7 @@ def draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
     series = "validation_loss_nats"
     corpus, length = task_point.corpus, format_tokens(task_point.context_len)
     for part, records in _parts(scores, task_point, series):
-        data, panels = _size_panels(scores, records, series, "{} tokens")
+        data, panels = _size_panels(scores, records, series, "{} tokens", ends_apart=True)
         view = View(
             name=task_point.stem(f"learning{part}"),
             title="Learning curves",
@@ -144,7 +144,13 @@ def _with_series(records: Iterable[Record], series: str) -> list[Record]:
 
 
 def _size_panels(
-    scores: Evaluations, records: Sequence[Record], series: str, where: str, ends: Sequence[str] = ()
+    scores: Evaluations,
+    records: Sequence[Record],
+    series: str,
+    where: str,
+    ends: Sequence[str] = (),
+    *,
+    ends_apart: bool = False,
 ) -> tuple[pd.DataFrame, list[Panel]]:
     """Return the points of a series of each record, and a panel per size with a curve per seed.
 
@@ -154,6 +160,7 @@ def _size_panels(
         series: Its name.
         where: Words for the place of a point; see `Panel`.
         ends: Names of the ends of its intervals, which are series too; a point may have none.
+        ends_apart: See `Panel`.
     """
     rows = []
     for record in records:
@@ -175,6 +182,7 @@ def _size_panels(
             places,
             units=((1.0, str(data["unit"].iloc[0])),),
             where=where,
+            ends_apart=ends_apart,
         )
         for size in scores.sizes(records)
     ]

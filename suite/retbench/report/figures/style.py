@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from retbench.units import format_bytes, format_tokens
+from retbench.units import format_bytes, format_rate, format_tokens
 
 WIDTH_IN = 3.5
 """A column of most two-column journals."""
@@ -229,7 +229,8 @@ def _set_ticks(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> Non
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _format_place(x: float) -> str:
+def write_length(x: float) -> str:
+    """Write a context length at a tick."""
     return format_tokens(int(x))
 
 
@@ -237,31 +238,54 @@ def _width_in(axes: Axes) -> float:
     return axes.get_position().width * WIDTH_IN
 
 
-def set_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
+def set_length_axis(
+    axes: Axes, lengths: Sequence[float], write: Callable[[float], str] = write_length
+) -> None:
     """Make a logarithmic axis of context lengths or batch sizes; ticks that have no room are left out."""
     axes.set_xscale("log", base=2)
-    step = 1 + int(len(lengths) * 0.27 / _width_in(axes))
-    shown = list(lengths)[::-1][::step][::-1]
-    _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
-    axes.fmt_xdata = _format_place
     margin = 2**0.42
-    axes.set_xlim(min(lengths) / margin, max(lengths) * margin)
+    low, high = min(lengths) / margin, max(lengths) * margin
+    width_in = _width_in(axes)
+    _set_places(axes, lengths, lambda x: width_in * log(x / low) / log(high / low), 0.27, write)
+    axes.set_xlim(low, high)
 
 
-def set_linear_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
-    """Make a linear axis of context lengths or batch sizes from zero; ticks are left out from the longest down.
+def set_linear_length_axis(
+    axes: Axes, lengths: Sequence[float], write: Callable[[float], str] = write_length
+) -> None:
+    """Make a linear axis of context lengths or batch sizes from zero; ticks that have no room are left out.
 
     A single length stands in the middle.
     """
     longest = max(lengths)
     width_in = _width_in(axes) / LINEAR_EDGE
-    shown: list[float] = []
-    for length in sorted(lengths, reverse=True):
-        if not shown or (shown[-1] - length) / longest * width_in >= 0.2:
-            shown.append(length)
-    _set_ticks(axes, shown, [format_tokens(int(length)) for length in shown])
-    axes.fmt_xdata = _format_place
+    _set_places(axes, lengths, lambda x: x / longest * width_in, 0.2, write)
     axes.set_xlim(0, longest * (LINEAR_EDGE if len(lengths) > 1 else 2))
+
+
+def _set_places(
+    axes: Axes,
+    places: Sequence[float],
+    at_in: Callable[[float], float],
+    apart_in: float,
+    write: Callable[[float], str],
+) -> None:
+    """Set ticks at these places from the largest down, each as far from the last one as its label is wide.
+
+    Args:
+        axes: The axes.
+        places: Places of the points.
+        at_in: Returns the place along the axis in inches.
+        apart_in: Least inches between two ticks; long labels need more.
+        write: Writes a place.
+    """
+    apart_in = max(apart_in, _LETTER_IN * max(len(write(place)) for place in places) + _GAP_IN)
+    shown: list[float] = []
+    for place in sorted(places, reverse=True):
+        if not shown or at_in(shown[-1]) - at_in(place) >= apart_in:
+            shown.append(place)
+    _set_ticks(axes, shown, [write(place) for place in shown])
+    axes.fmt_xdata = write
 
 
 def set_count_axis(axes: Axes, counts: Sequence[float], describe: Callable[[float], str]) -> None:
@@ -318,7 +342,17 @@ def set_value_axis(axes: Axes, top: float, low: float | None = None) -> None:
         margin = 0.07 * (top - low) or 0.05 * abs(top) or 1.0
         axes.set_ylim(low - margin, top + margin)
     axes.yaxis.set_major_locator(round_ticks(5))
+    if top >= 10_000:
+        axes.yaxis.set_major_formatter(lambda tick, _: _write_value(tick))
     axes.grid(axis="y")
+
+
+def _write_value(tick: float) -> str:
+    """Write a number at a tick, from 100,000 on with a prefix: longer ones have no room."""
+    if abs(tick) < 100_000:
+        return f"{tick:,.6g}"
+    number, prefix = format_rate(tick, "").split(" ")
+    return f"{float(number):g} {prefix}"
 
 
 def round_ticks(most: int) -> MaxNLocator:
@@ -342,6 +376,6 @@ def set_log_value_axis(axes: Axes, low: float, high: float) -> None:
     else:
         ticks = [tick for tick in round_ticks(4).tick_values(low, high) if low <= tick <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.6g}" for tick in ticks]))
+    axes.yaxis.set_major_formatter(FixedFormatter([_write_value(tick) for tick in ticks]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from retbench.report.figures import style
-from retbench.report.figures.curves import draw_row, draw_scales, with_length
+from retbench.report.figures.curves import draw_row, draw_scales
 from retbench.report.figures.drawing import Drawing, View
 from retbench.report.figures.panels import Panel, PlotPoint, frame_points, highest
 from retbench.report.points import state_bytes_of
@@ -18,7 +18,7 @@ from retbench.report.sweeps import (
     stack_data,
     with_failures,
 )
-from retbench.units import format_rate, format_tokens
+from retbench.units import format_batch, format_rate, format_tokens
 from retbench.workloads.workload import Workload
 
 _METRIC = "tokens_per_s"
@@ -56,9 +56,10 @@ def draw_throughput(sweeps: Sequence[CostSweep]) -> Drawing:
     figure, linear = draw_scales(
         panels,
         view.texts,
-        lambda point: with_length(_describe_rate(point), point, batches[-1], _BATCH),
+        lambda point: _describe_rate(point) + _batch_of(point, batches[-1]),
         "batch size",
         "; one panel per context length",
+        format_batch,
     )
     return view.drawing(figure, stack_data(sweeps, [sweep.data([_METRIC]) for sweep in sweeps]), linear)
 
@@ -112,6 +113,11 @@ def _subtitle(rows: pd.DataFrame) -> str:
 
 def _describe_rate(point: PlotPoint) -> str:
     return format_rate(point.value, "").strip()
+
+
+def _batch_of(point: PlotPoint, largest: float) -> str:
+    """Return the batch size of the last point of a curve if larger ones exist: ', batch 1024'."""
+    return "" if point.x >= largest else f", {_BATCH.format(format_batch(point.x))}"
 
 
 def _with_states(rows: pd.DataFrame, sweep: CostSweep) -> pd.DataFrame:

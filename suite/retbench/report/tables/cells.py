@@ -11,6 +11,7 @@ from retbench.report.tables.aligned_text import NONE
 from retbench.units import (
     format_bytes,
     format_energy,
+    format_number,
     format_percent,
     format_power,
     format_rate,
@@ -112,4 +113,4 @@ def format_metric(name: str, number: float, unit: str | None = None) -> str:
         return f"{number:,.0f}"
     if unit and unit.endswith("/s"):
         return format_rate(number, "").strip()
-    return _FORMATS.get(unit, "{:.4g}".format)(number)
+    return _FORMATS.get(unit, format_number)(number)

@@ -23,7 +23,7 @@ from retbench.report.tables.cells import (
 )
 from retbench.report.tables.experiments import COST_LEAD, POINT_COLUMNS, QUALITY_LEAD, REFERENCE
 from retbench.report.wording import POINTS, describe_status, format_p, with_interval
-from retbench.units import format_bytes, format_count, format_percent, format_size
+from retbench.units import format_bytes, format_count, format_number, format_percent, format_size
 from retbench.workloads.workload import WORKLOADS, Workload
 
 Row = Mapping[str, Any]
@@ -176,7 +176,12 @@ def _write_score(metric: str, value: float, error: float | None) -> str:
         return f"{value:.4f}"
     if metric.endswith("_bytes"):
         return format_bytes(value)
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    return format_number(value) if error is None else f"{format_number(value)} ± {_error(error)}"
+
+
+def _error(error: float) -> str:
+    """Return a standard error with two significant digits, whole from 100 on: '1,234'."""
+    return f"{error:.2g}" if error < 99.5 else format_number(round(error))
 
 
 def _compared(
