@@ -169,7 +169,9 @@ def test_without_slurm_the_cluster_is_not_supported(
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_submitted(
     tiny_experiment: Path,
 ) -> None:
-    code, output = run("submit", "--cluster", "local", "run", str(tiny_experiment), *SMOKE, "--out", "/proc/out")
+    code, output = run(
+        "submit", "--cluster", "local", "run", str(tiny_experiment), *SMOKE, "--out", "/proc/out"
+    )
     assert (code, "--out" in output) == (2, True)
 
 
