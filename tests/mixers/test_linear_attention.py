@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
@@ -187,6 +189,22 @@ def test_performers_state_has_the_largest_exponent_of_its_keys() -> None:
     assert features.max() == 1
     assert state[0, 0, 0] > 88  # exp of it is inf
     assert log_decay[0, :, 0].tolist() == [0, -state[0, 0, 0].item(), 0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_flops_leave_out_gradients_of_random_rows(checkpointing: bool) -> None:
+    """They are those that torch counts, less the update of a state that nothing reads."""
+    config, length = model_of("performer", "100k"), 64
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
+    model.activation_checkpointing = checkpointing
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
+    mixer = config.mixer
+    assert isinstance(mixer, LinearAttention)
+    heads = 2 * config.num_layers * mixer.num_heads
+    unread = (2 if checkpointing else 1) * heads * 2 * length * mixer.head_dim * mixer.value_head_dim
+    expected = costs.training_flops(config, 2, length, "chunkwise", 64, recomputed=checkpointing)
+    assert counter.get_total_flops() - unread == expected
 
 
 def test_the_taylor_map_has_the_width_that_is_published() -> None:

@@ -117,7 +117,11 @@ class LinearAttention(LinearOperator):
 
     def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
         """Return the products of a form, with those of random features."""
-        return super().training_flops(context_len, form, chunk_size) + 2 * context_len * self._feature_flops
+        return super().training_flops(context_len, form, chunk_size) + self.constant_flops(context_len)
+
+    def constant_flops(self, context_len: int) -> int:
+        """Return the products with random features, which are drawn once and not trained."""
+        return 2 * context_len * self._feature_flops
 
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
         """Return the products of one prompt, with those of random features."""
