@@ -1,12 +1,18 @@
 """Linear attention against its formula with every sum written out, and the linear Transformer as a model."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.matching import resolve_model
@@ -14,7 +20,10 @@ from retbench.errors import ConfigError
 from retbench.mixers.linear_attention.config import FeatureMap, LinearAttention
 from retbench.mixers.linear_attention.features import Elu, Performer, Taylor, draw_orthogonal_rows
 from retbench.mixers.linear_attention.module import LinearAttentionModule
+from retbench.mixers.state import allocate_state
 from retbench.models.build import build_model
+from retbench.ops import kernels
+from retbench.ops.linear_operator import linear_recurrent
 from retbench.ops.position import Positions
 from tests.mixers.conftest import read_in_parts
 
@@ -187,6 +196,61 @@ def test_performers_state_has_the_largest_exponent_of_its_keys() -> None:
     assert features.max() == 1
     assert state[0, 0, 0] > 88  # exp of it is inf
     assert log_decay[0, :, 0].tolist() == [0, -state[0, 0, 0].item(), 0]
+
+
+class Written(TorchDispatchMode):
+    """Counts the operators that write tensors of a shape in place, by name."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shape = shape
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.endswith("_") and args[0].shape == self.shape:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("variant", "decays"), [("elu", 0), ("identity", 0), ("taylor", 0), ("performer", 1)]
+)
+def test_a_step_writes_the_state_once_and_once_more_where_it_decays(variant: FeatureMap, decays: int) -> None:
+    module, x = make_mixer(variant, "recurrent"), torch.randn(1, 1, D_MODEL, dtype=torch.float64)
+    state = allocate_state(module.config.state, 1, 0, x, x.dtype)
+    with torch.no_grad(), Written(state["values"].shape) as written:
+        module(x, state, Positions(0, 1))
+    assert written.counts == Counter(addcmul_=1, mul_=decays)
+
+
+def test_the_kernel_gets_a_decay_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of no effect: it takes no other call."""
+
+    def kernel(*tensors: Any) -> tuple[Tensor, Tensor]:
+        assert tensors[3].shape == (HEADS,)
+        return linear_recurrent(*tensors)
+
+    monkeypatch.setattr(kernels, "retention_fla", kernel)
+    x = torch.randn(2, 7, D_MODEL, dtype=torch.float64)
+    outs = [make_mixer("identity", form)(x, None, Positions(0, 7)) for form in ("fla", "recurrent")]
+    torch.testing.assert_close(*outs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_flops_leave_out_gradients_of_random_rows(checkpointing: bool) -> None:
+    """They are those that torch counts, less the update of a state that nothing reads."""
+    config, length = model_of("performer", "100k"), 64
+    model = build_model(config, dtype=torch.float32, device="cpu", seed=0, backend="chunkwise", chunk_size=64)
+    model.activation_checkpointing = checkpointing
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
+    mixer = config.mixer
+    assert isinstance(mixer, LinearAttention)
+    heads = 2 * config.num_layers * mixer.num_heads
+    unread = (2 if checkpointing else 1) * heads * 2 * length * mixer.head_dim * mixer.value_head_dim
+    expected = costs.training_flops(config, 2, length, "chunkwise", 64, recomputed=checkpointing)
+    assert counter.get_total_flops() - unread == expected
 
 
 def test_the_taylor_map_has_the_width_that_is_published() -> None:

@@ -213,10 +213,11 @@ def training_flops(
     *,
     recomputed: bool = False,
 ) -> int:
-    """Return the operations of the products of a training step: forward, and twice as many backward.
+    """Return the operations of the products of a training step: forward, and backward twice as many.
 
-    Every token has a logit for every word. The optimiser, like all that is done value by value, is left out. Attention
-    is counted causal, and its scores once, though fused kernels compute them again for the gradients.
+    A product with a constant has as many backward as forward: nothing trains the constant. Every token has a logit for
+    every word. The optimiser, like all that is done value by value, is left out. Attention is counted causal, and its
+    scores once, though fused kernels compute them again for the gradients.
 
     Args:
         config: The model.
@@ -232,7 +233,8 @@ def training_flops(
         mixing = block.mixer.training_flops(context_len, form_of(block.mixer, backend), chunk_size)
         forward = 2 * _product_params(block.mixer, block.ffn) * context_len + mixing
         last = 2 * block.ffn.last_product_params * context_len if block.ffn else 0
-        flops += block.count * (3 * forward + (forward - last if recomputed else 0))
+        backward = 2 * forward - block.mixer.constant_flops(context_len)
+        flops += block.count * (forward + backward + (forward - last if recomputed else 0))
     return batch_size * flops
 
 

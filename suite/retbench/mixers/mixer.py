@@ -253,6 +253,10 @@ class Mixer(Strict):
         """Return the operations between tokens of a forward pass over one sequence without a state."""
         raise NotImplementedError
 
+    def constant_flops(self, context_len: int) -> int:
+        """Return those of `training_flops` that are products with constants, for which no gradient is computed."""
+        return 0
+
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
         """Return the operations between tokens of one prompt; with `last_only` only the last token has an output."""
         raise NotImplementedError
@@ -326,6 +330,7 @@ def check_costs(mixer: Mixer) -> None:
     found: list[tuple[str, object]] = [
         *((name, getattr(mixer, name)) for name in ("streamed_params", "local_params", "other_params")),
         ("decode_flops", mixer.decode_flops(length)),
+        ("constant_flops", mixer.constant_flops(length)),
         ("decode_workspace", mixer.decode_workspace(dtype)),
         ("append_workspace", mixer.append_workspace(length)),
         ("prefill_workspace", mixer.prefill_workspace()),

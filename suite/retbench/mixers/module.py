@@ -198,7 +198,7 @@ class LinearOperatorModule(MixerModule):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        log_decay: Tensor,
+        log_decay: Tensor | None,
         state: LayerState | None,
         *,
         step_decay: Tensor | None = None,
@@ -210,7 +210,7 @@ class LinearOperatorModule(MixerModule):
             q: Queries, (B, T, H, K), or (B, 1, H, K) for the last token's output alone.
             k: Keys, (B, T, H, K).
             v: Values, (B, T, H, V).
-            log_decay: (H,), (B, T, H) or (B, T, H, K).
+            log_decay: None, (H,), (B, T, H) or (B, T, H, K).
             state: Of this layer; None starts from zero and keeps nothing.
             step_decay: exp(log_decay) for decode steps, where it is at hand.
             readout: As of `linear_recurrent`, for forms that take it; None is inclusive.

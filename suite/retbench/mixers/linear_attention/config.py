@@ -112,12 +112,19 @@ class LinearAttention(LinearOperator):
         return FLA_CHUNK_SIZE if form == "fla" else super().chunk_size(form, asked)
 
     def decode_flops(self, context_len: int) -> int:
-        """Return the operations of one token, with those of random features."""
-        return super().decode_flops(context_len) + 2 * self._feature_flops
+        """Return the operations of one token, with those of random features, without which nothing decays."""
+        undecayed = (
+            0 if self.feature_map == "performer" else self.num_heads * self.head_dim * self.value_head_dim
+        )
+        return super().decode_flops(context_len) - undecayed + 2 * self._feature_flops
 
     def training_flops(self, context_len: int, form: str, chunk_size: int | None) -> int:
         """Return the products of a form, with those of random features."""
-        return super().training_flops(context_len, form, chunk_size) + 2 * context_len * self._feature_flops
+        return super().training_flops(context_len, form, chunk_size) + self.constant_flops(context_len)
+
+    def constant_flops(self, context_len: int) -> int:
+        """Return the products with random features, which are drawn once and not trained."""
+        return 2 * context_len * self._feature_flops
 
     def prefill_flops(self, context_len: int, form: str, chunk_size: int | None, *, last_only: bool) -> int:
         """Return the products of one prompt, with those of random features."""

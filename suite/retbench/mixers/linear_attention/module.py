@@ -40,7 +40,7 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def __init__(self, config: LinearAttention, form: str, chunk_size: int | None) -> None:
         super().__init__(config, form, chunk_size)
-        self.forms["fla"] = kernels.retention_fla
+        self.forms["fla"] = self._read_by_kernel
         self.qkv_proj = Linear(config.d_model, 2 * config.key_dim + config.d_model)
         self.feature_map = make_feature_map(config)
         self.head_norm = (
@@ -74,25 +74,33 @@ class LinearAttentionModule(LinearOperatorModule):
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
         q, k, v = self._project(x, last_only)
-        k, log_decay, decay = self._map_keys(k, state)
+        k, log_decay = self._map_keys(k, state)
+        decay = None if log_decay is None else log_decay.exp()
         if state is not None and self.steps_fused(x):
             self.executed["decode"] = "fused"
-            step = q[:, 0], k[:, 0], v[:, 0], decay if decay.dim() == 1 else decay[:, 0], state["values"]
+            decay = self.decay.value if decay is None else decay[:, 0]  # the kernel takes one
+            step = q[:, 0], k[:, 0], v[:, 0], decay, state["values"]
             out = fused.retention_step(*step, None, None, None, "half", 1.0).unsqueeze(1)
         else:
             out = self.operate(q, k, v, log_decay, state, step_decay=decay)
         mixed: Tensor = self.out_proj(cast(self.head_norm(out), x.dtype).flatten(2))
         return mixed
 
-    def _map_keys(self, k: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features of keys (B, T, H, K), and log_decay and decay, (H,) or (B, T, H)."""
+    def _read_by_kernel(
+        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the operator by flash-linear-attention's kernel, which takes a decay."""
+        return kernels.retention_fla(q, k, v, self.log_decay.value if log_decay is None else log_decay, state)
+
+    def _map_keys(self, k: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor | None]:
+        """Return features of keys (B, T, H, K), and the logarithm of the decay (B, T, H), or None without one."""
         if not isinstance(self.feature_map, Performer):
-            return self.feature_map.of_keys(k), self.log_decay.value, self.decay.value
+            return self.feature_map.of_keys(k), None
         features, log_decay, largest = self.feature_map.of_keys(
             k, None if state is None else state["largest"]
         )
         self.keep(state, "largest", largest)
-        return features, log_decay, log_decay.exp()
+        return features, log_decay
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return mapped q (B, T, H, K), of the last token alone with `last_only`, k (B, T, H, W) and v (B, T, H, V)."""
