@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_the_wheel_holds_everything_that_is_read_at_run_time(wheel: Path) -> Non
     assert not {
         name for name in names if name.split("/")[0] not in {"retbench"} and ".dist-info/" not in name
     }
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_source_distribution_holds_every_file_of_the_repository(tmp_path: Path) -> None:
+    succeed(
+        sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path, "hatchling", cwd=tmp_path
+    )
+    build = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hatchling.build as b; b.build_sdist(sys.argv[1])"
+    )
+    succeed(sys.executable, "-c", build, tmp_path, cwd=ROOT)
+    (path,) = tmp_path.glob("retbench-*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*succeed("git", "ls-files", cwd=ROOT).splitlines()} <= held
 
 
 def test_the_installed_program_runs_from_an_empty_folder(program: Path, tmp_path: Path) -> None:

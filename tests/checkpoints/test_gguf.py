@@ -1,15 +1,18 @@
 """GGUF files: written as folders, and refused where they cannot be read."""
 
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+from retbench.checkpoints import gguf
 from retbench.checkpoints.gguf import export_gguf
 from retbench.checkpoints.reading import read_checkpoint
 from retbench.cli import app
-from retbench.errors import CheckpointError, ConfigError, RetbenchError
+from retbench.errors import CheckpointError, ConfigError, RetbenchError, UnsupportedError
 
 
 @pytest.fixture
@@ -47,9 +50,24 @@ def test_what_a_file_does_not_have_cannot_be_chosen(
     assert message in done.output
 
 
+def test_the_extra_installs_what_a_file_is_read_with() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    extra = {Requirement(one).name for one in project["project"]["optional-dependencies"]["hf"]}
+    assert set(gguf.NEEDED) <= extra
+
+
+@pytest.mark.parametrize("name", gguf.NEEDED)
+def test_a_package_that_is_not_installed_is_named(
+    file: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "find_spec", lambda wanted: None if wanted == name else object())
+    with pytest.raises(UnsupportedError, match=rf"not installed: {name}\. .*retbench\[hf\]"):
+        export_gguf(file, file.parent / "out")
+
+
 @pytest.mark.peers
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 def test_a_damaged_file_leaves_nothing(file: Path) -> None:
-    with pytest.raises(RetbenchError, match=r"model\.gguf"):  # unsupported where gguf is not installed
+    with pytest.raises(RetbenchError, match=r"model\.gguf"):  # unsupported where a package is not installed
         export_gguf(file, file.parent / "out")
     assert not (file.parent / "out").exists()

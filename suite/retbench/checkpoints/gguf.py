@@ -3,6 +3,7 @@
 transformers reads the file and expands quantised weights to float32. The extra `hf` installs what it needs.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from retbench.errors import CheckpointError, UnsupportedError, shown
 from retbench.files import atomic_folder, check_empty
 
 SUFFIX = ".gguf"
+NEEDED = ("accelerate", "gguf", "transformers")
+"""Packages that transformers reads such a file with."""
 
 
 def export_gguf(path: Path, folder: Path) -> int:
@@ -25,7 +28,7 @@ def export_gguf(path: Path, folder: Path) -> int:
     Raises:
         ConfigError: the folder is not empty.
         CheckpointError: there is no such file, or transformers cannot read it.
-        UnsupportedError: transformers or gguf is not installed.
+        UnsupportedError: one of the packages `NEEDED` is not installed.
         StorageError: writing failed, and nothing is left in the folder.
     """
     check_empty(folder)
@@ -40,6 +43,11 @@ def export_gguf(path: Path, folder: Path) -> int:
 
 def _read(path: Path) -> tuple[Any, Any]:
     """Return the model of a file in float32, and its tokenizer; errors as of `export_gguf`."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UnsupportedError(
+            f"{path}: a GGUF file needs packages that are not installed: {', '.join(missing)}. Install them: "
+            "pip install 'retbench[hf]'."
+        )
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,10 +58,6 @@ def _read(path: Path) -> tuple[Any, Any]:
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
         return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{path}: a GGUF file needs the packages transformers and gguf. pip install 'retbench[hf]'"
-        ) from error
     except Exception as error:  # transformers does not check a file, and a damaged one may raise anything
         raise CheckpointError(
             f"{path}: transformers cannot read it: {type(error).__name__}: {shown(str(error))}"

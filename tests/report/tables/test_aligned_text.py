@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.report.tables.aligned_text import align_columns
+from retbench.report.tables.aligned_text import align_columns, is_numeric
 
 WORDS = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=7)
 CELLS = st.lists(WORDS, min_size=1, max_size=9).map(" ".join)
@@ -44,6 +44,11 @@ def test_numbers_are_flush_right_and_names_flush_left() -> None:
         "transformer  34.1",
         "linear          –",
     ]
+
+
+def test_an_interval_with_a_unit_at_each_end_is_a_number() -> None:
+    assert is_numeric(["1.05 ms [987 µs, 1.12 ms]", "33.4 [31.0, 36.0] ms", "–"])
+    assert not is_numeric(["3.4x at batch 8, 8K; 6.7B, one A100-80GB"])
 
 
 def test_the_first_columns_are_repeated_where_the_others_need_several_blocks() -> None:

@@ -7,8 +7,9 @@ from textwrap import wrap
 from retbench.errors import printable
 
 _GAP = 2
-_PROSE = 24
-"""Characters beyond which a text with spaces is prose, which may continue on another line."""
+_PROSE = 28
+"""Characters beyond which a text with spaces is prose, which may continue on another line: more than an interval has
+whose ends have units of their own, `1.05 ms [987 µs, 1.12 ms]`."""
 NONE = "–"
 """Text of a cell without a value."""
 _NARROWEST = 8
