@@ -480,6 +480,19 @@ def test_a_file_that_cannot_be_read_is_one_message_with_its_path(
     assert stderr.startswith("retbench: 'some/file': Input/output error.")
 
 
+def test_a_path_that_is_no_text_is_one_message(tmp_path: Path, tiny_experiment: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    path = shutil.copy(tiny_experiment, folder / "mine.toml")
+    code, _, stderr = invoke("run", str(path), "--dry-run")
+    assert code == 2
+    assert "not UTF-8" in stderr
+    assert len(stderr.splitlines()) == 1
+
+
 def test_version() -> None:
     assert invoke("--version") == (0, f"{retbench.__version__}\n", "")
 

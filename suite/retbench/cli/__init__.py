@@ -113,6 +113,10 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+_NOT_UTF8 = ("surrogates not allowed", "is not valid UTF-8")
+"""How libraries refuse a path that is no text: JSON for workers and the hash of a cell, and safetensors."""
+
+
 class _Stopped(KeyboardInterrupt):
     """A signal to stop.
 
@@ -160,6 +164,13 @@ def _errors_as_messages() -> Iterator[None]:
     except KeyboardInterrupt as error:
         _end("interrupted", INTERRUPTED, error)
     except Exception as error:
+        if any(words in str(error) for words in _NOT_UTF8):
+            _end(
+                f"a path whose bytes are not UTF-8 cannot be used: {shown(str(error))}. Rename the file or folder, or "
+                "give another one.",
+                ConfigError.exit_code,
+                error,
+            )
         from retbench.measure.limits import is_out_of_memory
         from retbench.user_packages import fault, last_call, package_names
 
