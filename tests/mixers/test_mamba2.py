@@ -131,7 +131,7 @@ def test_a_model_that_forgets_the_last_inputs_fails_the_check(monkeypatch: pytes
     keep = Mamba2Module.keep
 
     def forget(state: Any, name: str, tensor: Tensor) -> None:
-        keep(state, name, tensor.zero_() if name == "convolution" else tensor)
+        keep(state, name, tensor.mul_(1e-3) if name == "convolution" else tensor)
 
     monkeypatch.setattr(Mamba2Module, "keep", staticmethod(forget))
     text = torch.randint(0, 256, (1, 301), generator=torch.Generator().manual_seed(0))
