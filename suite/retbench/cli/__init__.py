@@ -114,7 +114,7 @@ class _Commands(TyperGroup):
 
 
 _NOT_UTF8 = ("surrogates not allowed", "is not valid UTF-8")
-"""How libraries refuse a path that is no text: JSON for workers and the hash of a cell, and safetensors."""
+"""Words of what refuses a path that is no text: JSON for workers, the hash of a cell, and safetensors."""
 
 
 class _Stopped(KeyboardInterrupt):

@@ -105,7 +105,7 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 
 
 def step_error(found: Tensor, eager: Tensor) -> float:
-    """Return the distance of a decode step's logits (B, 1, N) from the eager step's; `LIMITS` has the largest allowed.
+    """Return the distance of decoded logits (B, T, N) from those of an eager pass; `LIMITS` has the largest allowed.
 
     It is their `relative_error`. In 16-bit dtypes it is the largest root mean square of a sequence's differences over
     that of its logits: compiled code rounds less often than eager operators, and of many logits of an untrained model
@@ -121,12 +121,12 @@ def step_error(found: Tensor, eager: Tensor) -> float:
 
 @torch.no_grad()
 def decoding_error(model: LanguageModel, tokens: Tensor) -> float:
-    """Return the `relative_error` of the logits of the last tokens of (1, T), decoded, to a pass without a state."""
+    """Return the `step_error` of the logits of the last tokens of (1, T), decoded, to a pass without a state."""
     length = tokens.shape[1]
     start, state = max(1, length - DECODED_TOKENS), model.init_state(1, length)
     logits = [model.prefill(tokens[:, :start], state)]
     logits += [model(tokens[:, index : index + 1], state) for index in range(start, length)]
-    return relative_error(torch.cat(logits, dim=1), model.logits_of(model.features(tokens)[:, start - 1 :]))
+    return step_error(torch.cat(logits, dim=1), model.logits_of(model.features(tokens)[:, start - 1 :]))
 
 
 class _LogitComparison:
