@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from retbench.architectures import costs
 from retbench.checkpoints.reading import CheckpointInfo, read_checkpoint
+from retbench.checkpoints.weights import SAFETENSORS_NAME as FILE
+from retbench.checkpoints.weights import save_tensors
 from retbench.errors import CheckpointError, ConfigError
 from tests.checkpoints.hf_folder import WEIGHTS, write_hf_folder
 
@@ -45,8 +48,14 @@ def test_weights_of_the_shape_of_an_embedding_are_counted(tmp_path: Path, is_tie
     assert found == ((1 if is_tied else 2) * 2400 + 4 * 2400 + 8, 4 * 2400 + 8)
 
 
-def test_a_causal_mask_is_no_weight(tmp_path: Path) -> None:
-    shapes = {**WEIGHTS, "h.0.attn.bias": (1, 1, 64, 64)}
+def test_stored_buffers_are_no_weights(tmp_path: Path) -> None:
+    """A causal mask, and what Pythia and early Llamas hold, which transformers does not load."""
+    shapes = {
+        **WEIGHTS,
+        "h.0.attn.bias": (1, 1, 64, 64),
+        "h.0.attn.masked_bias": (),
+        "h.0.attn.rotary_emb.inv_freq": (4,),
+    }
     assert counts(describe(write_hf_folder(tmp_path, shapes))) == (2 * 2400 + 8, 8)
 
 
@@ -100,6 +109,30 @@ def test_a_configuration_that_lacks_a_field_or_is_of_another_task_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         describe(write_hf_folder(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn], ids=str)
+def test_quantised_weights_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """transformers would take the integers themselves for weights."""
+    tensors = {name: torch.zeros(shape) for name, shape in WEIGHTS.items()}
+    save_tensors(tensors | {"h.0.weight": torch.zeros(8, 8, dtype=dtype)}, write_hf_folder(tmp_path) / FILE)
+    with pytest.raises(CheckpointError, match="the weights are quantised"):
+        describe(tmp_path)
+
+
+def test_weights_that_transformers_would_quantise_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the weights are quantised"):
+        describe(write_hf_folder(tmp_path, quantization_config={"quant_method": "bitsandbytes"}))
+
+
+def test_stored_buffers_are_not_taken_for_quantised_weights(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in WEIGHTS.items()}
+    buffers = {
+        "position_ids": torch.zeros(1, 64, dtype=torch.int64),
+        "h.0.attn.bias": torch.zeros(1, 1, 64, 64, dtype=torch.uint8),
+    }
+    save_tensors(tensors | buffers, write_hf_folder(tmp_path) / FILE)
+    assert counts(describe(tmp_path)) == (2 * 2400 + 8, 8)
 
 
 def test_the_configuration_in_place_of_its_folder_is_refused(tmp_path: Path) -> None:

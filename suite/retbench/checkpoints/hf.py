@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 from retbench.architectures.configs import BlockConfig, ModelConfig
 from retbench.architectures.hf import ARCHITECTURE, TransformersLayers
 from retbench.checkpoints.format import Description, Format, Shape
-from retbench.checkpoints.weights import find_weight_files, open_weights, refuse_pickle
+from retbench.checkpoints.weights import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    find_weight_files,
+    open_weights,
+    refuse_pickle,
+)
 from retbench.errors import CheckpointError, shown
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -34,6 +40,10 @@ The names of the embeddings themselves are not listed: transformers has twenty, 
 _OTHER_TASK = re.compile(r"For(?!CausalLM$|ConditionalGeneration$)[A-Z]\w*$")
 """Names of models of transformers with the head of another task, such as BertForMaskedLM."""
 
+_BUFFER_NAMES = re.compile(r"(^|\.)(inv_freq|masked_bias)$")
+_BUFFER_DTYPES = ("I64", "BOOL")
+"""Buffers that earlier versions of transformers stored, such as Pythia's frequencies and its numbers of positions."""
+
 WITHOUT_CACHE = frozenset({"mamba", "mamba2", "falcon_mamba"})
 """Models, by `model_type`, whose state has a fixed size; `models.hf` checks it when a model is built."""
 
@@ -52,6 +62,8 @@ def _describe(raw: dict[str, Any], path: Path) -> Description:
     is_tied = bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     refuse_pickle(find_weight_files(path.parent)[0], readable=False)
     entries = open_weights(path.parent, allow_pickle=False).entries
+    entries = {name: entry for name, entry in entries.items() if not _is_buffer(name, entry)}
+    _check_not_quantised(raw, entries, path)
     shapes = {name: entry.shape for name, entry in entries.items()}
     total, tables = _count(shapes, vocab_size, is_tied=is_tied)
     layers = TransformersLayers(
@@ -85,6 +97,24 @@ def _check_task(raw: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def _check_not_quantised(raw: Mapping[str, Any], entries: Mapping[str, StoredTensor], path: Path) -> None:
+    """Raise CheckpointError for quantised weights, as those of a record have one dtype and are counted in the files.
+
+    transformers converts stored integers and 8-bit floats to the dtype that it is asked for without their scales.
+    """
+    strange = (
+        f"'{name}' has dtype {entry.dtype}"
+        for name, entry in entries.items()
+        if entry.dtype not in FLOAT_DTYPES
+    )
+    method = "quantization_config is given" if raw.get("quantization_config") else None
+    if fault := next(strange, method):
+        raise CheckpointError(
+            f"{path}: the weights are quantised ({fault}), and only weights in {', '.join(FLOAT_DTYPES)} are measured. "
+            "Give the model that was quantised, or save it without quantisation."
+        )
+
+
 def _num_layers(raw: Mapping[str, Any], path: Path) -> int:
     """Return the number of layers, which is stated or that of their kinds; CheckpointError if neither is there."""
     kinds = raw.get(_KINDS)
@@ -107,25 +137,31 @@ def _number(raw: Mapping[str, Any], names: Iterable[str], path: Path) -> int:
 def _count(shapes: Mapping[str, Shape], vocab_size: int, *, is_tied: bool) -> tuple[int, int]:
     """Return the values of all weights, and those of the input and output embeddings.
 
-    Some files hold a tied table twice, which counts once, and causal masks, (1, 1, T, T), which are no weights.
+    Some files hold a tied table twice, which counts once.
 
     Args:
-        shapes: Shape of each stored tensor, by its name.
+        shapes: Shape of each stored weight, by its name.
         vocab_size: Rows of an embedding.
         is_tied: The input and the output embedding are one weight.
     """
     total = tables = 0
     seen: set[Shape] = set()
     for name, shape in shapes.items():
-        is_mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
         is_table = len(shape) == 2 and shape[0] == vocab_size and not _NO_TABLE.search(name)
-        if is_mask or (is_table and is_tied and shape in seen):
+        if is_table and is_tied and shape in seen:
             continue
         total += prod(shape)
         if is_table:
             seen.add(shape)
             tables += prod(shape)
     return total, tables
+
+
+def _is_buffer(name: str, entry: StoredTensor) -> bool:
+    """Return whether a stored tensor is no weight: a causal mask, (1, 1, T, T), or another buffer."""
+    shape = entry.shape
+    is_mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+    return is_mask or entry.dtype in _BUFFER_DTYPES or _BUFFER_NAMES.search(name) is not None
 
 
 def _plan(described: Description, names: Collection[str], ours: Mapping[str, Shape]) -> NoReturn:

@@ -12,13 +12,12 @@ from torch import Tensor
 from retbench.architectures.costs import num_params as num_params_of
 from retbench.checkpoints.format import Plan, Shape, WeightPart
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint, read_checkpoint
-from retbench.checkpoints.weights import StoredWeights, fingerprint_tensors
+from retbench.checkpoints.weights import FLOAT_DTYPES, StoredWeights, fingerprint_tensors
 from retbench.errors import CheckpointError, UnsupportedError
 from retbench.models.build import allocate_model
 from retbench.models.decoder import Decoder
 from retbench.models.language_model import LanguageModel
 
-FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 MOST_NAMED = 3
 """Most tensors that a message names."""
 

@@ -17,8 +17,9 @@ SAFETENSORS_NAME = "model.safetensors"
 INDEX_NAME = f"{SAFETENSORS_NAME}.index.json"
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """torch's names of the dtypes that weights may have, by those of safetensors."""
+FLOAT_DTYPES = tuple(_DTYPES.values())
 
 
 class StoredTensor(NamedTuple):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from retbench.architectures.configs import ModelConfig, default_backend
 from retbench.checkpoints.format import CONFIG_NAME, Description, Plan, WeightPart
-from retbench.checkpoints.loading import FLOAT_DTYPES, load_checkpoint
+from retbench.checkpoints.loading import load_checkpoint
 from retbench.checkpoints.reading import FORMATS, CheckpointInfo, open_checkpoint
-from retbench.checkpoints.weights import SAFETENSORS_NAME, save_tensors
+from retbench.checkpoints.weights import FLOAT_DTYPES, SAFETENSORS_NAME, save_tensors
 from retbench.data.tokenizers import load_tokenizer, locate_tokenizer, tokenizer_files
 from retbench.data.vocabularies import BYTES, name_gpt2_class
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
