@@ -19,7 +19,7 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-from benchmarks.gpu.steps import Outcome, Step, Stopped, run_step
+from benchmarks.gpu.steps import STOP_S, Outcome, Step, Stopped, run_step
 from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError, RetbenchError
 from retbench.measure.devices import find_device
@@ -32,6 +32,8 @@ from retbench.workloads.workload import find_workload
 DEFAULT_OUT = Path("reports") / "gpu-check"
 REPORT_S = 60.0
 """Reserved for the reports."""
+MIN_BUDGET_MINUTES = 3
+"""Least total time; two of these minutes are kept for the reports and for ending a step that overruns."""
 LEAST_S = 2.0
 """A step with less time is not started."""
 SLACK = 1.5
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"gpu-check: {error}")
         return error.exit_code
     signal.signal(signal.SIGTERM, _interrupt)
-    outcomes = run_steps(steps, 60 * options.budget - REPORT_S, logs)
+    outcomes = run_steps(steps, 60 * options.budget - REPORT_S - STOP_S, logs)
     try:
         outcomes += write_reports(out, logs)
     except Stopped:
@@ -315,9 +317,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder (default {DEFAULT_OUT})")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for smoke only (default cuda)")
     options = parser.parse_args(arguments)
-    if not 2 <= options.budget < 1e6:
+    if not MIN_BUDGET_MINUTES <= options.budget < 1e6:
         parser.error(
-            f"--budget is {options.budget:g}: give at least 2 minutes, one of which is for the report"
+            f"--budget is {options.budget:g}: give at least {MIN_BUDGET_MINUTES} minutes. "
+            f"{(REPORT_S + STOP_S) / 60:g} are kept for the reports and for ending a step that overruns."
         )
     return options
 
