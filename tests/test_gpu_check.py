@@ -264,6 +264,7 @@ def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_other
         "paper, 6.7b: decode, batch 8",
         "paper, 6.7b: prefill",
         "paper, 6.7b: throughput",
+        "paper, 1.3b: decode, compiled",
         "fla: all tests",
     ]
 
@@ -374,4 +375,12 @@ def test_the_small_size_has_a_folder_and_a_report_of_its_own(on_gpu: OnGpu, tmp_
         step.name: step.words[step.words.index("--out") + 1] for step in on_gpu(True) if "run" in step.words
     }
     assert folders["paper, 1.3b: prefill"] == str(tmp_path / "1.3b" / "results")
+    assert folders["paper, 1.3b: decode, compiled"] == str(tmp_path / "1.3b-compiled" / "results")
     assert folders["paper, 6.7b: prefill"] == str(tmp_path / "results")
+
+
+def test_one_sweep_captures_compiled_steps(on_gpu: OnGpu) -> None:
+    found = {name: part.settings for name, part in sweeps(on_gpu(True)).items() if part.settings.compile}
+    assert [(name, one.cuda_graph) for name, one in found.items()] == [
+        ("paper, 1.3b: decode, compiled", True)
+    ]
