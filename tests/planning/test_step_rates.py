@@ -55,7 +55,7 @@ def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch
     measure = step_rates.compiled_attention_seconds
 
     def attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:
-        """Measure, and return another time, so that the two can be told apart."""
+        """Measure, and return another time, so that the two differ."""
         measured[share_keys] = measure(device, dtype, share_keys=share_keys)
         return 3e-5 if share_keys else 2e-5
 
