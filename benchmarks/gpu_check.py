@@ -19,7 +19,7 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-from benchmarks.gpu.steps import Outcome, Step, Stopped, run_step
+from benchmarks.gpu.steps import STOP_S, Outcome, Step, Stopped, run_step
 from retbench.config.experiment_files import load_experiment
 from retbench.errors import ConfigError, RetbenchError
 from retbench.measure.devices import find_device
@@ -32,6 +32,8 @@ from retbench.workloads.workload import find_workload
 DEFAULT_OUT = Path("reports") / "gpu-check"
 REPORT_S = 60.0
 """Reserved for the reports."""
+MIN_BUDGET_MINUTES = 3
+"""Least total time; two of these minutes are kept for the reports and for ending a step that overruns."""
 LEAST_S = 2.0
 """A step with less time is not started."""
 SLACK = 1.5
@@ -48,6 +50,8 @@ ROUNDS = 2
 """Rounds of a sweep; `retbench run` with the profile measures the others later."""
 SMALL = "1.3b"
 """Size of the first sweeps of `paper`, whose own is 6.7b."""
+COMPILED = f"{SMALL}-compiled"
+"""Folder of the sweep whose steps are compiled before they are captured."""
 GPU_TESTS = (
     "tests/measure/test_ceilings.py",
     "tests/measure/test_clock.py",
@@ -145,8 +149,9 @@ def _paper_steps(device: str, out: Path) -> list[Step]:
     """
     small = (f"size={SMALL}",)
     form = () if find_spec("fla") is not None else ("models.retnet.backend=chunkwise",)
+    decode = (*small, *form, _only("latency", "decode", [1]))
     parts: list[tuple[str, str, tuple[str, ...]]] = [
-        (f"{SMALL}: decode, batch 1", "latency", (*small, *form, _only("latency", "decode", [1]))),
+        (f"{SMALL}: decode, batch 1", "latency", decode),
         ("6.7b: memory", "memory", ()),
         ("6.7b: largest batch", "throughput", (_only("throughput", "largest_batch", None),)),
         (f"{SMALL}: prefill", "latency", (*small, *form, _only("latency", "prefill", [1]))),
@@ -154,14 +159,16 @@ def _paper_steps(device: str, out: Path) -> list[Step]:
         ("6.7b: decode, batch 8", "latency", (*form, _only("latency", "decode", [8]))),
         ("6.7b: prefill", "latency", (*form, _only("latency", "prefill", [1]))),
         ("6.7b: throughput", "throughput", (_only("throughput", "decode", None),)),
+        (f"{SMALL}: decode, compiled", "latency", (*decode, "compile=true")),
     ]
     steps = []
     for name, experiment, overrides in parts:
         overrides = (*overrides, f"rounds={ROUNDS}") if experiment != "memory" else overrides
         expected_s = expected_seconds(experiment, device, overrides)
         words = ("--profile", "paper", *_options(overrides))
-        # A report shows one size of an experiment, so each has its own folder.
-        folder = out / SMALL if small[0] in overrides else out
+        # A report shows one size of an experiment, and steps of one kind, so each has its own folder.
+        own = COMPILED if "compile=true" in overrides else SMALL
+        folder = out / own if small[0] in overrides else out
         steps.append(_sweep(f"paper, {name}", experiment, device, folder, expected_s, *words))
     return steps
 
@@ -240,7 +247,7 @@ def time_limit(step: Step, left: Sequence[Step], left_s: float) -> float:
 def write_reports(out: Path, logs: Path) -> list[Outcome]:
     """Write the report of every folder with records, and return an outcome for each."""
     outcomes = []
-    for folder in (out, out / SMALL):
+    for folder in (out, out / SMALL, out / COMPILED):
         if any(folder.glob("results/**/*.jsonl")):
             words = ("report", "--results", str(folder / "results"), "--out", str(folder / "report"))
             step = Step(f"report: {folder / 'report' / 'index.html'}", ("-m", "retbench", *words), REPORT_S)
@@ -281,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"gpu-check: {error}")
         return error.exit_code
     signal.signal(signal.SIGTERM, _interrupt)
-    outcomes = run_steps(steps, 60 * options.budget - REPORT_S, logs)
+    outcomes = run_steps(steps, 60 * options.budget - REPORT_S - STOP_S, logs)
     try:
         outcomes += write_reports(out, logs)
     except Stopped:
@@ -315,9 +322,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder (default {DEFAULT_OUT})")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for smoke only (default cuda)")
     options = parser.parse_args(arguments)
-    if not 2 <= options.budget < 1e6:
+    if not MIN_BUDGET_MINUTES <= options.budget < 1e6:
         parser.error(
-            f"--budget is {options.budget:g}: give at least 2 minutes, one of which is for the report"
+            f"--budget is {options.budget:g}: give at least {MIN_BUDGET_MINUTES} minutes. "
+            f"{(REPORT_S + STOP_S) / 60:g} are kept for the reports and for ending a step that overruns."
         )
     return options
 

@@ -194,6 +194,22 @@ def test_an_interrupt_ends_the_step_and_still_writes_what_there_is(tmp_path: Pat
     assert "not begun" in second
 
 
+def test_the_budget_holds_the_end_of_a_step_that_overruns_and_the_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_s: list[float] = []
+
+    def run(steps: list[Step], budget_s: float, logs: Path) -> list[gpu_steps.Outcome]:
+        given_s.append(budget_s)
+        return [gpu_steps.Outcome(steps[0], "done")]
+
+    monkeypatch.setattr(gpu_check, "run_steps", run)
+    for minutes in ("3", "30"):
+        assert gpu_check.main(["--device", "cpu", "--budget", minutes, "--out", str(tmp_path / "out")]) == 0
+    worst_s = sum(gpu_steps.GRACE_S) + gpu_check.REPORT_S
+    assert [budget_s + worst_s for budget_s in given_s] == [180.0, 1800.0]
+
+
 def test_without_the_device_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--device", "cuda:99", "--out", str(tmp_path / "out")]) == 3
     assert "gpu-check: --device cuda:99: " in capsys.readouterr().err
@@ -248,6 +264,7 @@ def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_other
         "paper, 6.7b: decode, batch 8",
         "paper, 6.7b: prefill",
         "paper, 6.7b: throughput",
+        "paper, 1.3b: decode, compiled",
         "fla: all tests",
     ]
 
@@ -350,7 +367,7 @@ def test_the_time_of_a_sweep_is_the_projects_own_estimate(on_gpu: OnGpu) -> None
 def test_the_default_budget_holds_all_but_the_last_sweeps(on_gpu: OnGpu, has_fla: bool, beyond: str) -> None:
     expected_s = {step.name: step.expected_s for step in on_gpu(has_fla)}
     first = list(expected_s)[: list(expected_s).index(beyond)]
-    assert sum(expected_s[name] for name in first) + gpu_check.REPORT_S < 30 * 60
+    assert sum(expected_s[name] for name in first) + gpu_check.REPORT_S + gpu_steps.STOP_S < 30 * 60
 
 
 def test_the_small_size_has_a_folder_and_a_report_of_its_own(on_gpu: OnGpu, tmp_path: Path) -> None:
@@ -358,4 +375,12 @@ def test_the_small_size_has_a_folder_and_a_report_of_its_own(on_gpu: OnGpu, tmp_
         step.name: step.words[step.words.index("--out") + 1] for step in on_gpu(True) if "run" in step.words
     }
     assert folders["paper, 1.3b: prefill"] == str(tmp_path / "1.3b" / "results")
+    assert folders["paper, 1.3b: decode, compiled"] == str(tmp_path / "1.3b-compiled" / "results")
     assert folders["paper, 6.7b: prefill"] == str(tmp_path / "results")
+
+
+def test_one_sweep_captures_compiled_steps(on_gpu: OnGpu) -> None:
+    found = {name: part.settings for name, part in sweeps(on_gpu(True)).items() if part.settings.compile}
+    assert [(name, one.cuda_graph) for name, one in found.items()] == [
+        ("paper, 1.3b: decode, compiled", True)
+    ]

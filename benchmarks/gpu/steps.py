@@ -18,6 +18,8 @@ from retbench.errors import UnsupportedError
 ROOT = Path(__file__).parents[2]
 GRACE_S = (45.0, 15.0)
 """Seconds that a step may take to stop after SIGINT, and then after SIGTERM (where SIGINT is ignored)."""
+STOP_S = sum(GRACE_S)
+"""Longest time by which a step exceeds its limit, unless the GPU's driver holds it."""
 KILL_WAIT_S = 30.0
 """Longest wait after SIGKILL, which does not end a process that the GPU's driver holds."""
 COPY_WAIT_S = 1.0

@@ -480,6 +480,20 @@ def test_a_file_that_cannot_be_read_is_one_message_with_its_path(
     assert stderr.startswith("retbench: 'some/file': Input/output error.")
 
 
+@pytest.mark.parametrize("error", [MemoryError("no 3 GiB"), RuntimeError("CUDA error: out of memory")])
+def test_memory_that_runs_out_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def read(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("retbench.report.results.load_results", read)
+    code, _, stderr = invoke("table", "latency", "--results", str(tmp_path))
+    assert code == 3
+    assert stderr.startswith("retbench: memory ran out: ")
+    assert len(stderr.splitlines()) == 1
+
+
 def test_a_path_that_is_no_text_is_one_message(tmp_path: Path, tiny_experiment: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
     try:

@@ -72,6 +72,8 @@ def test_a_file_without_permission_is_explained(tiny_experiment: Path) -> None:
     [
         ('title = "Tiny"', "title = ", "not valid TOML"),
         ('title = "Tiny"', 'titel = "Tiny"', r"\[top level\] has no field 'titel'\. Did you mean 'title'\?"),
+        ('title = "Tiny"', 'title = "Tiny"\nzzz = 1', r"no field 'zzz'\. Its fields are title, "),
+        ('title = "Tiny"', 'title = "Tiny"\nnames = 1', r"no field 'names'\. Its fields are title, "),
         ('title = "Tiny"', "", "the field 'title' is missing"),
         ('title = "Tiny"', 'name = "x"\ntitle = "Tiny"', "'name' is not allowed"),
         ("warmup_s", "warmups", r"\[profiles\.smoke\] has no field 'warmups'\. Did you mean 'warmup_s'\?"),

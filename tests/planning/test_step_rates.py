@@ -1,10 +1,13 @@
 """The facts behind a predicted time: measured rates of operators."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from retbench.errors import UnsupportedError
-from retbench.measure import products
+from retbench.measure import clock, products
 from retbench.ops import fused
 from retbench.planning import rate_curves, step_rates
 from retbench.planning.step_rates import measure_step_rates
@@ -44,11 +47,15 @@ def test_no_rate_is_found_where_a_part_takes_longer_than_the_whole(monkeypatch: 
 def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_found", {"by_output, float32": 1})
     monkeypatch.setattr(step_rates, "_products", None)  # eager products, which are not to be measured
+    # Every sample takes 0.1 ms, however busy the machine is; by that clock no product would be too large to try.
+    monkeypatch.setattr(step_rates, "measure_matmul_rate", lambda device, dtype: 1e12)
+    reads = count()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: 1e-4 * next(reads)))
     measured: dict[bool, float] = {}
     measure = step_rates.compiled_attention_seconds
 
     def attention_seconds(device: torch.device, dtype: torch.dtype, *, share_keys: bool) -> float:
-        """Measure, and return another time: which of the two is longer is chance on a busy machine."""
+        """Measure, and return another time, so that the two differ."""
         measured[share_keys] = measure(device, dtype, share_keys=share_keys)
         return 3e-5 if share_keys else 2e-5
 
@@ -58,6 +65,7 @@ def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch
     assert all(1e6 < rate < 1e13 for _, rate in found.products)
     assert found.product_s == ((1, 0.0),)
     assert all(0 < seconds < 0.001 for seconds in (found.operator_s, *measured.values()))
+    assert list(measured.values()) == [pytest.approx(1e-4 / 8)] * 2  # of eight attentions in a sample
     assert (found.attention_s, found.shared_attention_s) == (((1, 2e-5),), ((1, 3e-5),))
 
 

@@ -371,6 +371,23 @@ def test_only_an_out_of_memory_each_time_is_no_failure(tmp_path: Path, status: s
     assert save(tmp_path / "baselines", whole).exit_code == 3  # it has a point more
 
 
+@pytest.mark.parametrize("command", ["save", "accept"])
+def test_an_interrupted_run_begins_no_window(tmp_path: Path, command: str) -> None:
+    """It lacks rounds of some points, or points of some models."""
+
+    def up_to(number: int, model: str) -> Rewrite:
+        return lambda record: (
+            record if (record.round, record.model.name == model) <= (number, False) else None
+        )
+
+    words = ["--folder", tmp_path / "new", *(["--reason", "new"] if command == "accept" else [])]
+    for day, cut in enumerate((up_to(3, "retnet"), without("retnet", 32768))):
+        done = call("baseline", command, run_of(tmp_path, day, rewrite=cut), *words)
+        assert done.exit_code == 3
+        assert "decode of retnet, batch 1, 32K" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_value_that_is_not_finite_in_the_run_is_reported_and_missing(
     baseline: Path, runs: list[Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from retbench.architectures import costs
 from retbench.architectures.matching import resolve_model
 from retbench.architectures.registry import named_specs
 from retbench.cli import app
+from retbench.errors import RecordError
 from retbench.measure import products
 from retbench.mixers.retention import module as retention_module
 from retbench.regress import quantities as exact
@@ -319,6 +320,17 @@ def _rewrite(path: Path, change: dict[str, Any]) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | change
     content.pop("content_sha256")
     path.write_text(json.dumps({"content_sha256": content_hash(content), **content}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"schema_version": 1}'])
+def test_quantities_that_cannot_be_read_name_the_command_that_makes_them(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "exact.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecordError, match="`retbench baseline accept exact`"):
+        read_quantities(path)
 
 
 def test_accepting_takes_a_reason(few: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from retbench.architectures import blame
 from retbench.cli import app
 from retbench.cli.train import carry_out
 from retbench.data.tokenizers import ByteTokenizer
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.mixers.retention.module import RetentionModule
 from retbench.training.optimization import validation_rows
 from retbench.training.plan import TrainingPlan
@@ -41,6 +41,24 @@ def write_corpus(folder: Path, texts: dict[str, str]) -> Path:
 
 
 TEXT = "Something to learn from, and more of it. " * 30
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate 2 GiB", "CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_a_training_that_does_not_fit_in_memory_is_one_message(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    def fill(self: RetentionModule, *args: Any, **named: Any) -> Tensor:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(RetentionModule, "forward", fill)
+    failed = train(experiment, tmp_path / "out")
+    assert failed.exit_code == UnsupportedError.exit_code
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("retbench: training of retnet at size 300k does not fit in the memory of cpu")
+    assert words in last
+    assert "activation_checkpointing=true" in last
 
 
 def test_what_fails_in_a_user_s_mixer_is_reported_in_one_line(

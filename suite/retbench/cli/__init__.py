@@ -22,6 +22,7 @@ from retbench.errors import (
     ConfigError,
     RetbenchError,
     StorageError,
+    UnsupportedError,
     shown,
     unknown_name,
 )
@@ -142,7 +143,8 @@ def _end_when_stopped() -> None:
 def _errors_as_messages() -> Iterator[None]:
     """End the program with one message and an exit code after an error that is no fault of ours.
 
-    These are errors of the command line, of a file, of a user's package, and those that are raised for the user.
+    These are errors of the command line, of a file, of a user's package, those that are raised for the user, and memory
+    that ran out.
     """
     try:
         yield
@@ -174,8 +176,14 @@ def _errors_as_messages() -> Iterator[None]:
         from retbench.measure.limits import is_out_of_memory
         from retbench.user_packages import fault, last_call, package_names
 
+        if is_out_of_memory(error):
+            _end(
+                f"memory ran out: {shown(str(error))}. End other programs that hold memory, or ask for less.",
+                UnsupportedError.exit_code,
+                error,
+            )
         packages = package_names()
-        if last_call(error, packages).package not in packages or is_out_of_memory(error):
+        if last_call(error, packages).package not in packages:
             raise
         found = fault(error, packages)
         _end(str(found), found.exit_code, error)

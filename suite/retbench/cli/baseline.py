@@ -90,6 +90,7 @@ def accept(
     from retbench.errors import ConfigError
     from retbench.files import check_writable
     from retbench.regress.baseline import baseline_lock, baseline_path, make_baseline, write_hashed
+    from retbench.regress.compare import check_whole
     from retbench.regress.machine_independent import FILE_NAME, write_quantities
 
     reason = reason.strip()
@@ -103,7 +104,9 @@ def accept(
         write_quantities(path, *measured_quantities(), reason)
         typer.echo(path)
         return
-    baseline = make_baseline(_load_run(run), reason)
+    side = _load_run(run)
+    check_whole(side)
+    baseline = make_baseline(side, reason)
     path = baseline_path(folder, baseline)
     check_writable(path.parent, "--folder")
     with baseline_lock(path):

@@ -167,11 +167,9 @@ class Profile(Strict):
         return self
 
 
-class Experiment(Strict):
-    """One experiment file."""
+class ExperimentFile(Strict):
+    """Fields of an experiment file."""
 
-    name: Name
-    """Name of the file, without its ending."""
     title: str
     source: str
     """Table or figure of the paper that this reproduces."""
@@ -180,7 +178,19 @@ class Experiment(Strict):
     models: dict[Name, AnyModelSpec] = Field(min_length=1)
     profiles: dict[Name, Profile] = Field(min_length=1)
 
+
+class Experiment(ExperimentFile):
+    """One experiment file."""
+
+    name: Name
+    """Name of the file, without its ending."""
+
     _architectures = field_validator("models", mode="before")(_with_architectures)
+
+    @classmethod
+    def described_by(cls) -> type[BaseModel]:
+        """Return the class whose fields the file may have: not its own name."""
+        return ExperimentFile
 
     @model_validator(mode="before")
     @classmethod

@@ -27,10 +27,14 @@ _OUT_OF_MEMORY: dict[type[Exception], tuple[str, ...]] = {
         "out of memory",
         "bad_alloc",
         "alloc_failed",
+        "nvml_success == ",
     ),
     ImportError: ("cannot allocate memory",),
 }
-"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader."""
+"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader.
+
+torch's CUDA allocator asks NVML about the memory that ran out. Where that fails, as in slices of a GPU (MIG) or beside
+another driver, its assertion hides the shortage (pytorch#112377)."""
 
 _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: ("can't start new thread", "could not create a primitive", "could not execute a primitive"),

@@ -26,8 +26,11 @@ SCHEMA_VERSION = 1
 MAX_RUNS = 20
 """Runs that a baseline keeps: the latest."""
 
+ACCEPT = "retbench baseline accept"
+"""Command that makes a baseline of runs anew."""
+
 _HASH = "content_sha256"
-_AGAIN = "Restore it from version control, or make it again with `retbench baseline accept`"
+_AGAIN = "Restore it from version control, or make it again with `{}`"
 _USES = {
     "runs": "which `retbench compare` compares with",
     "quantities": "which `retbench check --baseline` compares with",
@@ -188,20 +191,29 @@ def read_baseline(path: Path) -> Baseline:
     """Read a baseline."""
     baseline = read_hashed(path, Baseline, SCHEMA_VERSION)
     if not baseline.runs:
-        raise RecordError(f"{path}: it holds no run: there is nothing to compare with. {_AGAIN}.")
+        raise RecordError(
+            f"{path}: it holds no run: there is nothing to compare with. {_AGAIN.format(ACCEPT)}."
+        )
     return baseline
 
 
-def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
+def read_hashed(path: Path, kind: type[Kind], schema_version: int, command: str = ACCEPT) -> Kind:
     """Read a file of `write_hashed`, and check its schema and its hash.
+
+    Args:
+        path: The file.
+        kind: Class of its contents.
+        schema_version: The latest version that can be read.
+        command: The command that makes such a file, for messages.
 
     Raises:
         RecordError: it is missing, damaged, edited, or of another kind.
         UnsupportedError: it is of a newer schema.
     """
-    content = _read_json(path)
+    again = _AGAIN.format(command)
+    content = _read_json(path, command)
     if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
-        raise RecordError(f"{path}: not a baseline: it has no schema_version. {_AGAIN}.")
+        raise RecordError(f"{path}: not a baseline: it has no schema_version. {again}.")
     if content["schema_version"] > schema_version:
         raise UnsupportedError(
             f"{path}: schema_version is {content['schema_version']}, and this retbench reads up to {schema_version}. "
@@ -209,7 +221,7 @@ def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
         )
     if content.pop(_HASH, None) != content_hash(content):
         raise RecordError(
-            f"{path}: its contents do not match its hash: it was edited by hand, or damaged. {_AGAIN}."
+            f"{path}: its contents do not match its hash: it was edited by hand, or damaged. {again}."
         )
     for field, use in _USES.items():
         if field in content and field not in kind.model_fields:
@@ -221,17 +233,18 @@ def read_hashed(path: Path, kind: type[Kind], schema_version: int) -> Kind:
     except ValidationError as error:
         fault = error.errors()[0]
         location = ".".join(str(part) for part in fault["loc"])
-        raise RecordError(f"{path}: field {shown(location)}: {reason_of(fault)}. {_AGAIN}.") from error
+        raise RecordError(f"{path}: field {shown(location)}: {reason_of(fault)}. {again}.") from error
 
 
-def _read_json(path: Path) -> object:
+def _read_json(path: Path, command: str) -> object:
     try:
         return parse_json(path.read_bytes())
     except OSError as error:
         raise RecordError(
-            f"{path}: the baseline cannot be read: {error.strerror}. Make one with `retbench baseline accept`."
+            f"{path}: the baseline cannot be read: {error.strerror}. Make one with `{command}`."
         ) from error
     except ValueError as error:
         raise RecordError(
-            f"{path}: not a whole JSON file (truncated, or merged by lines?): {shown(str(error))}. {_AGAIN}."
+            f"{path}: not a whole JSON file (truncated, or merged by lines?): {shown(str(error))}. "
+            f"{_AGAIN.format(command)}."
         ) from error

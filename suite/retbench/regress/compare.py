@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -203,7 +204,8 @@ def save_runs(sides: Sequence[RecordSet], folder: Path) -> tuple[Path, int]:
     Raises:
         RecordError: a run has no values, or the baseline cannot be read.
         ConfigError: a run is in the window already, or the folder is not writable.
-        NotComparableError: a run measured something else or in other numbers of rounds, or failed somewhere.
+        NotComparableError: a run measured something else or in other numbers of rounds, failed somewhere, or was
+            interrupted.
         RegressionError: a run has moved against the window, in either direction.
     """
     for side in sides:
@@ -220,12 +222,36 @@ def save_runs(sides: Sequence[RecordSet], folder: Path) -> tuple[Path, int]:
 
 
 def _check_complete(side: RecordSet) -> None:
-    """Raise NotComparableError if a cell failed in some round, except for an out-of-memory in every round."""
+    """Raise NotComparableError if a cell failed in some round or lacks one, except for an out-of-memory in all."""
+    check_whole(side)
     failed = [f"{point}: {one}" for point, one in sorted(side.attempts().items()) if not one.is_expected]
     if failed:
         raise NotComparableError(
             f"'{side.name}' holds cells that failed:\n  " + "\n  ".join(failed) + "\n"
             "A run of a baseline has no failures. Measure again, and give the whole run."
+        )
+
+
+def check_whole(side: RecordSet) -> None:
+    """Raise NotComparableError if points lack rounds that others of their workload have, as after an interruption.
+
+    Every model that a workload measures has the same points.
+    """
+    tried = side.attempts()
+    lines: list[str] = []
+    for sweep in sorted({point.curve[:2] for point in tried}):  # of one experiment and workload
+        own = {point: one.num_rounds for point, one in tried.items() if point.curve[:2] == sweep}
+        models, needed = {point.model for point in own}, max(own.values())
+        found = {replace(point, model=model): 0 for point in own for model in models} | own
+        lines += [
+            f"{point}: {count} of {format_items(needed, 'round')}"
+            for point, count in sorted(found.items())
+            if count < needed
+        ]
+    if lines:
+        raise NotComparableError(
+            f"'{side.name}' lacks rounds, as an interrupted run does:\n  " + "\n  ".join(lines) + "\n"
+            "Continue the run with its command, then give all of its records."
         )
 
 

@@ -9,13 +9,16 @@ from pydantic import FiniteFloat
 from pydantic_core import from_json, to_json
 
 from retbench.records.record import AnyFloat
-from retbench.regress.baseline import read_hashed, write_hashed
+from retbench.regress.baseline import ACCEPT, read_hashed, write_hashed
 from retbench.regress.report import CheckReport, DecidedItem, Outcome
 from retbench.strict import Strict
 
 SCHEMA_VERSION = 1
 FILE_NAME = "exact.json"
 """Name of the file of accepted quantities in the folder of baselines."""
+
+ACCEPT_EXACT = f"{ACCEPT} exact"
+"""Command that makes that file anew."""
 
 Status = Literal["equal", "changed", "not compared", "not in the baseline", "not measured"]
 
@@ -117,7 +120,7 @@ def _decide(
             expected = "–" if measured.limit is None else f"at most {measured.limit:.1e}"
             contents[0] = measured.limit
     elif is_new:
-        status, note = "not compared", "its model is not in the baseline: retbench baseline accept exact"
+        status, note = "not compared", f"its model is not in the baseline: {ACCEPT_EXACT}"
     else:
         status, note = "not in the baseline", ""
     outcome = _OUTCOMES.get(status, "error")
@@ -185,4 +188,4 @@ def write_quantities(path: Path, quantities: Quantities, torch_version: str, rea
 
 def read_quantities(path: Path) -> AcceptedQuantities:
     """Read accepted quantities."""
-    return read_hashed(path, AcceptedQuantities, SCHEMA_VERSION)
+    return read_hashed(path, AcceptedQuantities, SCHEMA_VERSION, ACCEPT_EXACT)

@@ -5,7 +5,8 @@ the same code. The same command therefore continues after any interruption.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,9 +22,10 @@ from retbench.config.training import TrainingSpec
 from retbench.data.batches import Batches, Examples, next_tokens
 from retbench.data.packing import PackedTokens
 from retbench.data.task_batches import SyntheticBatches, mixed_examples
-from retbench.errors import DivergedError
+from retbench.errors import DivergedError, UnsupportedError, shown
 from retbench.files import atomic_folder, storing
 from retbench.measure.ceilings import measure_matmul_rate
+from retbench.measure.limits import is_out_of_memory
 from retbench.training import trained
 from retbench.training.equivalence import check_users_models
 from retbench.training.events import (
@@ -102,6 +104,7 @@ def train_all(
         GateError: the execution modes of a model with mixers of a user's package are not equivalent; nothing was
             trained.
         StorageError: a file could not be written; everything on disk is intact, and the same command continues.
+        UnsupportedError: memory ran out; likewise.
     """
     engine = _Engine(plan, data, out, notify, stop, ranks)
     ranks.lead(engine.prepare)
@@ -129,6 +132,24 @@ def estimate_seconds(plan: TrainingPlan, runs: Sequence[TrainingRun]) -> list[fl
     dtype = torch.bfloat16 if plan.spec.autocast == "bfloat16" else torch.float32
     rate = measure_matmul_rate(torch.device(plan.device), dtype)
     return [plan.flops(run) / (rate * plan.world_size) / EFFICIENCY for run in runs]
+
+
+@contextmanager
+def _within_memory(plan: TrainingPlan, run: TrainingRun) -> Iterator[None]:
+    """Raise UnsupportedError if memory runs out while the block trains a run."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        checkpointing = (
+            "" if plan.profile.activation_checkpointing else "--set activation_checkpointing=true, or "
+        )
+        raise UnsupportedError(
+            f"training of {run.model_name} at size {run.size} does not fit in the memory of {plan.device}: "
+            f"{shown(str(error))}. What is stored is kept. Give {checkpointing}a smaller training.micro_batch_size, "
+            "for all models alike and with another --out."
+        ) from error
 
 
 class RemainingTime:
@@ -247,7 +268,8 @@ class _Engine:
         result = self.ranks.lead(lambda: self._find_result(run, folder))
         if result is None:
             self.ranks.lead(lambda: trained.claim(folder, self.plan, run))
-            result = self._train(run, folder)
+            with _within_memory(self.plan, run):
+                result = self._train(run, folder)
         else:
             self._remaining.leave_out(self.plan.flops(run))
         self.ranks.lead(lambda: self._recorder.publish(folder))
