@@ -127,8 +127,8 @@ def everywhere(monkeypatch):
         ("mamba2", 7),
         ("mla", 17),
         ("mla-compressed", 19),
-        ("rwkv6", 27),
-        ("rwkv5", 20),
+        ("rwkv6", 25),
+        ("rwkv5", 18),
         ("convolution-first", 10),
     ],
 )

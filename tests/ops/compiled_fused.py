@@ -99,7 +99,9 @@ VARIANTS = [
     ),  # for a layer that reads the cache of another
     (kernels.add_norm_kernel, {**NORM, "NORM": "rms", "bias": ABSENT}),
     (kernels.add_norm_kernel, {**NORM, "NORM": "layer", "added": ABSENT, "total": ABSENT}),
-    (kernels.silu_multiply_kernel, {"F": 11008, "BLOCK": 1024}),
+    (kernels.activate_kernel, {"F": 11008, "BLOCK": 1024, "KIND": "silu"}),
+    (kernels.activate_kernel, {"F": 40, "BLOCK": 1024, "KIND": "sigmoid"}),
+    (kernels.activate_kernel, {"F": 7168, "BLOCK": 1024, "KIND": "relu_squared", "factor": ABSENT}),
 ]
 
 

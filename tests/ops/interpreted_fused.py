@@ -385,7 +385,8 @@ def test_add_and_norm(rows, width, kind, dtype):
 
 @pytest.mark.parametrize("dtype", list(LIMITS))
 @pytest.mark.parametrize("width", [1, 40, 1030])
-def test_silu_multiply(width, dtype):
-    joined = normal(3, 2 * width, dtype=dtype)
-    gate, up = joined.chunk(2, dim=1)
-    close(fused.silu_multiply(joined), F.silu(gate) * up, dtype)
+def test_activations(width, dtype):
+    gate, up = normal(3, 2 * width, dtype=dtype).chunk(2, dim=1)
+    close(fused.activate(gate, up, "silu"), F.silu(gate) * up, dtype)
+    close(fused.activate(gate, up, "sigmoid"), torch.sigmoid(gate) * up, dtype)
+    close(fused.activate(gate, None, "relu_squared"), F.relu(gate).square(), dtype)

@@ -41,14 +41,14 @@ def test_why_they_cannot_run_and_what_to_do(monkeypatch):
 def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     launched = []
 
-    def uncompiled(gate_up):
-        launched.append(gate_up)
+    def uncompiled(x, factor, kind):
+        launched.append(x)
         raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable.")
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(fused, "silu_multiply", uncompiled)
+    monkeypatch.setattr(fused, "activate", uncompiled)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     fused._launch_problem.cache_clear()
     for _ in range(2):
@@ -69,13 +69,13 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     ids=repr,
 )
 def test_a_full_device_is_no_reason(monkeypatch, error):
-    def full(gate_up):
+    def full(x, factor, kind):
         raise error
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(fused, "silu_multiply", full)
+    monkeypatch.setattr(fused, "activate", full)
     with pytest.raises(RuntimeError) as caught:
         fused.missing_reason(CUDA, torch.float16)
     assert caught.value is error
@@ -92,6 +92,8 @@ def test_memory_that_a_kernel_would_misread_is_refused():
         fused_linear.linear_step(q, q, v, decay, state.bfloat16())
     with pytest.raises(ValueError, match=r"gate must be one of .*'sigmoid'.*, got 'swish'"):
         fused_linear.linear_step(q, q, v, decay, state, gate="swish")
+    with pytest.raises(ValueError, match="activation must be one of"):
+        fused.activate(q[0], None, "tanh")
     with pytest.raises(ValueError, match="feature map must be one of"):
         fused_linear.linear_step(q, q, v, decay, state, feature_map="relu")
     with pytest.raises(ValueError, match="x must be contiguous"):

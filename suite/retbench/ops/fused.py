@@ -23,8 +23,9 @@ from retbench.ops.kernels import TRITON_CURE, launch_problem
 from retbench.ops.registration import operator, shapes_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-SILU_BLOCK = 1024
-"""Columns per program of `silu_multiply`."""
+ACTIVATIONS = ("silu", "sigmoid", "relu_squared")
+ACTIVATED_BLOCK = 1024
+"""Columns per program of `activate`."""
 
 
 class FusedSteps(nn.Module):
@@ -199,19 +200,32 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 @operator()
-def silu_multiply(gate_up: Tensor) -> Tensor:
-    """Compute silu(gate) * up of joined rows (R, 2F), contiguous in each row; returns (R, F)."""
-    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    require(gate_up.stride(1) == 1, "gate and up must be contiguous in each row", gate_up)
-    out = gate_up.new_empty(rows, width)
-    grid = (rows, num_blocks(width, SILU_BLOCK))
-    launch("silu_multiply_kernel", grid, (gate_up, out, gate_up.stride(0)), F=width, BLOCK=SILU_BLOCK)
+def activate(x: Tensor, factor: Tensor | None, kind: str) -> Tensor:
+    """Apply an activation to rows x (R, F), any stride apart, and multiply by a factor (R, F), likewise or None.
+
+    Args:
+        x: Input.
+        factor: None is one.
+        kind: silu, sigmoid, or relu_squared.
+
+    Returns:
+        (R, F) in the dtype of x.
+    """
+    rows, width = x.shape
+    require(kind in ACTIVATIONS, f"the activation must be one of {ACTIVATIONS}, got {kind!r}", x)
+    for one in (x, factor):
+        require(one is None or one.stride(1) == 1, "rows must be contiguous", one)
+    out = x.new_empty(rows, width)
+    strides = x.stride(0), 0 if factor is None else factor.stride(0)
+    grid = (rows, num_blocks(width, ACTIVATED_BLOCK))
+    sizes = {"F": width, "BLOCK": ACTIVATED_BLOCK}
+    launch("activate_kernel", grid, (x, factor, out, *strides), KIND=kind, **sizes)
     return out
 
 
-@shapes_of("silu_multiply")
-def _(gate_up: Tensor) -> Tensor:
-    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+@shapes_of("activate")
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def missing_reason(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -240,7 +254,7 @@ def default_operators(device: torch.device, dtype: torch.dtype) -> DecodeOperato
 def _launch_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why installed kernels cannot be launched here: Triton compiles them at their first launch."""
     return launch_problem(
-        lambda: silu_multiply(torch.zeros(1, 2, dtype=dtype, device=device)),
+        lambda: activate(torch.zeros(1, 1, dtype=dtype, device=device), None, "silu"),
         device,
         "Triton's kernels",
         f"{TRITON_CURE}; use decode operators 'eager'",

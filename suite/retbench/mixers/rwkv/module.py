@@ -10,7 +10,7 @@ from retbench.mixers.module import ChannelMixerModule, Depth, LinearOperatorModu
 from retbench.mixers.rwkv.config import RwkvChannelMix, RwkvTimeMix
 from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
 from retbench.mixers.state import LayerState
-from retbench.ops import fused_linear
+from retbench.ops import fused, fused_linear
 from retbench.ops.convolution import token_difference_step_, token_shift
 from retbench.ops.linear import Linear, multiply_thin
 from retbench.ops.linear_operator import Readout
@@ -244,25 +244,25 @@ class RwkvChannelMixModule(ChannelMixerModule):
 
     def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
-        x_key, x_receptance = self._interpolate(x, state, last_only=last_only)
-        hidden = F.relu(self.key_proj(x_key)).square()
-        receptance = torch.sigmoid(self.receptance_proj(x_receptance))
-        out: Tensor = receptance * self.value_proj(hidden)
-        return out
-
-    def _interpolate(self, x: Tensor, state: LayerState | None, *, last_only: bool) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the key and of the receptance, (B, T, D), or (B, 1, D) with `last_only`."""
         if state is not None and self.steps_fused(x):
-            row, before = x.squeeze(1), state["channel_shift"]
-            (x_key,) = fused_linear.shift(row, before, self.key_mix.view(1, 1, -1), keeps=False)
-            (x_receptance,) = fused_linear.shift(row, before, self.receptance_mix.view(1, 1, -1), keeps=True)
-            return x_key.unsqueeze(1), x_receptance.unsqueeze(1)
+            return self._step(x, state)
         difference = _difference(x, state, "channel_shift")
         if last_only:
             x, difference = x[:, -1:], difference[:, -1:]
-        mixes = self.key_mix, self.receptance_mix
-        x_key, x_receptance = (torch.addcmul(x, difference, mix) for mix in mixes)
-        return x_key, x_receptance
+        hidden = F.relu(self.key_proj(torch.addcmul(x, difference, self.key_mix))).square()
+        receptance = torch.sigmoid(self.receptance_proj(torch.addcmul(x, difference, self.receptance_mix)))
+        out: Tensor = receptance * self.value_proj(hidden)
+        return out
+
+    def _step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        x, before = x.squeeze(1), state["channel_shift"]
+        (x_key,) = fused_linear.shift(x, before, self.key_mix.view(1, 1, -1), keeps=False)
+        (x_receptance,) = fused_linear.shift(x, before, self.receptance_mix.view(1, 1, -1), keeps=True)
+        hidden = fused.activate(self.key_proj(x_key), None, "relu_squared")
+        values = self.value_proj(hidden)
+        out: Tensor = fused.activate(self.receptance_proj(x_receptance), values, "sigmoid")
+        return out.unsqueeze(1)
 
 
 def _difference(x: Tensor, state: LayerState | None, name: str) -> Tensor:
