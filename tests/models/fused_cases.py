@@ -6,6 +6,7 @@ from retbench.architectures.gla import GlaSpec
 from retbench.architectures.linear import LinearSpec
 from retbench.architectures.mamba2 import Mamba2Spec
 from retbench.architectures.matching import resolve_model
+from retbench.architectures.rwkv6 import RwkvSpec
 from retbench.architectures.sliding_window import SlidingWindowSpec
 from retbench.mixers.linear_attention.config import FeatureMap
 from tests.models.cases import config_of
@@ -21,10 +22,20 @@ CASES = (
     "llama-concat",
     "gpt",
     "mla",
+    "mla-compressed",
 )
 
 
-ONE_LAYER = ("paper-no-swish-gate", "paper-no-head-norm", "linear-elu", "linear-performer", "linear-taylor")
+ONE_LAYER = (
+    "paper-no-swish-gate",
+    "paper-no-head-norm",
+    "linear-elu",
+    "linear-performer",
+    "linear-taylor",
+    "mla-compressed",
+    "rwkv5",
+    "convolution-first",
+)
 """Cases that differ from another one within a layer only: that one shows that layers keep to their own states."""
 
 
@@ -37,6 +48,9 @@ def fused_configs():
     made["sliding-window"] = resolve_model(window, "1m")
     made["mamba2"] = resolve_model(Mamba2Spec(architecture="mamba2", num_groups=2), "1m")
     made["gla"] = resolve_model(GlaSpec(architecture="gla"), "1m")
+    made["rwkv6"] = resolve_model(RwkvSpec(architecture="rwkv6"), "1m")
+    made["rwkv5"] = resolve_model(RwkvSpec(architecture="rwkv6", variant="v5"), "1m")
+    made["convolution-first"] = resolve_model(GlaSpec(architecture="gla", convolution_first=True), "1m")
     cut = {name: _with_layers(config, 1 if name in ONE_LAYER else 2) for name, config in made.items()}
     return {**cut, **{name: config_of(name) for name in ("yoco-gated", "yoco-sw")}}
 

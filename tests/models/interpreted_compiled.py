@@ -18,11 +18,12 @@ TEXT = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0)
 
 # What inductor loads still uses torch.jit.script.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", ["yoco", "mamba2", "rwkv6", "mla", "hybrid-based"])
 @torch.inference_mode()
-def test_a_compiled_step_has_the_fused_operators_as_nodes_and_changes_the_state_in_place(monkeypatch):
-    """The model has a retention, a cache, and a layer that reads the cache of another."""
+def test_a_compiled_step_has_the_fused_operators_as_nodes_and_changes_the_state_in_place(name, monkeypatch):
+    """YOCO has a retention, a cache, and a layer that reads the cache of another."""
     monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: None)
-    spec = named_specs()["yoco"]
+    spec = named_specs()[name]
     config = resolve_model(spec, "1m")
     blocks = tuple(block.model_copy(update={"count": 1}) for block in dict.fromkeys(config.blocks))
     config = config.model_copy(update={"blocks": blocks})

@@ -9,7 +9,7 @@ import torch
 from retbench.models import equivalence
 from retbench.models.build import build_model
 from retbench.models.equivalence import check_equivalence, relative_error
-from retbench.ops import fused
+from retbench.ops import fused, fused_linear
 from tests.models.fused_cases import fused_configs
 
 CONFIGS = fused_configs()
@@ -23,6 +23,7 @@ ALONE = (
     "mla",
     "mamba2",
     "gla",
+    "rwkv6",
     "linear-taylor",
 )
 """Cases that are run with a single sequence too: at least one of each mixer, layout, cache and feed-forward."""
@@ -33,6 +34,11 @@ def _interpreted(monkeypatch):
     monkeypatch.setattr(fused, "missing_reason", lambda device, dtype: None)
     # The interpreter takes a tenth of a second per step.
     monkeypatch.setattr(equivalence, "DECODED_TOKENS", 4)
+
+
+def _replace_launch(monkeypatch, launch):
+    for module in (fused, fused_linear):
+        monkeypatch.setattr(module, "launch", launch)
 
 
 def build(case, operators, dtype=torch.float32):
@@ -58,8 +64,7 @@ def test_a_fused_step_is_an_eager_step(case, batch):
         logits.append(torch.cat([model(text[:, t : t + 1], state) for t in range(11, 13)], dim=1))
         states.append(state)
         (executed,) = model.executed_backends().values()
-        # Around latent attention the norms and the feed-forward are fused; it has no fused operator of its own.
-        assert ("fused" in executed) == (operators == "fused" and case != "mla")
+        assert ("fused" in executed) == (operators == "fused")
         left = {name: tensor.data_ptr() for layer in state.layers for name, tensor in layer.tensors.items()}
         assert held == left or model.config.concatenates
     assert relative_error(*logits) < 1e-4
@@ -73,9 +78,9 @@ def test_a_fused_step_is_an_eager_step(case, batch):
 )
 def test_the_equivalence_check_compares_fused_steps(case, dtype, monkeypatch):
     launched = []
-    launch = fused._launch
-    monkeypatch.setattr(
-        fused, "_launch", lambda name, *rest, **sizes: launched.append(name) or launch(name, *rest, **sizes)
+    launch = fused.launch
+    _replace_launch(
+        monkeypatch, lambda name, *rest, **sizes: launched.append(name) or launch(name, *rest, **sizes)
     )
     model = build(case, None, dtype)
     assert model.decode_operators == "fused"
@@ -87,16 +92,16 @@ def test_the_equivalence_check_compares_fused_steps(case, dtype, monkeypatch):
 @pytest.mark.parametrize("case", ["torchscale", "llama-grouped-query"])
 def test_the_equivalence_check_fails_wrong_fused_steps(case, monkeypatch):
     """In bfloat16, where the operators alone are compared; the rotation then has another sign."""
-    launch = fused._launch
+    launch = fused.launch
 
     def wrong(name, grid, arguments, **sizes):
         if name == "rotate_and_cache_kernel":
             arguments = (*arguments[:2], -arguments[2], *arguments[3:])
-        if name == "retention_step_kernel":
+        if name == "linear_step_kernel":
             arguments = (*arguments[:3], arguments[3] * 0.5, *arguments[4:])
         launch(name, grid, arguments, **sizes)
 
-    monkeypatch.setattr(fused, "_launch", wrong)
+    _replace_launch(monkeypatch, wrong)
     assert not check_equivalence(
         build(case, "fused", torch.bfloat16), TEXT[:1], depth=40, lengths=(1, 17)
     ).passed

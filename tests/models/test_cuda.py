@@ -12,6 +12,7 @@ from retbench.ops import attention, fused, kernels
 from retbench.ops.decay import decay_schedule
 from retbench.ops.linear_operator import linear_chunkwise, linear_recurrent
 from retbench.planning.cells import resolve_models
+from tests.models.fused_cases import fused_configs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +25,13 @@ CONFIGS = resolve_models(load_experiment("latency", ["size=25m"]), "cpu")
 GATED = resolve_models(load_experiment("latency", ["size=25m", "models.retnet.decay=gated"]), "cpu")["retnet"]
 WIDE = resolve_models(load_experiment("latency", ["size=200m"]), "cpu")
 """Heads as wide as the paper's: keys 256, values 512."""
+
+FUSED = CONFIGS | {
+    name: config
+    for name, config in fused_configs().items()
+    if name in ("yoco", "gla", "linear-elu", "linear-taylor", "mamba2", "mla", "rwkv6", "convolution-first")
+}
+"""Models of which each adds a fused operator, or one compiled with other constants."""
 
 KERNEL_LIMITS = {torch.bfloat16: 0.25, torch.float16: 0.05}
 """Largest error of an operator against its definition in float32: products of rounded numbers, rounded again. The
@@ -70,14 +78,16 @@ def test_the_gate_is_green_with_a_gated_decay():
     assert gate.passed, [check for check in gate.checks if not check.passed]
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(FUSED))
 @torch.no_grad()
 def test_fused_steps_are_eager_steps(name):
     pytest.importorskip("triton")
     # Installed kernels that cannot be launched would leave every measurement with eager steps.
     assert fused.missing_reason(CUDA, torch.float32) is None
     prompt, found = text(64, batch=3), []
-    model = build(name, torch.float32)
+    forms = FUSED[name].forms
+    backend = next(form for form in ("chunkwise", "sdpa", *forms) if form in forms)
+    model = build(name, torch.float32, backend, FUSED[name])
     assert model.decode_operators == "fused"
     for operators in ("fused", "eager"):
         model.set_decode_operators(operators)

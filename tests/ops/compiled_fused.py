@@ -9,23 +9,88 @@ from triton.compiler import ASTSource, compile
 
 from retbench.ops import fused_kernels as kernels
 
-FLOAT32 = {"decay", "state", "cos", "sin"}
-NUMBERS = {"key_scale": "fp32", "eps": "fp32", "strides": ("i32",) * 4}
+FLOAT32 = {"state", "cos", "sin"}
+NUMBERS = {
+    "query_scale": "fp32",
+    "key_scale": "fp32",
+    "eps": "fp32",
+    "strides": ("i32",) * 4,
+    "weight_strides": ("i32",) * 2,
+}
 ABSENT = None
 ROTARY = {"K": 128, "LAYOUT": "half"}
-STEP = {"H": 8, "V": 512, "BLOCK_K": 128, "BLOCK_V": 32, "DECAYS_CHANNELS": False}
-NO_ROTARY = {"K": 24, "LAYOUT": "none", "cos": ABSENT, "sin": ABSENT, "row_norm": ABSENT}
+UNGATED = {"gates": ABSENT, "gate_bias": ABSENT, "gate_rate": ABSENT}
+STEP = {
+    **UNGATED,
+    "H": 8,
+    "V": 512,
+    "VALUES": 512,
+    "SHARED": 1,
+    "WIDTH": 128,
+    "MAP": "none",
+    "GATE": "decay",
+    "GATES_CHANNELS": False,
+    "BLOCK_K": 128,
+    "BLOCK_V": 32,
+    "row_norm": ABSENT,
+    "bonus": ABSENT,
+}
+NO_ROTARY = {"K": 24, "WIDTH": 24, "LAYOUT": "none", "cos": ABSENT, "sin": ABSENT}
 CACHE = {"H": 32, "HKV": 8, "BLOCK": 128}
 HEAD_NORM = {"H": 8, "V": 512, "BLOCK": 512}
 NORM = {"D": 4096, "BLOCK": 4096}
 
+
+def _without(fixed, *given):
+    """Return what is compiled in without some arguments, which are given."""
+    return {name: value for name, value in fixed.items() if name not in given}
+
+
 VARIANTS = [
-    (kernels.retention_step_kernel, {**STEP, **ROTARY}),
-    (kernels.retention_step_kernel, {**STEP, **ROTARY, "LAYOUT": "interleaved"}),
-    (kernels.retention_step_kernel, {**STEP, **NO_ROTARY, "V": 40, "BLOCK_K": 32}),
-    (kernels.retention_step_kernel, {**STEP, **NO_ROTARY, "DECAYS_CHANNELS": True}),
-    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "rms"}),
-    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer", "weight": ABSENT, "gate": ABSENT}),
+    (kernels.linear_step_kernel, _without({**STEP, **ROTARY}, "gates", "row_norm")),
+    (kernels.linear_step_kernel, {**STEP, **ROTARY, "LAYOUT": "interleaved"}),
+    (kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 40, "VALUES": 40, "BLOCK_K": 32}),
+    (
+        kernels.linear_step_kernel,
+        _without({**STEP, **NO_ROTARY, "GATES_CHANNELS": True, "GATE": "sigmoid"}, "gates"),
+    ),
+    (
+        kernels.linear_step_kernel,
+        _without(
+            {**STEP, **NO_ROTARY, "GATES_CHANNELS": True, "GATE": "exponential"},
+            "gates",
+            "gate_bias",
+            "bonus",
+        ),
+    ),
+    (
+        kernels.linear_step_kernel,
+        _without({**STEP, **NO_ROTARY, "SHARED": 4, "GATE": "time_step"}, "gates", "gate_bias", "gate_rate"),
+    ),
+    (kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 65, "VALUES": 64, "MAP": "elu"}),
+    (
+        kernels.linear_step_kernel,
+        {**STEP, **NO_ROTARY, "V": 65, "VALUES": 64, "K": 273, "WIDTH": 16, "MAP": "taylor"},
+    ),
+    (kernels.convolution_step_kernel, {"D": 2304, "W": 4, "BLOCK": 512}),
+    (kernels.convolution_step_kernel, {"D": 40, "W": 2, "BLOCK": 512, "bias": ABSENT}),
+    (kernels.shift_kernel, {"B": 2, "D": 2048, "J": 5, "KEEPS": True, "BLOCK": 512}),
+    (kernels.shift_kernel, {"B": 2, "D": 40, "J": 1, "KEEPS": False, "BLOCK": 512}),
+    (kernels.gated_norm_kernel, {"D": 4096, "P": 64, "GROUPS": 1, "BLOCK": 4096}),
+    (
+        kernels.cache_latent_kernel,
+        {"H": 16, "K": 192, "R": 512, "P": 64, "BLOCK_K": 128, "BLOCK_R": 512, "BLOCK_P": 64},
+    ),
+    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer"}),
+    (
+        kernels.norm_gate_kernel,
+        {**HEAD_NORM, "NORM": "sum", "weight": ABSENT, "bias": ABSENT, "gate": ABSENT},
+    ),
+    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "rms", "bias": ABSENT}),
+    (
+        kernels.norm_gate_kernel,
+        {**HEAD_NORM, "NORM": "layer", "weight": ABSENT, "bias": ABSENT, "gate": ABSENT},
+    ),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY}),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY, "LAYOUT": "interleaved"}),
     (
@@ -34,7 +99,9 @@ VARIANTS = [
     ),  # for a layer that reads the cache of another
     (kernels.add_norm_kernel, {**NORM, "NORM": "rms", "bias": ABSENT}),
     (kernels.add_norm_kernel, {**NORM, "NORM": "layer", "added": ABSENT, "total": ABSENT}),
-    (kernels.silu_multiply_kernel, {"F": 11008, "BLOCK": 1024}),
+    (kernels.activate_kernel, {"F": 11008, "BLOCK": 1024, "KIND": "silu"}),
+    (kernels.activate_kernel, {"F": 40, "BLOCK": 1024, "KIND": "sigmoid"}),
+    (kernels.activate_kernel, {"F": 7168, "BLOCK": 1024, "KIND": "relu_squared", "factor": ABSENT}),
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retbench.measure.source import WORKER, import_closure
-from retbench.ops import fused
+from retbench.ops import fused, fused_linear
 from tests.measure.forked import run_forked
 from tests.ops.own_process import run_in_own_process
 
@@ -41,14 +41,14 @@ def test_why_they_cannot_run_and_what_to_do(monkeypatch):
 def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
     launched = []
 
-    def uncompiled(gate_up):
-        launched.append(gate_up)
+    def uncompiled(x, factor, kind):
+        launched.append(x)
         raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable.")
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(fused, "silu_multiply", uncompiled)
+    monkeypatch.setattr(fused, "activate", uncompiled)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     fused._launch_problem.cache_clear()
     for _ in range(2):
@@ -65,17 +65,18 @@ def test_kernels_that_cannot_be_launched_are_found_out_once(monkeypatch):
         torch.OutOfMemoryError("CUDA out of memory"),
         torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"),
     ],
     ids=repr,
 )
 def test_a_full_device_is_no_reason(monkeypatch, error):
-    def full(gate_up):
+    def full(x, factor, kind):
         raise error
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(fused, "silu_multiply", full)
+    monkeypatch.setattr(fused, "activate", full)
     with pytest.raises(RuntimeError) as caught:
         fused.missing_reason(CUDA, torch.float16)
     assert caught.value is error
@@ -84,13 +85,24 @@ def test_a_full_device_is_no_reason(monkeypatch, error):
 def test_memory_that_a_kernel_would_misread_is_refused():
     state, decay = torch.zeros(1, 2, 4, 6), torch.ones(2)
     q, v = torch.zeros(1, 2, 4), torch.zeros(1, 2, 6)
-    arguments = (decay, state, None, None, None, "half", 1.0)
     with pytest.raises(ValueError, match="heads must be adjacent"):
-        fused.retention_step(torch.zeros(1, 4, 2).mT, q, v, *arguments)
+        fused_linear.linear_step(torch.zeros(1, 4, 2).mT, q, v, decay, state)
+    with pytest.raises(ValueError, match="heads must be adjacent"):
+        fused_linear.linear_step(q, q, v, torch.ones(1, 2, 2)[..., 0], state)
     with pytest.raises(ValueError, match="state must be contiguous float32"):
-        fused.retention_step(q, q, v, decay, state.bfloat16(), *arguments[2:])
+        fused_linear.linear_step(q, q, v, decay, state.bfloat16())
+    with pytest.raises(ValueError, match=r"gate must be one of .*'sigmoid'.*, got 'swish'"):
+        fused_linear.linear_step(q, q, v, decay, state, gate="swish")
+    with pytest.raises(ValueError, match="activation must be one of"):
+        fused.activate(q[0], None, "tanh")
+    with pytest.raises(ValueError, match="feature map must be one of"):
+        fused_linear.linear_step(q, q, v, decay, state, feature_map="relu")
     with pytest.raises(ValueError, match="x must be contiguous"):
         fused.norm(torch.zeros(4, 2).T, None, None, "rms", 1e-6)
+    with pytest.raises(ValueError, match="state must be contiguous"):
+        fused_linear.shift(torch.zeros(1, 4), torch.zeros(1, 4, 2).mT[:, :1], torch.ones(1, 1, 4), keeps=True)
+    with pytest.raises(ValueError, match=r"state must be contiguous torch\.float32"):
+        fused_linear.convolution_step(q[0], torch.zeros(4, 3), None, torch.zeros(2, 2, 4).bfloat16())
     qkv, table, position = torch.zeros(1, 12), torch.zeros(2), torch.tensor([0])
     caches = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 9, 4)
     with pytest.raises(ValueError, match="same strides"):
@@ -100,12 +112,12 @@ def test_memory_that_a_kernel_would_misread_is_refused():
 @torch.no_grad()
 def test_a_call_runs_no_python_code_of_torch(monkeypatch):
     """A step outside of a CUDA graph waits for such code, which has taken longer than the kernels."""
-    monkeypatch.setattr(fused, "_launch", lambda *arguments, **options: None)
+    for module in (fused, fused_linear):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **options: None)
     q, v = torch.zeros(1, 2, 4), torch.zeros(1, 2, 6)
-    rotary = None, None, None, "half", 1.0
     files = []
     sys.setprofile(lambda frame, event, argument: files.append(frame.f_code.co_filename))
-    fused.retention_step(q, q, v, torch.ones(2), torch.zeros(1, 2, 4, 6), *rotary)
+    fused_linear.linear_step(q, q, v, torch.ones(2), torch.zeros(1, 2, 4, 6))
     fused.norm(q[0], torch.ones(4, requires_grad=True), None, "rms", 1e-6)
     sys.setprofile(None)
     assert fused.__file__ in files
@@ -117,4 +129,4 @@ def test_a_call_runs_no_python_code_of_torch(monkeypatch):
     [(8, 512, 32), (32, 512, 64), (64, 512, 128), (2048, 24, 32), (1, 1024, 32)],
 )
 def test_a_small_batch_is_split_into_more_programs(num_heads, value_dim, block):
-    assert fused.value_block(num_heads, value_dim) == block
+    assert fused_linear.value_block(num_heads, value_dim) == block

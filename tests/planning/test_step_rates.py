@@ -8,7 +8,7 @@ import torch
 
 from retbench.errors import UnsupportedError
 from retbench.measure import clock, products
-from retbench.ops import fused
+from retbench.ops import fused, fused_linear
 from retbench.planning import rate_curves, step_rates
 from retbench.planning.step_rates import measure_step_rates
 from retbench.units import MIB
@@ -77,8 +77,8 @@ def test_an_unknown_kind_of_device_is_refused() -> None:
 
 def test_the_recurrence_is_that_of_fused_steps_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
-    monkeypatch.setattr(fused, "_launch", lambda name, *_, **__: launched.append(name))
-    for reason, expected in (("no Triton", []), (None, ["retention_step_kernel"])):
+    monkeypatch.setattr(fused_linear, "launch", lambda name, *_, **__: launched.append(name))
+    for reason, expected in (("no Triton", []), (None, ["linear_step_kernel"])):
         monkeypatch.setattr(fused, "missing_reason", lambda device, dtype, reason=reason: reason)
         num_bytes, make = step_rates._recurrence(CPU, torch.bfloat16, compiled=False)
         make()()

@@ -148,6 +148,10 @@ def _launch_problem(device: torch.device, dtype: torch.dtype, form: LinearForm) 
     )
 
 
+_SHORTAGE = ("out of memory", "nvml_success == ")
+"""Words of a shortage of memory, those of `measure.limits`."""
+
+
 def launch_problem(launch: Callable[[], object], device: torch.device, kernels: str, cure: str) -> str | None:
     """Launch kernels once, and return why they cannot be imported or launched, and what to do; None if they can.
 
@@ -165,7 +169,7 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
         launch()
         torch.cuda.synchronize(device)
     except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
-        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGE):
             raise
         # An error such as that of a wrong address stays: no kernel can run from here on.
         try:

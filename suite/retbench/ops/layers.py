@@ -39,11 +39,10 @@ class SwigluFeedForward(FusedSteps):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        gate_up = self.gate_up_proj(x)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         if self.steps_fused(x):
-            hidden = fused.silu_multiply(gate_up.squeeze(1)).unsqueeze(1)
+            hidden = fused.activate(gate.squeeze(1), up.squeeze(1), "silu").unsqueeze(1)
         else:
-            gate, up = gate_up.chunk(2, dim=-1)
             hidden = F.silu(gate) * up
         out: Tensor = self.down_proj(hidden)
         return out

@@ -14,7 +14,7 @@ from retbench.measure.compiled import compile_step
 from retbench.measure.products import row_products, storing_by_output_is_faster
 from retbench.mixers.mixer import StateTensor
 from retbench.mixers.state import allocate_state
-from retbench.ops import fused
+from retbench.ops import fused, fused_linear
 from retbench.ops.layers import RMSNorm, SwigluFeedForward
 from retbench.ops.linear import Linear, loop
 from retbench.ops.linear_operator import linear_decayed_step_
@@ -176,7 +176,7 @@ def _recurrence(device: torch.device, dtype: torch.dtype, *, compiled: bool) -> 
         state = allocate_state(layout, 1, 0, q, wide)["state"]
         if is_fused:
             tokens = (x.squeeze(1) for x in (q, k, v))
-            return partial(fused.retention_step, *tokens, decay, state, None, None, None, "half", 1.0)
+            return partial(fused_linear.linear_step, *tokens, decay, state)
         return lambda: update(q, k, v, decay, state)
 
     return 2 * torch.Size(_STATE_SHAPE).numel() * wide.itemsize, make

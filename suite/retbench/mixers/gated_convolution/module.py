@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from retbench.mixers.gated_convolution.config import GatedConvolution
 from retbench.mixers.module import Depth, MixerModule
 from retbench.mixers.state import LayerState
+from retbench.ops import fused_linear
 from retbench.ops.convolution import empty_weight, short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
@@ -58,6 +59,10 @@ class GatedConvolutionModule(MixerModule):
     def _convolve(self, inputs: Tensor, state: LayerState | None) -> Tensor:
         """Convolve and activate inputs (B, T, W)."""
         before = state["inputs"] if state is not None else None
+        if before is not None and self.steps_fused(inputs):
+            self.executed["decode"] = "fused"
+            step: Tensor = fused_linear.convolution_step(inputs.squeeze(1), self.conv_weight, None, before)
+            return step.unsqueeze(1)
         if before is not None and inputs.shape[1] == 1 and not torch.is_grad_enabled():
             self.executed["decode"] = "recurrent"
             return short_convolution_step_(inputs, self.conv_weight, None, before, activation=F.silu)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from retbench.mixers.gated_linear_attention.config import GatedLinearAttention
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
-from retbench.ops import fused, kernels
+from retbench.ops import fused_linear, kernels
 from retbench.ops.decay import gated_log_decay
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
@@ -60,13 +60,16 @@ class GatedLinearAttentionModule(LinearOperatorModule):
     def _step(self, x: Tensor, state: LayerState) -> Tensor:
         """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
         self.executed["decode"] = "fused"
-        q, gate, k, v, log_decay = (part.squeeze(1) for part in self._project(x, last_only=False))
-        out = fused.retention_step(
-            q, k, v, log_decay.exp(), state["values"], None, None, None, "half", 1.0
+        widths = list(self.config.projection().widths)
+        q, gate, k, v, factor = self.qgkvd_proj(x).squeeze(1).split(widths, dim=-1)
+        q, k, v, logits = (self._heads(part) for part in (q, k, v, self.decay_proj(factor)))
+        scale = self.config.head_dim**-0.5
+        out = fused_linear.linear_step(
+            q, k, v, logits, state["values"], gate="sigmoid", query_scale=scale
         )  # (B, H, V)
         out = self.read_out(out.unsqueeze(1)).squeeze(1)
         weight, eps = self.head_norm.weight, self.config.norm_eps
-        mixed: Tensor = self.out_proj(fused.norm_gate(out, weight, gate, "rms", eps, x.dtype))
+        mixed: Tensor = self.out_proj(fused_linear.norm_gate(out, weight, gate, "rms", eps, x.dtype))
         return mixed.unsqueeze(1)
 
     def _project(self, x: Tensor, *, last_only: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

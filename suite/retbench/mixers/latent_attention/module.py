@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from retbench.mixers.latent_attention.config import LatentAttention
 from retbench.mixers.module import MixerModule
 from retbench.mixers.state import LayerState
-from retbench.ops import attention
+from retbench.ops import attention, fused
 from retbench.ops.attention_products import average, score_keys
-from retbench.ops.layers import RMSNorm
+from retbench.ops.layers import RMSNorm, norm_step
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions, Rotary, rotate
 from retbench.ops.precision import cast, matmul, wide_dtype
@@ -56,17 +56,43 @@ class LatentAttentionModule(MixerModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        scale = self.config.head_dim**-0.5
+        if state is not None and self.steps_fused(x):
+            self.executed["decode"] = "fused+absorbed"
+            return self._mix(self._attend_absorbed(*self._project_step(x, state, positions, scale)))
         q, entries = self._project(x, positions, last_only)
         if state is not None:
             entries = state.append("latents", entries, positions.start)
         if x.shape[1] == 1:
             self.executed["decode"] = "absorbed"
         if q.shape[1] == 1 or self.backend == "absorbed":
-            out = self._attend_absorbed(q, entries)
+            out = self._attend_absorbed(q * scale, entries)
         else:
             out = self._attend_expanded(q, entries)
+        return self._mix(out)
+
+    def _mix(self, out: Tensor) -> Tensor:
+        """Project what all heads read, (B, T, H, V), to (B, T, D)."""
         mixed: Tensor = self.out_proj(out.flatten(2))
         return mixed
+
+    def _project_step(
+        self, x: Tensor, state: LayerState, positions: Positions, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return scaled queries of one token, (B, 1, H, K), and all that is cached, (B, 1, S, R + P).
+
+        The fused operator writes the token's own entry into the cache.
+        """
+        config = self.config
+        split = self.in_proj.out_features - config.entry_width
+        q, entry = self.in_proj(x).squeeze(1).split([split, config.entry_width], dim=-1)
+        if config.query_rank is not None:
+            q = self.query_up_proj(norm_step(self.query_norm, q.unsqueeze(1)).squeeze(1))
+        state.grow(positions.start, 1)
+        latents, norm = state["latents"], self.latent_norm
+        where = positions.cos, positions.sin, positions.on_device
+        q = fused.cache_latent(q, entry, *where, norm.weight, latents, config.head_dim, scale, norm.eps)
+        return q.unsqueeze(1), latents[:, :, : positions.start + 1]
 
     def _project(self, x: Tensor, positions: Positions, last_only: bool) -> tuple[Tensor, Tensor]:
         """Return queries (B, T, H, K), of the last token alone with `last_only`, and what is cached, (B, 1, T, R + P).
@@ -107,11 +133,10 @@ class LatentAttentionModule(MixerModule):
         return out[..., : config.value_head_dim].transpose(1, 2)
 
     def _attend_absorbed(self, q: Tensor, entries: Tensor) -> Tensor:
-        """Attend with queries (B, T, H, K) to entries (B, 1, S, R + P) as they are; (B, T, H, V)."""
+        """Attend with scaled queries (B, T, H, K) to entries (B, 1, S, R + P) as they are; (B, T, H, V)."""
         config, heads = self.config, self.config.num_heads
         if q.shape[1] > 1:
             self.executed["prefill"] = "absorbed"
-        q = q * config.head_dim**-0.5
         content, rotary = q.split([config.nope_head_dim, config.rope_head_dim], dim=-1)
         key_up = self.key_up_proj.weight.view(heads, config.nope_head_dim, config.kv_rank)
         value_up = self.value_up_proj.weight.view(heads, config.value_head_dim, config.kv_rank)

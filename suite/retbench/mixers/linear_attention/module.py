@@ -7,11 +7,11 @@ from retbench.mixers.linear_attention.config import LinearAttention
 from retbench.mixers.linear_attention.features import Performer, make_feature_map
 from retbench.mixers.module import LinearOperatorModule
 from retbench.mixers.state import LayerState
-from retbench.ops import fused, kernels
+from retbench.ops import fused_linear, kernels
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
 from retbench.ops.position import Positions
-from retbench.ops.precision import Float64Constant, WideConstant, cast, wide_dtype
+from retbench.ops.precision import Float64Constant, cast, wide_dtype
 
 UNSCALED_EPS = 1e-30
 """Added to Performer's sum of weights, which can be as small as `features.EPS`: `norm_eps` would change it by 1 %."""
@@ -43,6 +43,7 @@ class LinearAttentionModule(LinearOperatorModule):
         self.forms["fla"] = self._read_by_kernel
         self.qkv_proj = Linear(config.d_model, 2 * config.key_dim + config.d_model)
         self.feature_map = make_feature_map(config)
+        self.read_out = nn.Identity()
         self.head_norm = (
             Normaliser(UNSCALED_EPS if config.feature_map == "performer" else config.norm_eps)
             if config.is_normalised
@@ -50,12 +51,11 @@ class LinearAttentionModule(LinearOperatorModule):
         )
         self.out_proj = Linear(config.d_model, config.d_model)
         self.log_decay = Float64Constant(lambda: torch.zeros(config.num_heads, dtype=torch.float64))
-        self.decay = WideConstant(lambda: torch.ones(config.num_heads, dtype=torch.float64))
 
     @property
     def after_operator(self) -> nn.Module:
-        """The normaliser or the head norm, which gets (B, T, H, V)."""
-        return self.head_norm
+        """The identity that gets the read-out, (B, T, H, V), before the normaliser or the head norm."""
+        return self.read_out
 
     def missing_reason(self, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why one form cannot run here; None where it can."""
@@ -73,17 +73,37 @@ class LinearAttentionModule(LinearOperatorModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            return self._step(x, state)
         q, k, v = self._project(x, last_only)
         k, log_decay = self._map_keys(k, state)
         decay = None if log_decay is None else log_decay.exp()
-        if state is not None and self.steps_fused(x):
-            self.executed["decode"] = "fused"
-            decay = self.decay.value if decay is None else decay[:, 0]  # the kernel takes one
-            step = q[:, 0], k[:, 0], v[:, 0], decay, state["values"]
-            out = fused.retention_step(*step, None, None, None, "half", 1.0).unsqueeze(1)
-        else:
-            out = self.operate(q, k, v, log_decay, state, step_decay=decay)
+        out = self.read_out(self.operate(q, k, v, log_decay, state, step_decay=decay))
         mixed: Tensor = self.out_proj(cast(self.head_norm(out), x.dtype).flatten(2))
+        return mixed
+
+    def _step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        config, keys = self.config, self.config.key_dim
+        self.executed["decode"] = "fused"
+        q, k, v = self.qkv_proj(x).split([keys, keys, config.d_model], dim=-1)
+        q, k, v = (one.view(*one.shape[:-1], config.num_heads, -1) for one in (q, k, v))
+        decay, mapped = None, {}
+        if isinstance(self.feature_map, Performer):
+            wide = wide_dtype(x.dtype)
+            q = self.feature_map.of_queries(cast(q, wide))
+            k, log_decay = self._map_keys(cast(k, wide), state)
+            decay = None if log_decay is None else log_decay[:, 0].exp()
+        elif config.is_normalised:
+            mapped["feature_map"] = config.feature_map
+        else:
+            mapped["query_scale"] = config.projected_width**-0.5
+        out = fused_linear.linear_step(q[:, 0], k[:, 0], v[:, 0], decay, state["values"], **mapped)
+        out = self.read_out(out.unsqueeze(1)).squeeze(1)
+        kind = "sum" if config.is_normalised else "rms"
+        weight = getattr(self.head_norm, "weight", None)
+        out = fused_linear.norm_gate(out, weight, None, kind, self.head_norm.eps, x.dtype)
+        mixed: Tensor = self.out_proj(out).unsqueeze(1)
         return mixed
 
     def _read_by_kernel(

@@ -11,10 +11,9 @@ from retbench.mixers.mamba2.config import Mamba2
 from retbench.mixers.mamba2.kernels import missing_reason, scan_fla, scan_mamba_ssm
 from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.state import LayerState
-from retbench.ops import fused, kernels
+from retbench.ops import fused_linear, kernels
 from retbench.ops.convolution import empty_weight, short_convolution, short_convolution_step_
 from retbench.ops.linear import Linear
-from retbench.ops.linear_chunk import repeat_heads
 from retbench.ops.position import Positions
 from retbench.ops.precision import cast, wide_dtype
 from retbench.ops.rms_norm import rms_norm
@@ -117,6 +116,8 @@ class Mamba2Module(LinearOperatorModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            return self._step(x, state)
         config, wide = self.config, wide_dtype(x.dtype)
         gate, channels, dt = self._project(x, last_only)
         channels = self._convolve(channels, state)
@@ -132,6 +133,32 @@ class Mamba2Module(LinearOperatorModule):
             values = values[:, -1:]
         skipped = torch.addcmul(out, cast(values, wide), cast(self.skip, wide).unsqueeze(-1))
         mixed: Tensor = self.out_proj(self.norm(skipped.flatten(2), gate))
+        return mixed
+
+    def _step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        config = self.config
+        self.executed["decode"] = "fused"
+        gate, channels, dt = (one.squeeze(1) for one in self._project(x, last_only=False))
+        weight = self.conv_weight.squeeze(1)
+        channels = fused_linear.convolution_step(channels, weight, self.conv_bias, state["convolution"])
+        group = config.num_groups * config.state_size
+        values, b, c = channels.split([config.inner_dim, group, group], dim=-1)
+        out = fused_linear.linear_step(
+            c.unflatten(1, (config.num_groups, -1)),
+            b.unflatten(1, (config.num_groups, -1)),
+            values.unflatten(1, (config.num_heads, -1)),
+            dt,
+            state["values"],
+            gate="time_step",
+            gate_bias=self.dt_bias,
+            gate_rate=self.log_rate,
+        )
+        out = self.read_out(out.unsqueeze(1)).squeeze(1)
+        normed = fused_linear.gated_norm(
+            out, values, self.skip, gate, self.norm.weight, config.num_groups, config.norm_eps
+        )
+        mixed: Tensor = self.out_proj(normed).unsqueeze(1)
         return mixed
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,10 +192,4 @@ class Mamba2Module(LinearOperatorModule):
             self.keep(state, "values", after)
             return out
         log_decay, values = dt * rate, cast(cast(x, dt.dtype) * dt.unsqueeze(-1), x.dtype)
-        if state is not None and self.steps_fused(x):
-            self.executed["decode"] = "fused"
-            q, k = (repeat_heads(one.squeeze(1), x.shape[2]) for one in (c, b))
-            decay, rotary = log_decay.squeeze(1).exp(), (None, None, None, "half", 1.0)
-            out = fused.retention_step(q, k, values.squeeze(1), decay, state["values"], *rotary).unsqueeze(1)
-            return out
         return self.operate(c, b, values, log_decay, state, step_decay=log_decay.exp() if steps else None)

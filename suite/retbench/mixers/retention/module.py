@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from retbench.mixers.module import Depth, LinearOperatorModule
 from retbench.mixers.retention.config import Retention
 from retbench.mixers.state import LayerState
-from retbench.ops import fused, kernels
+from retbench.ops import fused_linear, kernels
 from retbench.ops.decay import decay_schedule, gated_log_decay
 from retbench.ops.layers import make_head_norm
 from retbench.ops.linear import Linear
@@ -97,12 +97,23 @@ class RetentionModule(LinearOperatorModule):
         self.executed["decode"] = "fused"
         q, k, v, *gate = self.qkvg_proj(x).split(self._widths, dim=-1)
         q, k, v = (one.unflatten(1, (config.num_heads, -1)) for one in (q, k, v))
-        decay = self._log_decay(x).exp() if config.decay == "gated" else self.decay.value
-        rotary = positions.cos, positions.sin, positions.row_norm, config.layout
-        out = fused.retention_step(q, k, v, decay, state["values"], *rotary, self.key_scale)
+        is_gated = config.decay == "gated"
+        out = fused_linear.linear_step(
+            q,
+            k,
+            v,
+            self.decay_proj(x) if is_gated else self.decay.value,
+            state["values"],
+            gate="sigmoid" if is_gated else "decay",
+            cos=positions.cos,
+            sin=positions.sin,
+            layout=config.layout,
+            key_scale=self.key_scale,
+            row_norm=positions.row_norm,
+        )
         out = self.read_out(out.unsqueeze(1)).squeeze(1)
         weight, kind = getattr(self.head_norm, "weight", None), config.head_norm.removesuffix("_affine")
-        out = fused.norm_gate(out, weight, gate[0] if gate else None, kind, config.norm_eps, x.dtype)
+        out = fused_linear.norm_gate(out, weight, gate[0] if gate else None, kind, config.norm_eps, x.dtype)
         mixed: Tensor = self.out_proj(out).unsqueeze(1)
         return mixed
 

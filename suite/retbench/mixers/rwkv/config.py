@@ -105,8 +105,8 @@ class RwkvTimeMix(ChannelDecayOperator):
         """Return the values alive at once: in the interpolation, in the products, or in the step of the operator."""
         d, inputs, wide = self.d_model, self.num_inputs, WIDE_BYTES[dtype] // DTYPE_BYTES[dtype]
         decays = 1 if self.decay_rank else 0  # a fixed decay is the same for all sequences
-        # The difference from the token before, the input of the low rank, weights and results.
-        interpolating = (2 * inputs + 2) * d + inputs * self.mix_rank if self.mix_rank else 0
+        # The difference from the token before, weights and results.
+        interpolating = (2 * inputs + 1) * d if self.mix_rank else 0
         # The difference and the inputs; r, k, v and the gate before and after its activation; the decay.
         projecting = (inputs + 6 + wide * decays) * d
         # r, k, v and the gate; both forms of the decay, the read-out and the bonus; r, k and v widened.

@@ -10,6 +10,7 @@ from retbench.mixers.module import ChannelMixerModule, Depth, LinearOperatorModu
 from retbench.mixers.rwkv.config import RwkvChannelMix, RwkvTimeMix
 from retbench.mixers.rwkv.kernels import KERNELS, missing_reason
 from retbench.mixers.state import LayerState
+from retbench.ops import fused, fused_linear
 from retbench.ops.convolution import token_difference_step_, token_shift
 from retbench.ops.linear import Linear, multiply_thin
 from retbench.ops.linear_operator import Readout
@@ -116,6 +117,8 @@ class RwkvTimeMixModule(LinearOperatorModule):
         self, x: Tensor, state: LayerState | None, positions: Positions, *, last_only: bool = False
     ) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            return self._step(x, state)
         r, k, v, log_decay, gate = self._project(x, state, last_only=last_only)
         step_decay = log_decay.exp() if x.shape[1] == 1 else None
         readout = Readout(self.bonus.view(self.config.num_heads, -1))
@@ -124,6 +127,32 @@ class RwkvTimeMixModule(LinearOperatorModule):
         out = self.read_out(out)  # (B, T, H, V)
         normed = self.head_norm(out.reshape(-1, self.config.d_model)).view(gate.shape)
         mixed: Tensor = self.out_proj(gate * normed)
+        return mixed
+
+    def _step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        self.executed["decode"] = "fused"
+        x, before = x.squeeze(1), state["time_shift"]
+        weights = self.mix.view(-1, 1, self.config.d_model)
+        if self.mix_input is not None:
+            (seen,) = fused_linear.shift(x, before, self.mix_input.view(1, 1, -1), keeps=False)
+            weights = self._mix_weights(seen, weights, 0, self.config.num_inputs)
+        inputs = fused_linear.shift(x, before, weights, keeps=True).unbind(0)
+        *x_decay, x_key, x_value, x_receptance, x_gate = inputs
+        out = fused_linear.linear_step(
+            self._heads(self.receptance_proj(x_receptance)),
+            self._heads(self.key_proj(x_key)),
+            self._heads(self.value_proj(x_value)),
+            self._heads(self._low_rate(*x_decay) if x_decay else self.log_rate.expand_as(x)),
+            state["values"],
+            gate="exponential",
+            gate_bias=self.log_rate if x_decay else None,
+            bonus=self.bonus,
+        )
+        out = self.read_out(out.unsqueeze(1)).squeeze(1)
+        gate, norm = self.gate_proj(x_gate), self.head_norm
+        out = fused_linear.norm_gate(out, norm.weight, gate, "layer", norm.eps, x.dtype, norm.bias)
+        mixed: Tensor = self.out_proj(out).unsqueeze(1)
         return mixed
 
     def _project(
@@ -151,24 +180,34 @@ class RwkvTimeMixModule(LinearOperatorModule):
 
     def _interpolate(self, x: Tensor, difference: Tensor, first: int, end: int) -> list[Tensor]:
         """Return inputs x_j of number first .. end - 1, (B, T, D) each, from x and x_previous - x."""
-        rank, shape = self.config.mix_rank, x.shape
+        shape = x.shape
         x, difference = x.flatten(0, 1), difference.flatten(0, 1)  # (B T, D)
         mix = self.mix.view(-1, 1, shape[-1])[first:end]  # (J, 1, D)
-        if self.mix_input is not None and self.mix_down is not None and self.mix_up is not None:
-            seen = torch.addcmul(x, difference, self.mix_input)
-            down = self.mix_down[:, first * rank : end * rank]
-            low = torch.tanh(multiply_thin(seen, down))  # (B T, J rank)
-            low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, B T, rank)
-            mix = multiply_thin(low, self.mix_up[first:end], mix)
+        if self.mix_input is not None:
+            mix = self._mix_weights(torch.addcmul(x, difference, self.mix_input), mix, first, end)
         return list(torch.addcmul(x, difference, mix).view(-1, *shape).unbind(0))
+
+    def _mix_weights(self, seen: Tensor, mix: Tensor, first: int, end: int) -> Tensor:
+        """Return weights (J, N, D) of inputs first .. end - 1: mix (J, 1, D) and what depends on rows seen (N, D)."""
+        assert self.mix_down is not None
+        assert self.mix_up is not None
+        rank = self.config.mix_rank
+        low = torch.tanh(multiply_thin(seen, self.mix_down[:, first * rank : end * rank]))  # (N, J rank)
+        low = low.unflatten(1, (-1, rank)).transpose(0, 1)  # (J, N, rank)
+        return multiply_thin(low, self.mix_up[first:end], mix)
 
     def _log_decay(self, x_decay: Tensor | None = None) -> Tensor:
         """Return the logarithm of the decay in the wide dtype, (B, T, H, K), or (1, 1, H, K) if it is fixed."""
         log_rate = cast(self.log_rate, wide_dtype(self.log_rate.dtype)).view(1, 1, -1)
-        if x_decay is not None and self.decay_down is not None and self.decay_up is not None:
-            low = torch.tanh(multiply_thin(x_decay, self.decay_down))
-            log_rate = log_rate + multiply_thin(low, self.decay_up)
+        if x_decay is not None:
+            log_rate = log_rate + self._low_rate(x_decay)
         return self._heads(-log_rate.exp())
+
+    def _low_rate(self, x_decay: Tensor) -> Tensor:
+        """Return what is added to the logarithm of the rate, (..., D)."""
+        assert self.decay_down is not None
+        assert self.decay_up is not None
+        return multiply_thin(torch.tanh(multiply_thin(x_decay, self.decay_down)), self.decay_up)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., D) as heads, (..., H, K)."""
@@ -205,6 +244,8 @@ class RwkvChannelMixModule(ChannelMixerModule):
 
     def forward(self, x: Tensor, state: LayerState | None, *, last_only: bool = False) -> Tensor:
         """(B, T, D) to (B, T, D), or (B, 1, D) with `last_only`; `state` is advanced in place."""
+        if state is not None and self.steps_fused(x):
+            return self._step(x, state)
         difference = _difference(x, state, "channel_shift")
         if last_only:
             x, difference = x[:, -1:], difference[:, -1:]
@@ -212,6 +253,16 @@ class RwkvChannelMixModule(ChannelMixerModule):
         receptance = torch.sigmoid(self.receptance_proj(torch.addcmul(x, difference, self.receptance_mix)))
         out: Tensor = receptance * self.value_proj(hidden)
         return out
+
+    def _step(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
+        x, before = x.squeeze(1), state["channel_shift"]
+        (x_key,) = fused_linear.shift(x, before, self.key_mix.view(1, 1, -1), keeps=False)
+        (x_receptance,) = fused_linear.shift(x, before, self.receptance_mix.view(1, 1, -1), keeps=True)
+        hidden = fused.activate(self.key_proj(x_key), None, "relu_squared")
+        values = self.value_proj(hidden)
+        out: Tensor = fused.activate(self.receptance_proj(x_receptance), values, "sigmoid")
+        return out.unsqueeze(1)
 
 
 def _difference(x: Tensor, state: LayerState | None, name: str) -> Tensor:
