@@ -34,6 +34,8 @@ context_len = [{length}]
 
 PlanOf = Callable[..., Plan]
 
+pytestmark = pytest.mark.usefixtures("given_products", "given_ceilings")
+
 
 @pytest.fixture(autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +89,9 @@ def test_another_experiment_takes_the_check_of_the_same_model(
 
 
 @pytest.fixture(scope="module")
-def checked(given_products: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory) -> Record:
+def checked(
+    given_products: None, given_ceilings: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory
+) -> Record:
     """The record of a model that has passed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(tmp_path_factory.mktemp("lock")))

@@ -99,8 +99,12 @@ class Whole:
     observer: Observer
 
 
+pytestmark = pytest.mark.usefixtures("given_products")
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(given_products: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Its ceilings are measured; the runs after it are given some."""
     folder = tmp_path_factory.mktemp("whole")
     inference = (grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8))
     path = write_experiment(folder, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
@@ -113,9 +117,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def known_out(whole: Whole, folder: Path, model: str = "transformer") -> Path:
-    """A folder of results with a record of another experiment: no worker has to time products again.
+    """A folder of results with a record of another experiment.
 
-    Nor is its model checked again, and the Transformer, whose caches are filled, needs no preparation then.
+    Its model is not checked again, and the Transformer, whose caches are filled, needs no preparation then.
     """
     known = next(one for one in records_in(whole.out) if one.model.name == model)
     quiet = known.environment | {"load_average": [0.0, 0.0, 0.0]}  # else what it found would not hold here
@@ -125,7 +129,7 @@ def known_out(whole: Whole, folder: Path, model: str = "transformer") -> Path:
 
 
 @pytest.fixture
-def checked_out(whole: Whole, tmp_path: Path) -> Path:
+def checked_out(whole: Whole, given_ceilings: None, tmp_path: Path) -> Path:
     """A folder of results in which the Transformer was checked for another experiment: no worker has to prepare it."""
     return known_out(whole, tmp_path)
 
@@ -215,7 +219,7 @@ class Faults:
 
 @pytest.fixture(scope="module")
 def faulty(
-    whole: Whole, tmp_path_factory: pytest.TempPathFactory
+    whole: Whole, given_ceilings: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Path, RunSummary, Observer]]:
     """A sweep in which a worker crashes, one hangs, one runs out of memory, one is killed, and so was the first."""
     folder = tmp_path_factory.mktemp("faulty")
