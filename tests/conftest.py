@@ -130,15 +130,20 @@ def given_products() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def given_ceilings() -> Iterator[None]:
+def give_ceilings(patch: pytest.MonkeyPatch) -> None:
     """Give the first worker of a run that is not about ceilings what later workers get: seconds of reading memory."""
 
     def start(*job: Any, ceilings: Ceilings | None, **more: Any) -> Worker:
         return start_worker(*job, ceilings=ceilings or KNOWN_CEILINGS, **more)
 
+    patch.setattr("retbench.running.runner.start_worker", start)
+
+
+@pytest.fixture(scope="module")
+def given_ceilings() -> Iterator[None]:
+    """Give ceilings to all runs of a module from here on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retbench.running.runner.start_worker", start)
+        give_ceilings(patch)
         yield
 
 
