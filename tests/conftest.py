@@ -3,7 +3,7 @@
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from hypothesis import settings
 
 from retbench.measure import allocator, machine, products
 from retbench.ops import precision
+from retbench.records.record import Ceilings, ReadRate, utc_now
+from retbench.running.process import Worker, start_worker
 from tests.browsing import open_browser
 
 EVERY_CPU = machine.allowed_cpus()
@@ -44,6 +46,13 @@ KNOWN_PRODUCTS = dict.fromkeys(
 )
 """Outcomes of the trials of `measure.products` that leave all products to torch."""
 
+KNOWN_CEILINGS = Ceilings(
+    read_bandwidth_bytes_per_s=1e12,
+    matmul_flops_per_s=1e15,
+    read_curve=(ReadRate(footprint_bytes=2**28, bytes_per_s=1e12, kernel="dot", measured_at=utc_now()),),
+)
+"""Ceilings above those of any CPU: no cell of a test exceeds them."""
+
 TINY_EXPERIMENT = """\
 title = "Tiny"
 source = "none; made for tests"
@@ -73,6 +82,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionstart() -> None:
     """Keep freed memory, as every process does that measures."""
     allocator.keep_freed_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the tests without the garbage collector, which would scan them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -116,6 +135,23 @@ def given_products() -> Iterator[None]:
     """Give the workers of runs that are not about it the same outcomes, as if an earlier run had found them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retbench.running.runner.products_on_disk", lambda *_: dict(KNOWN_PRODUCTS))
+        yield
+
+
+def give_ceilings(patch: pytest.MonkeyPatch) -> None:
+    """Give the first worker of a run that is not about ceilings what later workers get: seconds of reading memory."""
+
+    def start(*job: Any, ceilings: Ceilings | None, **more: Any) -> Worker:
+        return start_worker(*job, ceilings=ceilings or KNOWN_CEILINGS, **more)
+
+    patch.setattr("retbench.running.runner.start_worker", start)
+
+
+@pytest.fixture(scope="module")
+def given_ceilings() -> Iterator[None]:
+    """Give ceilings to all runs of a module from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        give_ceilings(patch)
         yield
 
 

@@ -25,6 +25,7 @@ from retbench.records.record import Record
 from retbench.records.store import append_record, read_records
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 from tests.cli.conftest import invoke
+from tests.conftest import KNOWN_CEILINGS
 
 TINY = ("--profile", "smoke", "--device", "cpu")
 
@@ -45,7 +46,7 @@ def retbench_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(given_products: None, given_ceilings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the smallest possible experiment was run once."""
     folder = tmp_path_factory.mktemp("measured")
     (folder / "tiny.toml").write_text(
@@ -55,10 +56,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[profiles.smoke.workloads.decode]\ncontext_len = [64]\n",
         encoding="utf-8",
     )
-    done = retbench_process("run", "tiny.toml", *TINY, cwd=folder)
-    (folder / "stdout").write_text(done.stdout, encoding="utf-8")
-    (folder / "stderr").write_text(done.stderr, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, stdout, stderr = invoke("run", "tiny.toml", *TINY)
+    (folder / "stdout").write_text(stdout, encoding="utf-8")
+    (folder / "stderr").write_text(stderr, encoding="utf-8")
+    assert code == 0, stderr
     return folder
 
 
@@ -180,10 +183,15 @@ def test_report_understands_a_run_and_ends_with_the_answer(
     assert '<td class="differs">' not in (measured / "reports" / "evidence.html").read_text(encoding="utf-8")
 
 
-def test_dry_run_shows_every_cell_and_measures_nothing(tmp_path: Path, tiny_experiment: Path) -> None:
-    done = retbench_process("run", str(tiny_experiment), *TINY, "--dry-run", "--json", cwd=tmp_path)
-    assert done.returncode == 0
-    answer = json.loads(done.stdout)
+def test_dry_run_shows_every_cell_and_measures_nothing(
+    tmp_path: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With given ceilings: `tests/running/test_estimates.py` has them measured."""
+    monkeypatch.setattr("retbench.running.estimates._measure_ceilings", lambda plan: (KNOWN_CEILINGS, {}))
+    monkeypatch.chdir(tmp_path)
+    code, stdout, _ = invoke("run", str(tiny_experiment), *TINY, "--dry-run", "--json")
+    assert code == 0
+    answer = json.loads(stdout)
     assert [(c["model"], c["context_len"]) for c in answer["cells"]] == [
         (model, length) for model in ("retnet", "transformer") for length in (64, 128)
     ]

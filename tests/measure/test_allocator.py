@@ -11,7 +11,7 @@ import pytest
 from retbench.measure import machine
 from retbench.measure.allocator import with_huge_pages
 from retbench.measure.environment import worker_environment
-from tests.measure.forked import run_forked
+from tests.measure.forked import as_worker, run_forked
 
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -46,7 +46,7 @@ def run(code: str, **variables: str) -> str:
     if not variables and environment == os.environ:
         return run_forked(PRELUDE + code)
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
+        [sys.executable, "-c", as_worker(PRELUDE + code)],
         env=environment | variables,
         capture_output=True,
         text=True,
@@ -93,7 +93,7 @@ def test_a_program_of_its_own_that_becomes_a_worker_computes_in_huge_pages_unles
     )
     words = ["--only", "two words"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", as_worker(code), *words],
         env=os.environ | {"GLIBC_TUNABLES": tunable},
         capture_output=True,
         text=True,

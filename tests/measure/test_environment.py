@@ -13,6 +13,7 @@ import torch
 import retbench
 from retbench.errors import UnsupportedError
 from retbench.measure import environment, machine, nvml
+from tests.measure.forked import as_worker
 
 ROOT = Path(retbench.__file__).parents[2]
 DESCRIBE = "print(json.dumps(environment.describe_environment('cpu', {threads})))"
@@ -28,7 +29,7 @@ def describe_in_worker(
     """Return the description that a process started like a worker prints."""
     code = "import json\nfrom retbench.measure import environment\n" + code.format(threads=threads)
     variables = os.environ | (environment.worker_environment(threads, device) if with_variables else {})
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", as_worker(code)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     described: dict[str, Any] = json.loads(done.stdout)
     return described
@@ -68,7 +69,7 @@ def test_the_main_thread_of_a_worker_on_a_gpu_may_use_every_cpu(
     monkeypatch.setenv("OMP_PLACES", "{0}")
     monkeypatch.setenv("OMP_PROC_BIND", "true")
     variables = os.environ | environment.worker_environment(2, device)
-    command = [sys.executable, "-c", AFFINITY]
+    command = [sys.executable, "-c", as_worker(AFFINITY)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert (len(json.loads(done.stdout)) == 1) == bound
 

@@ -1,5 +1,7 @@
 """Equivalence checks on disk: which hold for a plan, and what a run does with one."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,8 @@ context_len = [{length}]
 
 PlanOf = Callable[..., Plan]
 
+pytestmark = pytest.mark.usefixtures("given_products", "given_ceilings")
+
 
 @pytest.fixture(autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,15 +58,21 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> PlanOf:
     return make
 
 
-def run(plan: Plan, out: Path, *, fresh: bool = False) -> tuple[Observer, list[Record]]:
+def run(plan: Plan, out: Path) -> tuple[Observer, list[Record]]:
     """Runs a plan; its events, and the records it has written."""
     observer = Observer()
-    result = run_plan(plan, out, fresh=fresh, notify=observer)
+    result = run_plan(plan, out, fresh=False, notify=observer)
     assert set(result.counts) == {"ok"}
     assert result.path is not None
     records, problems = read_records(result.path)
     assert not problems
     return observer, records
+
+
+def stop_when_checked(event: events.RunEvent) -> None:
+    """Stop the run by a signal."""
+    if isinstance(event, events.GateChecked):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_another_experiment_takes_the_check_of_the_same_model(
@@ -80,14 +90,16 @@ def test_another_experiment_takes_the_check_of_the_same_model(
     assert record.gate == checked.gate.model_copy(update={"run_id": checked.run_id})
     third = held(plan_of("third", "prefill", length=17), tmp_path / "some", record)
     assert third == {"third": record.gate}, "the run that checked it, not the one that took the check over"
-    again, (measured,) = run(plan, tmp_path, fresh=True)
+    again = Observer(stop_when_checked)
+    assert run_plan(plan, tmp_path, fresh=True, notify=again).interrupted
     assert [event.checks for event in again.of(events.Preparing)] == [True]
-    assert measured.gate is not None
-    assert measured.gate.run_id is None
+    assert [event.gate.run_id for event in again.of(events.GateChecked)] == [None]
 
 
 @pytest.fixture(scope="module")
-def checked(given_products: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory) -> Record:
+def checked(
+    given_products: None, given_ceilings: None, plan_of: PlanOf, tmp_path_factory: pytest.TempPathFactory
+) -> Record:
     """The record of a model that has passed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(tmp_path_factory.mktemp("lock")))

@@ -31,6 +31,7 @@ from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 from retbench.running.runner import count_on_disk, run_plan
+from tests.conftest import give_ceilings
 from tests.running.observer import Act, Observer
 
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
@@ -99,8 +100,12 @@ class Whole:
     observer: Observer
 
 
+pytestmark = pytest.mark.usefixtures("given_products")
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(given_products: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Its ceilings are measured; the runs after it are given some."""
     folder = tmp_path_factory.mktemp("whole")
     inference = (grid("decode", 8, 16), grid("prefill", 9), grid("memory", 8))
     path = write_experiment(folder, RETNET, TRANSFORMER, PROFILE, *inference, grid("training", 12))
@@ -113,9 +118,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def known_out(whole: Whole, folder: Path, model: str = "transformer") -> Path:
-    """A folder of results with a record of another experiment: no worker has to time products again.
+    """A folder of results with a record of another experiment.
 
-    Nor is its model checked again, and the Transformer, whose caches are filled, needs no preparation then.
+    Its model is not checked again, and the Transformer, whose caches are filled, needs no preparation then.
     """
     known = next(one for one in records_in(whole.out) if one.model.name == model)
     quiet = known.environment | {"load_average": [0.0, 0.0, 0.0]}  # else what it found would not hold here
@@ -125,8 +130,12 @@ def known_out(whole: Whole, folder: Path, model: str = "transformer") -> Path:
 
 
 @pytest.fixture
-def checked_out(whole: Whole, tmp_path: Path) -> Path:
-    """A folder of results in which the Transformer was checked for another experiment: no worker has to prepare it."""
+def checked_out(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results in which the Transformer was checked for another experiment: no worker has to prepare it.
+
+    Nor has one to measure ceilings.
+    """
+    give_ceilings(monkeypatch)
     return known_out(whole, tmp_path)
 
 
@@ -214,20 +223,19 @@ class Faults:
 
 
 @pytest.fixture(scope="module")
-def faulty(
-    whole: Whole, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Path, RunSummary, Observer]]:
+def faulty(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, RunSummary, Observer]:
     """A sweep in which a worker crashes, one hangs, one runs out of memory, one is killed, and so was the first."""
     folder = tmp_path_factory.mktemp("faulty")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOCK_DIR_VARIABLE, str(folder / "lock"))
+        give_ceilings(patch)
         steps = with_steps(500) + "timeout_s = 5.0\n"
         lengths = grid("decode", 8, 16, 32, 40) + grid("prefill", 2000) + "batch_size = [16]\n"
         path = write_experiment(folder, TRANSFORMER, steps, lengths)
         observer = Observer(Faults())
         out = known_out(whole, folder, "retnet")
         result = run_plan(plan_for(path), out, fresh=False, notify=observer)
-        yield path, out, result, observer
+    return path, out, result, observer
 
 
 def by_length(records: list[Record]) -> dict[int, Record]:
@@ -264,8 +272,9 @@ def test_a_run_continues_whatever_happens_to_its_workers(
 
 
 def test_what_failed_is_tried_again_and_nothing_else(
-    faulty: tuple[Path, Path, RunSummary, Observer],
+    faulty: tuple[Path, Path, RunSummary, Observer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    give_ceilings(monkeypatch)
     path, out, _, _ = faulty
     before = len(records_in(out))
     observer = Observer()

@@ -13,7 +13,7 @@ import pytest
 
 from retbench.measure.environment import code_revision
 from retbench.planning.plan import Plan, make_plan
-from retbench.records.record import Ceilings, Gate, ReadRate, utc_now
+from retbench.records.record import Gate
 from retbench.records.store import read_records
 from retbench.running.protocol import (
     CELL_MARK,
@@ -30,7 +30,7 @@ from retbench.running.protocol import (
     Task,
     decode,
 )
-from tests.conftest import TINY_EXPERIMENT
+from tests.conftest import KNOWN_CEILINGS, TINY_EXPERIMENT
 from tests.measure.outcomes import ROW_OUTCOMES
 
 BEFORE = "0.1.0+src.before"
@@ -46,12 +46,6 @@ def speak():
 threading.Thread(target=speak, daemon=True).start()
 """
 """Code of a library that prints at the start of a process and later, in Python and in C."""
-CEILINGS = Ceilings(
-    read_bandwidth_bytes_per_s=1e10,
-    matmul_flops_per_s=1e15,
-    read_curve=(ReadRate(footprint_bytes=2**28, bytes_per_s=1e10, kernel="dot", measured_at=utc_now()),),
-)
-"""The read bandwidth as if an earlier worker had measured it."""
 COMMAND = [sys.executable, "-P", "-m", "retbench.running.worker"]
 
 
@@ -157,7 +151,7 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     """Otherwise models that are compared could run differently: which of two near equals is faster is chance."""
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer")
     found = dict.fromkeys(ROW_OUTCOMES, 0) | {"batches": batches, "onednn_rows": 8, "packed_rows, float32": 3}
-    changes = {"products": found, "cells": (cell,), "ceilings": CEILINGS}
+    changes = {"products": found, "cells": (cell,), "ceilings": KNOWN_CEILINGS}
     answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=changes))
     # A worker whose model is checked already reports what it has found where its job states something else.
     assert [type(message) for message in answer.received] == [Hello, Started, Done, Ended]
@@ -165,14 +159,16 @@ def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     assert record.backend["weight_product"] == product
 
 
-@pytest.mark.parametrize(("loops", "layout"), [(True, "out,in"), (False, "in,out")])
+@pytest.mark.parametrize(
+    ("loops", "layout"), [pytest.param(True, "out,in", marks=pytest.mark.slow), (False, "in,out")]
+)
 def test_a_worker_stores_weights_for_compiled_steps_as_an_earlier_one_of_the_run_found(
     tiny_experiment: Path, tmp_path: Path, loops: bool, layout: str
 ) -> None:
     plan = plan_for(tiny_experiment, "compile=true", "size=25k")
     cell = next(cell for cell in plan.cells if cell.model_name == "transformer" and cell.workload == "decode")
     found = dict.fromkeys(ROW_OUTCOMES, 0) | {"packed_rows, float32": 0, "by_output, float32": int(loops)}
-    changes = {"products": found, "cells": (cell,), "ceilings": CEILINGS}
+    changes = {"products": found, "cells": (cell,), "ceilings": KNOWN_CEILINGS}
     # How weights are stored does not depend on the compiler; one compilation by a worker is enough.
     without = {} if loops else {"TORCHDYNAMO_DISABLE": "1"}
     answer = ask(make_job(plan, tmp_path, task="measure").model_copy(update=changes), without)

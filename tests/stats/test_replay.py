@@ -72,6 +72,7 @@ def test_identical_code_raises_an_alarm_in_one_run_of_a_hundred_at_most(
     assert documented(machine, "false alarms") == f"{alarms} of {ALARM_RUNS}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "share", "column"),
     [

@@ -43,11 +43,19 @@ def invoke(experiment: Path, out: Path, *options: str) -> Result:
     return CliRunner().invoke(app, words(experiment, out, *options))
 
 
-def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_snapshots: int) -> int:
-    """Start the command and send it a signal as soon as its first model has so many steps in a snapshot."""
-    process = subprocess.Popen(
-        command(experiment, out, *LONG), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+def kill_in_training(
+    experiment: Path, out: Path, number: signal.Signals, after_snapshots: int, *options: str
+) -> tuple[int, str]:
+    """Start the command and send it a signal as soon as its first model has so many steps in a snapshot.
+
+    Returns:
+        Its exit code, and what it wrote to stderr.
+    """
+    said = experiment.with_suffix(".stderr")
+    with said.open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            command(experiment, out, *LONG, *options), stderr=stderr, stdout=subprocess.DEVNULL
+        )
     steps = out / FINAL / "steps"
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
@@ -57,7 +65,7 @@ def kill_in_training(experiment: Path, out: Path, number: signal.Signals, after_
         time.sleep(0.01)
     time.sleep(random.random() * 0.1)  # anywhere in a step, a validation or a snapshot
     process.send_signal(number)
-    return process.wait()
+    return process.wait(), said.read_text(encoding="utf-8")
 
 
 def losses(folder: Path) -> list[tuple[str, ...]]:
@@ -78,7 +86,7 @@ def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(experiment, whole, *LONG).returncode == 0
     for after in sorted(random.sample(range(3, 30), 3)):
-        assert kill_in_training(experiment, killed, signal.SIGKILL, after) == -signal.SIGKILL
+        assert kill_in_training(experiment, killed, signal.SIGKILL, after)[0] == -signal.SIGKILL
     assert not (killed / FINAL / "final").exists()
     done = run(experiment, killed, *LONG)
     assert done.returncode == 0
@@ -88,27 +96,18 @@ def test_a_run_killed_at_three_random_moments_ends_as_if_it_had_not_been(
     assert losses(ours) == losses(theirs)
 
 
-def test_a_signal_leaves_a_snapshot_and_ends_with_130(experiment: Path, tmp_path: Path) -> None:
-    """By SIGTERM; `test_edges` sends SIGINT, and `test_locks` every signal that is caught."""
-    assert kill_in_training(experiment, tmp_path, signal.SIGTERM, 3) == 130
-    assert list((tmp_path / FINAL / "steps").glob("[0-9]*"))
-    assert not (tmp_path / FINAL / "final").exists()
-
-
-def test_an_interrupted_fresh_training_continues_only_without_the_option(
+def test_a_signal_leaves_a_snapshot_ends_with_130_and_says_how_to_continue(
     experiment: Path, tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        command(experiment, tmp_path, *LONG, "--fresh"), stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("1/"):  # the first run begins
-                break
-        process.send_signal(signal.SIGTERM)
-        end = process.stderr.read()
-    assert process.returncode == 130
-    assert "interrupted; the same command without --fresh continues from here" in end
+    """By SIGTERM; `test_edges` sends SIGINT, and `test_locks` every signal that is caught.
+
+    A training with the option `--fresh` continues only without it.
+    """
+    code, said = kill_in_training(experiment, tmp_path, signal.SIGTERM, 3, "--fresh")
+    assert code == 130
+    assert "interrupted; the same command without --fresh continues from here" in said
+    assert list((tmp_path / FINAL / "steps").glob("[0-9]*"))
+    assert not (tmp_path / FINAL / "final").exists()
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,14 @@ def test_at_another_learning_rate_the_step_learns(dtype: torch.dtype) -> None:
     assert loss() < first - 0.5
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no time of a step: its memory is measured all the same."""
+    monkeypatch.setattr(Context, "time_calls", lambda *_: [1.0])
+
+
 @pytest.mark.parametrize(("name", "backend"), FORMS)
+@pytest.mark.usefixtures("untimed")
 def test_parts_add_up_to_the_peak(context_of: Make, name: str, backend: str) -> None:
     cell = training_cell(name, backend, 300)
     found = bytes_of(context_of, cell)
@@ -153,10 +160,8 @@ def test_parts_add_up_to_the_peak(context_of: Make, name: str, backend: str) -> 
     assert found["peak_bytes"] / 1.5 < training_bytes(cell) < 1.5 * found["peak_bytes"]
 
 
-def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(
-    context_of: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Context, "time_calls", lambda *_: [1.0])  # its memory is measured all the same
+@pytest.mark.usefixtures("untimed")
+def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(context_of: Make) -> None:
     lengths = (256, 384, 640)  # twice as many tokens are added the second time
     growth = {}
     for name, backend in FORMS:
@@ -171,6 +176,7 @@ def test_chunks_and_a_fused_kernel_keep_bytes_a_token_and_the_others_a_square(
     assert growth["reference"] > 2.2
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_activation_checkpointing_takes_less_memory_and_says_so(context_of: Make, name: str) -> None:
     backend = "chunkwise" if name == "retnet" else "sdpa"
