@@ -4,7 +4,9 @@ Results go to stdout; progress and diagnostics go to stderr. Nothing heavy is im
 unknown commands answer at once.
 """
 
+import atexit
 import errno
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -84,6 +86,7 @@ class _Commands(TyperGroup):
 
         if not args and "args" not in settings:  # the words of the command line
             own_process()
+            atexit.register(gc.freeze)  # Python's last collection would scan all of torch, for 0.2 to 0.4 s
         protect_streams()
         _end_when_stopped()
         return super().main(*args, **settings)
