@@ -117,11 +117,20 @@ def test_every_model_of_runs_of_one_evaluation_is_in_the_panel_at_the_only_tick(
     assert list(axes.get_xticks()) == sorted(set(drawing.data["tokens"]))
 
 
+def markers(axes: Axes) -> set[tuple[bool, str]]:
+    """Whether the curves of a panel have markers, and at which of their points."""
+    curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    return {(line.get_marker() in looks.HOLLOW, str(line.get_markevery())) for line in curves}
+
+
 def test_a_short_curve_has_no_more_markers_than_the_long_ones_of_its_panel(tmp_path: Path) -> None:
-    (axes,) = learning_curves(tmp_path, {"retnet": 20, "transformer": 5}).figure.axes
-    assert [line.get_markevery() for line in axes.lines if len(line.get_xdata()) > 2] == [[-1], [-1]]
-    (axes,) = learning_curves(tmp_path / "short", {"retnet": 9, "transformer": 5}).figure.axes
-    assert {line.get_markevery() for line in axes.lines} == {None}
+    short, long = {"retnet": 9, "transformer": 5}, {"retnet": 20, "transformer": 5}
+    many = {**long, **{f"retnet_{number}": 6 for number in range(7)}}
+    found = [
+        markers(learning_curves(tmp_path / str(number), lengths).figure.axes[0])
+        for number, lengths in enumerate((short, long, many))
+    ]
+    assert found == [{(True, "None")}, {(False, "[-1]")}, {(True, "[-1]")}]
 
 
 @pytest.mark.parametrize(
