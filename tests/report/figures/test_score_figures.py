@@ -118,7 +118,7 @@ def test_every_model_of_runs_of_one_evaluation_is_in_the_panel_at_the_only_tick(
 
 
 def markers(axes: Axes) -> set[tuple[bool, str]]:
-    """Whether the curves of a panel have markers, and at which of their points."""
+    """Return whether the curves of a panel have markers, and at which of their points."""
     curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
     return {(line.get_marker() in looks.HOLLOW, str(line.get_markevery())) for line in curves}
 
