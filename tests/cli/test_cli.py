@@ -183,6 +183,17 @@ def test_report_understands_a_run_and_ends_with_the_answer(
     assert '<td class="differs">' not in (measured / "reports" / "evidence.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("_without_pictures")
+def test_report_names_lines_that_it_cannot_read(measured: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    shutil.copytree(measured / "results", root)
+    (one, *_) = sorted(root.rglob("*.jsonl"))
+    one.write_text("no JSON\n" + one.read_text(encoding="utf-8"), encoding="utf-8")
+    code, _, stderr = invoke("report", "--results", str(root), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert str(one) in stderr
+
+
 def test_dry_run_shows_every_cell_and_measures_nothing(
     tmp_path: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

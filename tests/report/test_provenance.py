@@ -11,6 +11,7 @@ from retbench.records.record import Gate, GateCheck, Record
 from retbench.report.lineup import lineup
 from retbench.report.provenance import (
     describe_conditions,
+    describe_steps,
     environment_table,
     equivalence_table,
     executed_table,
@@ -167,6 +168,14 @@ def test_compiled_steps_are_a_condition_of_what_they_gave(cpu_records: list[Reco
         record.model_copy(update={"backend": {**record.backend, "compile": False}}) for record in prefilled
     ]
     assert " · compiled: decode · eager: prefill · " in describe_conditions([*compiled, *eager], models)
+
+
+def test_steps_that_a_graph_replays_are_not_called_eager(gpu_records: list[Record]) -> None:
+    records = [record for record in gpu_records if record.workload in ("decode", "prefill")]
+    graphs = [record for record in records if record.backend["cuda_graph"]]
+    assert {record.workload for record in graphs} == {"decode"}
+    assert describe_steps(graphs) == ["CUDA graphs"]
+    assert describe_steps(records) == ["CUDA graphs: decode", "eager: prefill"]
 
 
 def test_threads_are_a_condition_where_they_are_recorded(cpu_records: list[Record]) -> None:

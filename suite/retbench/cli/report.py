@@ -7,6 +7,7 @@ import typer
 
 from retbench.cli.layout import print_prose
 from retbench.cli.options import ResultsPath, new_app, read_folder
+from retbench.cli.table import print_problems
 
 if TYPE_CHECKING:
     from retbench.report.findings.answer import Answer
@@ -32,7 +33,9 @@ def report(
     """
     from retbench.report.report import write_report
 
-    print_answer(write_report(results, out).answer)
+    written = write_report(results, out)
+    print_problems(written.problems)
+    print_answer(written.answer)
     print_prose(f"Open {out / 'index.html'}")
 
 

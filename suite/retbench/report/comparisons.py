@@ -102,6 +102,13 @@ def _rounds(rows: pd.DataFrame) -> Rounds:
     return {(str(session), int(number)): float(value) for session, number, value in found}
 
 
+def shared_rounds(mine: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return those observations of one cost of two models that a paired `cost_ratio` compares."""
+    key = ["session", "round"]
+    mine, theirs = (side[side["value"] > 0] for side in (mine, theirs))
+    return mine.merge(theirs[key], on=key), theirs.merge(mine[key], on=key)
+
+
 def pair_ratios(metrics: pd.DataFrame, models: Lineup) -> pd.DataFrame:
     """Return each model's primary metric over the reference's, at every point that both have.
 

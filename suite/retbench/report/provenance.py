@@ -72,7 +72,6 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
     key = set_of(latest)
     params = {record.model.name: record.model.num_params_nonembedding for record in records}
     limits = [limit for r in records if isinstance(limit := r.settings.get("memory_limit_bytes"), int)]
-    graph = f"CUDA graph {'on' if latest.settings.get('cuda_graph') else 'off'}"
     counts = [
         f"{models.labels[name]} {format_count(params[name])}" for name in models.models if name in params
     ]
@@ -80,24 +79,28 @@ def _cost_conditions(latest: Record, records: Sequence[Record], models: Lineup) 
         counts = [f"{range_of(params.values(), format_count)} in {len(counts)} models"]
     return [
         *([format_items(key.threads, "thread")] if key.threads else []),
-        *([graph] if "cuda" in str(key.device) else []),
         *describe_steps(records),
         *([f"memory limit {format_bytes(min(limits))}"] if limits else []),
         f"parameters without embedding: {', '.join(counts)}",
     ]
 
 
+def step_words(backend: Mapping[str, Any]) -> list[str]:
+    """Return how a step ran, by the backend of its record: 'eager', or 'compiled', 'CUDA graphs' or both."""
+    ways = (("compile", "compiled"), ("cuda_graph", "CUDA graphs"))
+    return [words for name, words in ways if backend.get(name)] or ["eager"]
+
+
 def describe_steps(records: Sequence[Record]) -> list[str]:
     """Return how steps ran: 'compiled', 'eager', or of each workload where they differ; nothing where none is timed."""
-    by_workload: dict[bool, dict[str, None]] = {}
+    by_way: dict[str, dict[str, None]] = {}
     for record in records:
-        ran = record.backend.get("compile")
-        if isinstance(ran, bool):
-            by_workload.setdefault(ran, {})[record.workload.replace("_", " ")] = None
-    words = {True: "compiled", False: "eager"}
-    if len(by_workload) == 1:
-        return [words[next(iter(by_workload))]]
-    return [f"{words[ran]}: {', '.join(names)}" for ran, names in sorted(by_workload.items(), reverse=True)]
+        if isinstance(record.backend.get("compile"), bool):
+            ran = " in ".join(step_words(record.backend))
+            by_way.setdefault(ran, {})[record.workload.replace("_", " ")] = None
+    if len(by_way) == 1:
+        return [*by_way]
+    return [f"{ran}: {', '.join(names)}" for ran, names in sorted(by_way.items())]
 
 
 def match_table(records: Sequence[Record], models: Lineup) -> pd.DataFrame:

@@ -63,10 +63,11 @@ class ReportPage(NamedTuple):
 
 
 class WrittenReport(NamedTuple):
-    """A report on the disk: its answer, and the paths of all its files."""
+    """A report on the disk: its answer, the paths of all its files, and a sentence per line that cannot be read."""
 
     answer: Answer
     paths: list[Path]
+    problems: tuple[str, ...]
 
 
 def write_report(results: Path, out: Path) -> WrittenReport:
@@ -94,7 +95,7 @@ def write_report(results: Path, out: Path) -> WrittenReport:
         text = templates.get_template(f"{name}.j2").render(page=page, svgs=svgs, colours=colour_rules())
         write_atomic(out / name, text.encode())
         paths.append(out / name)
-    return WrittenReport(page.answer, paths)
+    return WrittenReport(page.answer, paths, found.problems)
 
 
 class _Origin(NamedTuple):

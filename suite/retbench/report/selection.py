@@ -43,6 +43,7 @@ class Selection:
     Attributes:
         records: One per (cell, round).
         left_out: One sentence per group of records that were found and are not among them.
+        workloads_left_out: Workloads that have a value in records that were found, and in none of these.
         everything: All records that were found, for looking up trainings.
         folders: Folder of the per-document results of each record; without it quality is not compared.
         is_published: Whether these are the records that come with the project, not the reader's own.
@@ -52,6 +53,7 @@ class Selection:
 
     records: tuple[Record, ...]
     left_out: tuple[str, ...] = ()
+    workloads_left_out: frozenset[str] = frozenset()
     everything: tuple[Record, ...] = ()
     folders: Mapping[Documents, Path] = field(default_factory=dict)
     is_published: bool = False
@@ -110,7 +112,13 @@ def select(
         newest, older = (_one_protocol if replicate == "round" else newest_evaluations)(comparable)
         chosen += newest
         left_out += other_sets + older
-    return Selection(tuple(chosen), tuple(left_out), tuple(records), folders or {})
+    left_workloads = frozenset(_measured(records) - _measured(chosen))
+    return Selection(tuple(chosen), tuple(left_out), left_workloads, tuple(records), folders or {})
+
+
+def _measured(records: Iterable[Record]) -> set[str]:
+    """Return the workloads that have a value."""
+    return {record.workload for record in records if record.status == "ok"}
 
 
 def _of_experiment(records: Sequence[Record], experiment: str | None) -> Sequence[Record]:

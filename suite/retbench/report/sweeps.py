@@ -49,6 +49,11 @@ def summarise(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "num_rounds"])
 
 
+def mean_of_rounds(values: Sequence[float]) -> float:
+    """Return the value of rounds as `summarise` does."""
+    return _interval(values)[0]
+
+
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
     if min(values) <= 0 or len(values) == 1:
         return median(values), math.nan, math.nan

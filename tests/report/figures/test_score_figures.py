@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,50 @@ def test_the_label_of_a_learning_curve_counts_seeds_that_ended_early(tmp_path: P
     ends = drawing.data[drawing.data["model"] == "retnet"].groupby("seed")["value"].last()
     assert ends.max() == 9.0
     assert f"RetNet\n{ends.min():.3f}–9.000" in [text.get_text() for text in drawing.figure.axes[0].texts]
+
+
+def learning_curves(folder: Path, lengths: Mapping[str, int]) -> Drawing:
+    """Draw the learning curves of models, whose loss was evaluated as often as the mapping says."""
+
+    def shorten(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["workload"] == "training_run":
+            series, length = arguments["series"]["validation_loss_nats"], lengths[arguments["model"].name]
+            cut = series.model_copy(update={"x": series.x[:length], "y": series.y[:length]})
+            arguments["series"] = {**arguments["series"], "validation_loss_nats": cut}
+        return arguments
+
+    bits = {model: {"1m": 1.7 + number / 100} for number, model in enumerate(lengths)}
+    maker = ScoreMaker(folder, seeds={"1m": (0,)}, bits=bits, change=shorten)
+    maker.trainings()
+    (drawing,) = (one for one in drawn(maker) if one.name.endswith("_learning"))
+    return drawing
+
+
+def test_every_model_of_runs_of_one_evaluation_is_in_the_panel_at_the_only_tick(tmp_path: Path) -> None:
+    drawing = learning_curves(tmp_path, {**dict.fromkeys(KIN, 1), "retnet_deep": 1, "retnet_long": 1})
+    (axes,) = drawing.figure.axes
+    lines = [line for line in axes.lines if line.get_marker() in looks.HOLLOW]
+    assert len(lines) == 6
+    for line in lines:
+        ((x, _),) = line.get_transform().transform(np.asarray(line.get_xydata()))
+        assert axes.bbox.x0 < x < axes.bbox.x1
+    assert list(axes.get_xticks()) == sorted(set(drawing.data["tokens"]))
+
+
+def markers(axes: Axes) -> set[tuple[bool, str]]:
+    """Return whether the curves of a panel have markers, and at which of their points."""
+    curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    return {(line.get_marker() in looks.HOLLOW, str(line.get_markevery())) for line in curves}
+
+
+def test_a_short_curve_has_no_more_markers_than_the_long_ones_of_its_panel(tmp_path: Path) -> None:
+    short, long = {"retnet": 9, "transformer": 5}, {"retnet": 20, "transformer": 5}
+    many = {**long, **{f"retnet_{number}": 6 for number in range(7)}}
+    found = [
+        markers(learning_curves(tmp_path / str(number), lengths).figure.axes[0])
+        for number, lengths in enumerate((short, long, many))
+    ]
+    assert found == [{(True, "None")}, {(False, "[-1]")}, {(True, "[-1]")}]
 
 
 @pytest.mark.parametrize(

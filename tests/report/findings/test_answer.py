@@ -138,9 +138,58 @@ def test_an_advantage_of_one_round_says_that_it_has_no_interval(cpu_records: lis
         for record in cpu_records
         if record.model.name == "retnet" or record.point.context_len < deepest or record.round == 0
     ]
-    assert "9.32 vs 41.9 ms, one round, no interval" in line(answer(left), "Decode").text
+    assert "9.52 vs 41.9 ms, one round, no interval" in line(answer(left), "Decode").text
     assert "no interval" not in line(answer(cpu_records), "Decode").text
     assert "no interval" not in line(answer(left), "Memory").text, "bytes do not vary"
+
+
+def test_values_are_of_the_rounds_that_the_ratio_compares(cpu_records: list[Record]) -> None:
+    """The Transformer alone has the last rounds of an interrupted run, and these were slow."""
+
+    def changed(record: Record) -> Record:
+        slow = 9.0 if record.round > 2 else 1.0
+        metrics = {key: Metric(unit=m.unit, value=m.value * slow) for key, m in record.metrics.items()}
+        return record.model_copy(update={"metrics": metrics})
+
+    whole = [record for record in cpu_records if record.round <= 2]
+    later = [changed(r) for r in cpu_records if r.round > 2 and r.model.name == "transformer"]
+    assert later
+    complete, interrupted = (line(answer(records), "Decode") for records in (whole, [*whole, *later]))
+    assert interrupted.lead == complete.lead
+    assert interrupted.text.replace(" in 3 common rounds", "") == complete.text
+
+
+def test_a_model_without_a_value_is_named_beside_the_others(cpu_records: list[Record]) -> None:
+    def failed(record: Record) -> Record:
+        broken = {"status": "failed", "error": "why", "metrics": {}}
+        return record.model_copy(update=broken if record.model.name == "broken" else {})
+
+    records = with_copies(cpu_records, {"broken": 1.0, "slow": 2.0})
+    found = answer([failed(record) for record in records])
+    assert found.models.startswith("RetNet, RetNet (broken) and RetNet (slow) compared")
+    assert line(found, "Decode").text.endswith("no value at 32K: RetNet (broken)")
+    assert "no value" not in line(answer(records), "Decode").text
+
+
+def test_a_workload_of_records_that_may_not_be_pooled_was_measured(cpu_records: list[Record]) -> None:
+    older = [
+        record.model_copy(
+            update={
+                "environment": record.environment | {"code_revision": "0.0.1"},
+                "started_at": "2020-01-02T03:04:05Z",
+            }
+        )
+        for record in cpu_records
+        if record.workload == "memory"
+    ]
+    found = line(answer([*older, *Maker(CPU).latency()]), "Memory")
+    assert found.lead not in (NOT_MEASURED, NOT_COMPARED)
+    assert "Limitations" in found.lead
+
+
+def test_a_heading_counts_models_that_it_has_no_room_to_name(cpu_records: list[Record]) -> None:
+    copies = with_copies(cpu_records, {f"model{number}": 1.0 for number in range(19)})
+    assert answer([r for r in copies if r.model.name != "transformer"]).models == "20 models"
 
 
 def test_a_reference_that_no_model_beats_is_named_the_best(cpu_records: list[Record]) -> None:

@@ -13,6 +13,7 @@ from retbench.report.claims.words import FEATURE_WORDS
 from retbench.report.latest import keep_latest
 from retbench.report.lineup import mismatch
 from retbench.report.points import group
+from retbench.report.provenance import step_words
 from retbench.report.results import set_of
 from retbench.report.selection import model_settings, shared_settings
 from retbench.report.wording import device_name
@@ -47,9 +48,7 @@ def _step_words(claim: Claim, setup: Setup) -> list[str]:
     """Return how the decode steps ran, of a claim about them: 'eager', 'compiled' or 'CUDA graphs'."""
     if isinstance(claim.rule, GateRule) or setup.latest.workload != "decode":
         return []
-    ran = next((record.backend for record in setup.records if record.status == "ok"), {})
-    words = [word for name, word in (("compile", "compiled"), ("cuda_graph", "CUDA graphs")) if ran.get(name)]
-    return words or ["eager"]
+    return step_words(next((record.backend for record in setup.records if record.status == "ok"), {}))
 
 
 def _scope(claim: Claim, setup: Setup, features: frozenset[str]) -> Scope | None:

@@ -14,6 +14,7 @@ from matplotlib.transforms import Transform, offset_copy
 
 from retbench.report.figures import style
 from retbench.report.figures.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.figures.looks import repeats
 from retbench.report.figures.panels import Panel, PlotPoint, lowest
 from retbench.report.wording import describe_status, span
 from retbench.units import format_tokens
@@ -31,7 +32,10 @@ _CROSSES_PT = 6.0
 _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
 _MOST_MARKERS = 12
-"""Points of a curve that have room for markers."""
+"""Points of a curve that have room for markers.
+
+Where one curve has more, none has markers, or if several models have the same colour, each the one at its end.
+"""
 _MOST_AT_ONE_PLACE = 4
 """Models whose intervals at one place do not hide each other."""
 _LONE_MARKER_PT = 5.2
@@ -211,6 +215,9 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
     """Draw the curves of every model with their intervals, thinner where a model has several."""
     aside_pt = _asides_pt(axes, panel)
     _make_room(axes, panel.ticks, max(aside_pt.values(), default=0.0))
+    longest = max((len(points) for curves in panel.curves.values() for points in curves), default=0)
+    has_room = longest <= _MOST_MARKERS
+    has_markers = has_room or repeats(len(panel.models.models))
     for model, curves in panel.curves.items():
         look = panel.look(model)
         beside = offset_copy(axes.transData, axes.figure.figure, x=aside_pt[model], units="points")
@@ -228,7 +235,8 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
                 linestyle=look.dash if panel.joined in (None, points[0].curve) else "",
                 transform=beside,
                 linewidth=1.3 if len(curves) == 1 else 0.9,
-                marker=look.marker if len(points) <= _MOST_MARKERS else "",
+                marker=look.marker if has_markers else "",
+                markevery=None if has_room else [-1],
                 markersize=marker_pt * look.marker_scale,
             )
 

@@ -90,10 +90,16 @@ def draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawin
 
 
 def _set_token_axis(axes: Axes, places: Sequence[float], density: int) -> None:
-    """Make a linear axis of tokens from zero; its outer ticks are aligned inwards, for panels are close together."""
+    """Make a linear axis of tokens from zero; its outer ticks are aligned inwards, for panels are close together.
+
+    Runs of one evaluation each have one tick, in the middle: curves that stand aside of it stay in the panel.
+    """
     last = max(places)
+    if len(places) == 1:
+        style.set_linear_length_axis(axes, places, format_count)
+        return
     axes.set_xlim(0, style.LINEAR_EDGE * last)
-    ticks = [x for x in MaxNLocator(nbins=density).tick_values(0, last) if x <= last]
+    ticks = [x for x in MaxNLocator(nbins=density).tick_values(0, last) if x <= style.LINEAR_EDGE * last]
     axes.set_xticks(ticks, [_short(x) for x in ticks])
     axes.fmt_xdata = format_count
     axes.get_xticklabels()[0].set_horizontalalignment("left")

@@ -42,6 +42,9 @@ HEADLINES = ("decode", "memory", "prefill")
 """Workloads that always have a line, in this order; others have one where none of these was measured."""
 NOT_MEASURED = "not measured in this run"
 NOT_COMPARED = "measured, but of no two models that are compared"
+OTHER_CONDITIONS = "measured, but under conditions that may not be compared with these: see Limitations"
+_MOST_NAMES = 3
+"""Models that a heading names; of more it says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def find_answer(contents: Contents) -> Answer:
     lines = [
         AnswerLine(_topic(name), NOT_COMPARED, "")
         if name in alone
+        else AnswerLine(_topic(name), OTHER_CONDITIONS, "")
+        if name in contents.selection.workloads_left_out
         else _cost_line(name, _farthest(compared, name, main), main)
         for name in topics
     ]
@@ -142,6 +147,7 @@ def _cost_line(name: str, found: Comparison | None, main: Comparison | None) -> 
         *_crossing(found, best, ends),
         *([f"not significantly different from {found.named(best)}: {join_words(ties)}"] if ties else []),
         *([_range_of_others(found)] if len(found.ranking) > 1 else []),
+        *_without_value(found),
         *filter(None, [sweep.reason_beyond((best, found.reference), last.length)]),
         *_other_setting(found, main),
     ]
@@ -181,7 +187,7 @@ def _values(end: End) -> str:
     """Return both values, the unit once where it is the same: '6.42 vs 49.0 ms'."""
     number, _, unit = end.mine.partition(" ")
     same = unit and end.theirs.endswith(f" {unit}")
-    return f"{number if same else end.mine} vs {end.theirs}"
+    return f"{number if same else end.mine} vs {end.theirs}{end.rounds}"
 
 
 def _notes(end: End) -> str:
@@ -215,6 +221,14 @@ def _range_of_others(found: Comparison) -> str:
     if count == 1:
         return f"{found.named(found.ranking[1])} {second}"
     return f"the other {count} models {second} to {last}"
+
+
+def _without_value(found: Comparison) -> list[str]:
+    """Return which of the models that are compared have no value at the longest context."""
+    models = found.sweep.models
+    missing = [models.labels[model] for model in models.challengers if model not in found.ranking]
+    at = f"at {format_tokens(found.deepest)}"
+    return [f"no value {at}: {join_words(missing)}"] if missing else []
 
 
 def _other_setting(found: Comparison, main: Comparison | None) -> list[str]:
@@ -282,13 +296,15 @@ def _other_device(records: Sequence[Record], setting: Sequence[Record]) -> str:
 def _models_words(models: Lineup) -> str:
     """Return the models that are compared, or how many there are."""
     if models.reference is None or not models.challengers:
-        return ", ".join(models.labels.values())
-    mine = [models.labels[name] for name in models.challengers]
-    subject = join_words(mine) if len(mine) <= 3 else f"{len(mine)} models"
-    compared = f"{subject} compared with the {models.labels[models.reference]}"
-    if not models.refusals:
-        return compared
-    return f"{compared}; {join_words([models.labels[name] for name in models.refusals])} not compared"
+        return _names(models, models.models)
+    compared = f"{_names(models, models.challengers)} compared with the {models.labels[models.reference]}"
+    return f"{compared}; {_names(models, [*models.refusals])} not compared" if models.refusals else compared
+
+
+def _names(models: Lineup, names: Sequence[str]) -> str:
+    """Return the labels of a few models, or how many models there are."""
+    labels = [models.labels[name] for name in names]
+    return join_words(labels) if len(labels) <= _MOST_NAMES else f"{len(labels)} models"
 
 
 def _setting(records: Sequence[Record], main: Comparison | None) -> str:

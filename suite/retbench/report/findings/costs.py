@@ -18,10 +18,11 @@ from retbench.report.comparisons import (
     find_primary_crossover,
     find_slope,
     fit_line,
+    shared_rounds,
 )
 from retbench.report.findings.advantages import Advantage, advantage, lead_of_ends
 from retbench.report.lineup import Lineup
-from retbench.report.sweeps import CostSweep, by_workload, swept_by_batch
+from retbench.report.sweeps import CostSweep, by_workload, mean_of_rounds, swept_by_batch
 from retbench.report.tables.cells import format_metric
 from retbench.report.wording import (
     crossing_ends,
@@ -31,7 +32,7 @@ from retbench.report.wording import (
     join_words,
 )
 from retbench.stats.intervals import Crossover, Equivalence
-from retbench.units import format_bytes, format_tokens
+from retbench.units import format_bytes, format_items, format_tokens
 from retbench.workloads.workload import WORKLOADS, MetricSpec
 
 THROUGHPUT = MetricSpec("tokens_per_s", "tokens/s", lower_is_better=False, better="more throughput")
@@ -57,26 +58,44 @@ class KeyFinding:
 
 
 class End(NamedTuple):
-    """A model compared with the reference at one context length: its advantage, its value and the reference's."""
+    """A model compared with the reference at one context length.
+
+    Attributes:
+        advantage: Its advantage.
+        length: The context length.
+        mine: Its value.
+        theirs: The reference's value.
+        rounds: Which rounds the values are of, to follow them: " in 3 common rounds"; empty where both have the
+            same, and of one round, which the advantage states.
+    """
 
     advantage: Advantage
     length: int
     mine: str
     theirs: str
+    rounds: str
 
 
 def find_ends(found: Comparison, model: str) -> list[End]:
-    """Return one model's comparison at the shortest and at the longest context; one where they are the same."""
-    metric = found.workload.primary
+    """Return one model's comparison at the shortest and at the longest context; one where they are the same.
+
+    The values are of the rounds that the ratio compares: where a run was interrupted, a model has rounds alone.
+    """
+    metric, measured = found.workload.primary, found.sweep.metrics
+    measured = measured[measured["metric"] == metric.name]
     rows = found.ratios[found.ratios["model"] == model].sort_values("context_len")
-    values, ends = found.sweep.rows(metric.name), []
+    ends = []
     for _, row in rows.iloc[[0, -1] if len(rows) > 1 else slice(None)].iterrows():
-        length = int(row["context_len"])
+        length, rounds = int(row["context_len"]), ""
+        sides = (_at(measured, model, length), _at(measured, found.reference, length))
+        if not row["unpaired"]:
+            count, most = int(row["num_rounds"]), max(map(len, sides))
+            sides = shared_rounds(*sides)
+            rounds = f" in {format_items(count, 'common round')}" if 1 < count < most else ""
         mine, theirs = (
-            format_metric(metric.name, _value(values, str(row[side]), length), metric.unit)
-            for side in ("model", "reference")
+            format_metric(metric.name, mean_of_rounds(list(side["value"])), metric.unit) for side in sides
         )
-        ends.append(End(advantage(metric, row), length, mine, theirs))
+        ends.append(End(advantage(metric, row), length, mine, theirs, rounds))
     return ends
 
 
@@ -125,12 +144,12 @@ def _ends(found: Comparison, model: str) -> list[KeyFinding]:
     if not ends:
         return []
     label, other = found.named(model), found.named(found.reference)
-    last, length, mine, theirs = ends[-1]
+    last, length, mine, theirs, rounds = ends[-1]
     limits = sweep.rows("memory_limit_bytes")["value"]
     limit = f" in {format_bytes(limits.min())}" if len(limits) else ""
     text = (
         f"At {format_tokens(length)} the {found.workload.quantity}{limit} is {mine} for {label} and {theirs} "
-        f"for {other}{found.batch}: {last.clause(label, other)}."
+        f"for {other}{rounds}{found.batch}: {last.clause(label, other)}."
     )
     if len(ends) > 1:
         text += f" At {format_tokens(ends[0].length)} {ends[0].advantage.clause(label, other)}."
