@@ -9,7 +9,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import numpy
@@ -142,7 +142,8 @@ def test_other_dependencies_get_an_environment_that_is_kept(
     assert len(messages) == 1
 
 
-@pytest.mark.skipif(find_spec("pip") is None, reason="pip is not installed here")
+# importlib's find_spec would make setuptools give distutils back to Python, whose import warns.
+@pytest.mark.skipif(PathFinder.find_spec("pip") is None, reason="pip is not installed here")
 def test_dependencies_that_cannot_be_had_are_reported(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
