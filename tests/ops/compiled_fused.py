@@ -8,6 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from retbench.ops import fused_kernels as kernels
+from retbench.ops import fused_linear_kernels as linear_kernels
 
 FLOAT32 = {"state", "cos", "sin"}
 NUMBERS = {
@@ -47,15 +48,15 @@ def _without(fixed, *given):
 
 
 VARIANTS = [
-    (kernels.linear_step_kernel, _without({**STEP, **ROTARY}, "gates", "row_norm")),
-    (kernels.linear_step_kernel, {**STEP, **ROTARY, "LAYOUT": "interleaved"}),
-    (kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 40, "VALUES": 40, "BLOCK_K": 32}),
+    (linear_kernels.linear_step_kernel, _without({**STEP, **ROTARY}, "gates", "row_norm")),
+    (linear_kernels.linear_step_kernel, {**STEP, **ROTARY, "LAYOUT": "interleaved"}),
+    (linear_kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 40, "VALUES": 40, "BLOCK_K": 32}),
     (
-        kernels.linear_step_kernel,
+        linear_kernels.linear_step_kernel,
         _without({**STEP, **NO_ROTARY, "GATES_CHANNELS": True, "GATE": "sigmoid"}, "gates"),
     ),
     (
-        kernels.linear_step_kernel,
+        linear_kernels.linear_step_kernel,
         _without(
             {**STEP, **NO_ROTARY, "GATES_CHANNELS": True, "GATE": "exponential"},
             "gates",
@@ -64,31 +65,31 @@ VARIANTS = [
         ),
     ),
     (
-        kernels.linear_step_kernel,
+        linear_kernels.linear_step_kernel,
         _without({**STEP, **NO_ROTARY, "SHARED": 4, "GATE": "time_step"}, "gates", "gate_bias", "gate_rate"),
     ),
-    (kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 65, "VALUES": 64, "MAP": "elu"}),
+    (linear_kernels.linear_step_kernel, {**STEP, **NO_ROTARY, "V": 65, "VALUES": 64, "MAP": "elu"}),
     (
-        kernels.linear_step_kernel,
+        linear_kernels.linear_step_kernel,
         {**STEP, **NO_ROTARY, "V": 65, "VALUES": 64, "K": 273, "WIDTH": 16, "MAP": "taylor"},
     ),
-    (kernels.convolution_step_kernel, {"D": 2304, "W": 4, "BLOCK": 512}),
-    (kernels.convolution_step_kernel, {"D": 40, "W": 2, "BLOCK": 512, "bias": ABSENT}),
-    (kernels.shift_kernel, {"B": 2, "D": 2048, "J": 5, "KEEPS": True, "BLOCK": 512}),
-    (kernels.shift_kernel, {"B": 2, "D": 40, "J": 1, "KEEPS": False, "BLOCK": 512}),
-    (kernels.gated_norm_kernel, {"D": 4096, "P": 64, "GROUPS": 1, "BLOCK": 4096}),
+    (linear_kernels.convolution_step_kernel, {"D": 2304, "W": 4, "BLOCK": 512}),
+    (linear_kernels.convolution_step_kernel, {"D": 40, "W": 2, "BLOCK": 512, "bias": ABSENT}),
+    (linear_kernels.shift_kernel, {"B": 2, "D": 2048, "J": 5, "KEEPS": True, "BLOCK": 512}),
+    (linear_kernels.shift_kernel, {"B": 2, "D": 40, "J": 1, "KEEPS": False, "BLOCK": 512}),
+    (linear_kernels.gated_norm_kernel, {"D": 4096, "P": 64, "GROUPS": 1, "BLOCK": 4096}),
     (
         kernels.cache_latent_kernel,
         {"H": 16, "K": 192, "R": 512, "P": 64, "BLOCK_K": 128, "BLOCK_R": 512, "BLOCK_P": 64},
     ),
-    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer"}),
+    (linear_kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "layer"}),
     (
-        kernels.norm_gate_kernel,
+        linear_kernels.norm_gate_kernel,
         {**HEAD_NORM, "NORM": "sum", "weight": ABSENT, "bias": ABSENT, "gate": ABSENT},
     ),
-    (kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "rms", "bias": ABSENT}),
+    (linear_kernels.norm_gate_kernel, {**HEAD_NORM, "NORM": "rms", "bias": ABSENT}),
     (
-        kernels.norm_gate_kernel,
+        linear_kernels.norm_gate_kernel,
         {**HEAD_NORM, "NORM": "layer", "weight": ABSENT, "bias": ABSENT, "gate": ABSENT},
     ),
     (kernels.rotate_and_cache_kernel, {**CACHE, **ROTARY}),

@@ -285,11 +285,12 @@ def _launch_norm(
 
 
 def launch(name: str, grid: Sequence[int], arguments: tuple[Any, ...], **compiled_in: object) -> None:
-    """Launch a kernel of `fused_kernels` on the device of its first argument."""
+    """Launch a kernel of `fused_kernels` or `fused_linear_kernels` on the device of its first argument."""
     # Imports Triton, which only a launch needs. The statement makes the kernels part of a record's source.
-    from retbench.ops import fused_kernels
+    from retbench.ops import fused_kernels, fused_linear_kernels
 
-    kernel = getattr(fused_kernels, name)[tuple(grid)]
+    module = fused_kernels if hasattr(fused_kernels, name) else fused_linear_kernels
+    kernel = getattr(module, name)[tuple(grid)]
     with torch.cuda.device_of(arguments[0]):
         # Fused multiply-adds are asked for, since the default of Triton differs between its versions.
         kernel(*arguments, **compiled_in, enable_fp_fusion=True)
