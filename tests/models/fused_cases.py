@@ -27,11 +27,15 @@ CASES = (
 
 
 ONE_LAYER = (
+    "torchscale",
+    "yoco",
+    "paper",
     "paper-no-swish-gate",
     "paper-no-head-norm",
     "linear-elu",
     "linear-performer",
     "linear-taylor",
+    "gpt",
     "mla-compressed",
     "rwkv5",
     "convolution-first",
