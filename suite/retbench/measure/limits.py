@@ -13,6 +13,7 @@ import psutil
 from retbench.errors import UnsupportedError
 from retbench.measure import allocator
 from retbench.measure.machine import status_bytes
+from retbench.ops import GPU_SHORTAGE
 from retbench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,17 +25,13 @@ _OUT_OF_MEMORY: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: (
         "can't allocate memory",
         "not enough memory",
-        "out of memory",
+        *GPU_SHORTAGE,
         "bad_alloc",
         "alloc_failed",
-        "nvml_success == ",
     ),
     ImportError: ("cannot allocate memory",),
 }
-"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader.
-
-torch's CUDA allocator asks NVML about the memory that ran out. Where that fails, as in slices of a GPU (MIG) or beside
-another driver, its assertion hides the shortage (pytorch#112377)."""
+"""Parts of the messages of torch's CPU allocator, CUDA, the C++ library and cuBLAS; of the dynamic loader."""
 
 _OUT_OF_LIMIT: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: ("can't start new thread", "could not create a primitive", "could not execute a primitive"),

@@ -13,6 +13,12 @@ Layout = Literal["half", "interleaved"]
 DecodeOperators = Literal["fused", "eager"]
 """Operators of a decode step: fused kernels of a GPU (`ops.fused`), or torch's own operators one by one."""
 
+GPU_SHORTAGE = ("out of memory", "nvml_success == ")
+"""Parts of the messages of a full GPU, in lower case.
+
+torch's CUDA allocator asks NVML about the memory that ran out. Where that fails, as in slices of a GPU (MIG) or beside
+another driver, its assertion hides the shortage (pytorch#112377)."""
+
 ROTARY_BASE = 10_000.0
 """Base of the rotary positions in every paper's and every named model."""
 

@@ -196,7 +196,7 @@ def gated_norm(
         skip: (H,).
         gate: (B, H P), sequences any stride apart.
         weight: (H P,).
-        num_groups: Groups of neighbouring channels, each with a norm of its own.
+        num_groups: Number of groups of neighbouring channels, each of which is normed alone.
         eps: Added to the mean square.
 
     Returns:

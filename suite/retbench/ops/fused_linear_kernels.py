@@ -33,7 +33,7 @@ def _features(
 
 @triton.jit
 def _softplus(x):
-    """Return log(1 + exp(x)), as precise where it is small: a GPU's logarithm near 1 errs by some 1e-7, not relatively.
+    """Return log(1 + exp(x)) without a GPU's logarithm, whose error near 1 is absolute: small results would be wrong.
 
     log(1 + y) is 2 artanh(s) of s = y / (2 + y), whose series to s^13 errs by at most 2e-8 of it for y up to 1.
     """
@@ -47,8 +47,8 @@ def _softplus(x):
 
 
 @triton.jit
-def _opened(gates, bias, places, inside, GATE: tl.constexpr):
-    """Load gates, add a bias, and return the decays that follow from them by a rule of `fused_linear.Gate`."""
+def _load_decays(gates, bias, places, inside, GATE: tl.constexpr):
+    """Load gates, add a bias, and return their decays by a rule of `fused_linear.Gate`; for time_step the sums."""
     x = tl.load(gates + places, mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
         x += tl.load(bias + places, mask=inside, other=0.0).to(tl.float32)
@@ -104,7 +104,7 @@ def linear_step_kernel(
     decay = 1.0
     if not GATES_CHANNELS:
         if gates is not None:
-            decay = _opened(gates + batch * strides[3], gate_bias, head, head < H, GATE)
+            decay = _load_decays(gates + batch * strides[3], gate_bias, head, head < H, GATE)
         if GATE == "time_step":
             time_step = _softplus(decay)
             values *= time_step
@@ -118,7 +118,7 @@ def linear_step_kernel(
         tile = state + index * K * V + rows[:, None] * V + columns[None, :]
         held, added = tl.load(tile, mask=inside, other=0.0), keys[:, None] * values[None, :]
         if GATES_CHANNELS:
-            decays = _opened(gates + batch * strides[3], gate_bias, head * K + rows, rows < K, GATE)
+            decays = _load_decays(gates + batch * strides[3], gate_bias, head * K + rows, rows < K, GATE)
             updated = decays[:, None] * held + added
         else:
             updated = decay * held + added
@@ -152,14 +152,10 @@ def convolution_step_kernel(
     batch = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channels < D
-    own, held = (
-        tl.load(x + batch * x_stride + channels, mask=inside, other=0.0),
-        state + batch * (W - 1) * D + channels,
-    )
-    weights = weight + channels * channel_stride
-    summed = own.to(tl.float32) * tl.load(weights + (W - 1) * token_stride, mask=inside, other=0.0).to(
-        tl.float32
-    )
+    held, weights = state + batch * (W - 1) * D + channels, weight + channels * channel_stride
+    own = tl.load(x + batch * x_stride + channels, mask=inside, other=0.0)
+    last = tl.load(weights + (W - 1) * token_stride, mask=inside, other=0.0)
+    summed = own.to(tl.float32) * last.to(tl.float32)
     if bias is not None:
         summed += tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32)
     for token in tl.static_range(W - 1):

@@ -20,7 +20,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from retbench.ops import FLA_CHUNK_SIZE
+from retbench.ops import FLA_CHUNK_SIZE, GPU_SHORTAGE
 from retbench.ops.linear_operator import LinearForm, check_shapes
 
 _OPS = "fla.ops.simple_gla"
@@ -148,10 +148,6 @@ def _launch_problem(device: torch.device, dtype: torch.dtype, form: LinearForm) 
     )
 
 
-_SHORTAGE = ("out of memory", "nvml_success == ")
-"""Words of a shortage of memory, those of `measure.limits`."""
-
-
 def launch_problem(launch: Callable[[], object], device: torch.device, kernels: str, cure: str) -> str | None:
     """Launch kernels once, and return why they cannot be imported or launched, and what to do; None if they can.
 
@@ -169,7 +165,7 @@ def launch_problem(launch: Callable[[], object], device: torch.device, kernels: 
         launch()
         torch.cuda.synchronize(device)
     except Exception as error:  # raised by the package, by Triton, its C compiler or the driver
-        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGE):
+        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in GPU_SHORTAGE):
             raise
         # An error such as that of a wrong address stays: no kernel can run from here on.
         try:

@@ -60,9 +60,7 @@ class GatedLinearAttentionModule(LinearOperatorModule):
     def _step(self, x: Tensor, state: LayerState) -> Tensor:
         """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
         self.executed["decode"] = "fused"
-        widths = list(self.config.projection().widths)
-        q, gate, k, v, factor = self.qgkvd_proj(x).squeeze(1).split(widths, dim=-1)
-        q, k, v, logits = (self._heads(part) for part in (q, k, v, self.decay_proj(factor)))
+        q, gate, k, v, logits = (part.squeeze(1) for part in self._split(x, last_only=False))
         scale = self.config.head_dim**-0.5
         out = fused_linear.linear_step(
             q, k, v, logits, state["values"], gate="sigmoid", query_scale=scale
@@ -77,6 +75,11 @@ class GatedLinearAttentionModule(LinearOperatorModule):
 
         With `last_only` q and gate are of the last token alone.
         """
+        q, gate, k, v, logits = self._split(x, last_only=last_only)
+        return q * self.config.head_dim**-0.5, gate, k, v, gated_log_decay(logits, wide_dtype(x.dtype))
+
+    def _split(self, x: Tensor, *, last_only: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the same, with q as it is projected, and the logits of the decay."""
         widths = list(self.config.projection().widths)
         if last_only:
             split = sum(widths[:2])
@@ -85,7 +88,7 @@ class GatedLinearAttentionModule(LinearOperatorModule):
         else:
             q, gate, k, v, factor = self.qgkvd_proj(x).split(widths, dim=-1)
         q, k, v, logits = (self._heads(part) for part in (q, k, v, self.decay_proj(factor)))
-        return q * self.config.head_dim**-0.5, gate, k, v, gated_log_decay(logits, wide_dtype(x.dtype))
+        return q, gate, k, v, logits
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, W) as heads, (B, T, H, W / H)."""

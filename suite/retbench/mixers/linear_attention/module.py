@@ -84,16 +84,16 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def _step(self, x: Tensor, state: LayerState) -> Tensor:
         """Compute one token by the fused operators, (B, 1, D) to (B, 1, D); `state` is advanced in place."""
-        config, keys = self.config, self.config.key_dim
+        config = self.config
         self.executed["decode"] = "fused"
-        q, k, v = self.qkv_proj(x).split([keys, keys, config.d_model], dim=-1)
-        q, k, v = (one.view(*one.shape[:-1], config.num_heads, -1) for one in (q, k, v))
+        q, k, v = self._split(x, last_only=False)
         decay, mapped = None, {}
         if isinstance(self.feature_map, Performer):
             wide = wide_dtype(x.dtype)
             q = self.feature_map.of_queries(cast(q, wide))
             k, log_decay = self._map_keys(cast(k, wide), state)
-            decay = None if log_decay is None else log_decay[:, 0].exp()
+            assert log_decay is not None
+            decay = log_decay[:, 0].exp()
         elif config.is_normalised:
             mapped["feature_map"] = config.feature_map
         else:
@@ -124,6 +124,16 @@ class LinearAttentionModule(LinearOperatorModule):
 
     def _project(self, x: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return mapped q (B, T, H, K), of the last token alone with `last_only`, k (B, T, H, W) and v (B, T, H, V)."""
+        q, k, v = self._split(x, last_only=last_only)
+        if not self.config.is_normalised:
+            return self.feature_map.of_queries(q), k, v
+        wide = wide_dtype(x.dtype)  # of a sum of weights and its parts, so that no form rounds them apart
+        ones = torch.ones_like(v[..., :1], dtype=wide)
+        values = torch.cat([cast(v, wide), ones], dim=-1)
+        return self.feature_map.of_queries(cast(q, wide)), cast(k, wide), values
+
+    def _split(self, x: Tensor, *, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k (B, T, H, W) and v (B, T, H, V) as they are projected, without the column of ones."""
         keys, d = self.config.key_dim, self.config.d_model
         if last_only:
             q = self.qkv_proj.part(x[:, -1:], 0, keys)
@@ -131,9 +141,4 @@ class LinearAttentionModule(LinearOperatorModule):
         else:
             q, k, v = self.qkv_proj(x).split([keys, keys, d], dim=-1)
         q, k, v = (one.view(*one.shape[:-1], self.config.num_heads, -1) for one in (q, k, v))
-        if not self.config.is_normalised:
-            return self.feature_map.of_queries(q), k, v
-        wide = wide_dtype(x.dtype)  # of a sum of weights and its parts, so that no form rounds them apart
-        ones = torch.ones_like(v[..., :1], dtype=wide)
-        values = torch.cat([cast(v, wide), ones], dim=-1)
-        return self.feature_map.of_queries(cast(q, wide)), cast(k, wide), values
+        return q, k, v
