@@ -416,5 +416,24 @@ def test_many_models_are_drawn_against_their_states(tmp_path: Path) -> None:
     assert drawn == {*zip(data["state_bytes"], data["value"], strict=True)}
 
 
+def test_one_model_far_above_the_others_leaves_the_figure_of_states(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1)}, bits=KIN | {"retnet": {"1m": 9.0}})
+    maker.perplexities("litbank/original", "whole", 2048)
+    found = {drawing.name: drawing for drawing in draw_scores(evaluations_of(maker))}
+    drawing = found["quality_perplexity_litbank-original_whole_2048_by_state"]
+    (axes,) = drawing.figure.axes
+    values = drawing.data.set_index("model")["value"]
+    others = values.drop("retnet")
+    low, top = axes.get_ylim()
+    assert low < others.min() < others.max() < top < values["retnet"].min()
+    (label,) = (text.get_text() for text in axes.texts if text.get_text().startswith("RetNet"))
+    assert label.endswith(", above")
+    assert "leave the plot" in drawing.caption
+    check_words(drawing)
+    height = axes.bbox.y1 / drawing.figure.dpi * 72
+    spots = [mark.place(drawing.figure) for mark in marks_of(drawing.figure) if mark.model == "retnet"]
+    assert [y for _, y in spots] == [pytest.approx(height)] * len(spots)
+
+
 def test_a_pair_is_not_drawn_against_its_states(drawings: dict[str, Drawing]) -> None:
     assert not [name for name in drawings if name.endswith("_by_state")]

@@ -124,7 +124,8 @@ def draw_scales(
 
 def _set_value_axis(axes: Axes, panels: Sequence[Panel], scale: Scale) -> None:
     """Make the vertical axis that panels share, in the unit of the first."""
-    size, measured = panels[0].size, [point for panel in panels for point in panel.measured]
+    size = panels[0].size
+    measured = [point for panel in panels for point in panel.measured if point.value <= panel.at_most]
     top, values = max(panel.top for panel in panels) / size, [point.value / size for point in measured]
     if scale == "span":
         ends = [end / size for point in measured for end in (point.low, point.high) if not isnan(end)]
@@ -355,14 +356,18 @@ def describe_crosses(statuses: Iterable[str]) -> list[str]:
 
 
 def end_labels(panel: Panel, describe: Describe) -> list[Label]:
-    """Return each model's name and last value, of several curves the range, in the units of the panel."""
+    """Return each model's name and last value, of several curves the range, in the units of the panel.
+
+    The words of a value that leaves the panel say so.
+    """
     labels = []
     for model, curves in panel.curves.items():
         named = [points for points in curves if points[0].curve == panel.joined] or curves
         last = max(points[-1].x for points in named)
         compared = (points[-1] for points in named if panel.ends_apart or points[-1].x == last)
         ends = sorted(compared, key=lambda point: point.value)
-        words = span(describe(ends[0]), describe(ends[-1]))
+        above = ", above" if ends[0].value > panel.at_most else ""
+        words = span(describe(ends[0]), describe(ends[-1])) + above
         middle = (ends[0].value + ends[-1].value) / 2 / panel.size
         text = f"{panel.name(model)}\n{words}"
         labels.append(Label(ends[-1].x, middle, text, panel.look(model).text, model=model))

@@ -26,6 +26,8 @@ from retbench.units import format_count, format_tokens
 _BITS = "bits_per_byte"
 _LARGEST_LOSS = math.log(sys.float_info.max)
 """In nats; the perplexity of a larger one is not a number."""
+_FLATTENED = 0.4
+"""Share of the height of a panel that values may be left with beside those of one model that lie above all others."""
 _POINT_PER_SEED = "Each point is one seed of the training; the points of the models stand side by side."
 
 
@@ -94,18 +96,25 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
         records = [r for r in scores.measured(point) if _BITS in r.metrics and state_bytes_of(r)]
         if len({record.model.name for record in records}) <= MOST_MODELS:
             continue
+        data = _size_data(records, _BITS, "bits", _bits, with_state=True)
+        most = _readable(data)
+        leaves = (
+            ""
+            if most is None
+            else " Values far above the others leave the plot; the last is beside the name."
+        )
         view = View(
             name=point.stem("by_state"),
             title="Quality against the size of the state",
             subtitle=f"bits per byte, {point.title}",
             caption=f"Bits per byte on {point.title} against the analytical bytes of state or key-value cache of one "
             "sequence of that context; lower is better. One point per size and seed; lines join the sizes of a seed."
-            f"{scores.extrapolation_note(records)}",
+            f"{leaves}{scores.extrapolation_note(records)}",
             records=records,
         )
-        data = _size_data(records, _BITS, "bits", _bits, with_state=True)
+        panel = Panel(seed_points(data, "state_bytes"), scores.models, units=_units(data))
         figure = draw_row(
-            [Panel(seed_points(data, "state_bytes"), scores.models, units=_units(data))],
+            [panel if most is None else replace(panel, at_most=most)],
             view.texts,
             three_decimals,
             style.STATE_LABEL,
@@ -113,6 +122,15 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
             scale="span",
         )
         yield view.drawing(figure, data)
+
+
+def _readable(data: pd.DataFrame) -> float | None:
+    """Return the highest value of the models but the worst, if that one lies so far above that it flattens them."""
+    lows = data.groupby("model")["value"].min()
+    worst = data["model"] == lows.idxmax()
+    others, low = data["value"][~worst].max(), data["value"].min()
+    is_apart = lows.max() > others and others - low < _FLATTENED * (data["value"].max() - low)
+    return float(others) if is_apart else None
 
 
 def _bits(record: Record) -> float:

@@ -93,9 +93,10 @@ class Mark(NamedTuple):
     text: str
 
     def place(self, figure: Figure) -> tuple[float, float]:
-        """Return the place from the lower left corner of the figure, in points."""
+        """Return the place from the lower left corner of the figure, in points; that of values above at the edge."""
         x, y = self.axes.transData.transform(self.at)
-        return float(x) / figure.dpi * POINTS_PER_IN, float(y) / figure.dpi * POINTS_PER_IN
+        y = min(float(y), self.axes.bbox.y1)
+        return float(x) / figure.dpi * POINTS_PER_IN, y / figure.dpi * POINTS_PER_IN
 
 
 class ReportFigure(Figure):
