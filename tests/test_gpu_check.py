@@ -263,8 +263,10 @@ def test_on_a_gpu_facts_come_first_and_the_most_valuable_sweeps_before_the_other
         "paper, 6.7b: decode, batch 1",
         "paper, 6.7b: decode, batch 8",
         "paper, 6.7b: prefill",
+        "paper, 1.3b: decode of kin, batch 1",
         "paper, 6.7b: throughput",
         "paper, 1.3b: decode, compiled",
+        "kernel census of kin",
         "fla: all tests",
     ]
 

@@ -21,7 +21,7 @@ CEILINGS = Ceilings(read_bandwidth_bytes_per_s=2e10, matmul_flops_per_s=1e11)
 
 def test_the_shapes_are_those_of_the_products_of_both_models() -> None:
     expected = set()
-    for one in kernel_census.models_at("1m").values():
+    for one in kernel_census.models_at("1m", "latency").values():
         model = build_model(one.model, dtype=torch.float32, device="cpu", seed=0, backend=one.backend)
         expected |= {
             (part.in_features, part.out_features) for part in model.modules() if isinstance(part, Linear)
@@ -77,19 +77,21 @@ if [ "$1" = stats ]; then cat "$(dirname "$0")/summary"; else echo "$@" >> "$(di
 """
 
 
+@pytest.mark.parametrize("experiment", kernel_census.EXPERIMENTS)
 def test_each_model_is_replayed_under_nsys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], experiment: str
 ) -> None:
     nsys = tmp_path / "nsys"
     nsys.write_text(NSYS, encoding="utf-8")
     nsys.chmod(0o755)
     (tmp_path / "summary").write_text(SUMMARY, encoding="utf-8")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert kernel_census.main(["--size", "1m"]) == 0
+    assert kernel_census.main(["--size", "6m", "--experiment", experiment]) == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert {line["model"] for line in lines} == kernel_census.models_at("1m").keys()
+    assert {line["model"] for line in lines} == kernel_census.models_at("6m", experiment).keys()
     calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert all("--cuda-graph-trace=node" in call and "--replay" in call for call in calls)
+    assert all(call.endswith(f"--size 6m --device cuda --experiment {experiment}") for call in calls)
     assert len(calls) == len(lines)
 
 

@@ -1,6 +1,6 @@
 """Count the kernels of a decode step, per layer, with Nsight Systems: `python -m benchmarks.gpu.kernel_census`.
 
-Each model of the experiment `latency` replays a captured decode step in a process under `nsys`, which lists every
+Each model of an experiment replays a captured decode step in a process under `nsys`, which lists every
 kernel of the graph. One JSON object per model goes to stdout. Exit codes: 0 counted, 1 nsys failed, 3 nsys is not
 installed.
 """
@@ -24,15 +24,16 @@ from retbench.models.build import build_model
 from retbench.planning.cells import ModelUnderTest, seeded_models
 
 PROFILE = "cpu"
-"""Profile of `latency` whose models are counted; a step is the same in each."""
+"""Profile whose models are counted; a step is the same in each."""
+EXPERIMENTS = ("latency", "kin")
 REPLAYS = 10
 CONTEXT_LEN = 1024
 TIMEOUT_S = 300.0
 
 
-def models_at(size: str) -> dict[str, ModelUnderTest]:
-    """Return the models of the experiment `latency` at a size, by name."""
-    found = seeded_models(load_experiment("latency", [f'size="{size}"'], profile=PROFILE), PROFILE)
+def models_at(size: str, experiment: str) -> dict[str, ModelUnderTest]:
+    """Return the models of an experiment at a size, by name."""
+    found = seeded_models(load_experiment(experiment, [f'size="{size}"'], profile=PROFILE), PROFILE)
     return {one.model_name: one for one in found}
 
 
@@ -54,24 +55,14 @@ def replay(under_test: ModelUnderTest, device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def record(name: str, size: str, device: str, folder: Path) -> str:
-    """Run one model under nsys and return its summary of kernels as CSV.
+def record(name: str, arguments: Sequence[str], folder: Path) -> str:
+    """Run one model under nsys, with the other arguments of `main`, and return its summary of kernels as CSV.
 
     Raises:
         subprocess.SubprocessError: nsys, or the process under it, failed or took too long.
     """
     report = folder / name
-    own = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.kernel_census",
-        "--replay",
-        name,
-        "--size",
-        size,
-        "--device",
-        device,
-    ]
+    own = [sys.executable, "-m", "benchmarks.gpu.kernel_census", "--replay", name, *arguments]
     nsys = ["nsys", "profile", "--trace=cuda", "--cuda-graph-trace=node", "--capture-range=cudaProfilerApi"]
     # The process ends by itself: by default nsys would end it with the capture, and report a failure.
     command = [*nsys, "--capture-range-end=stop", "--force-overwrite=true", f"--output={report}", *own]
@@ -102,25 +93,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.kernel_census", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", default="200m", help="heads as wide as the paper's")
+    parser.add_argument(
+        "--experiment", choices=EXPERIMENTS, default=EXPERIMENTS[0], help="whose models are counted"
+    )
     parser.add_argument("--replay", metavar="MODEL", help="replay the step of one model, for nsys")
     options = parser.parse_args(arguments)
-    models = models_at(options.size)
+    models = models_at(options.size, options.experiment)
     if options.replay:
         replay(models[options.replay], torch.device(options.device))
         return 0
     if shutil.which("nsys") is None:
         print("nsys (NVIDIA Nsight Systems) is not installed: kernels were not counted")
         return 3
+    given = ("--size", options.size, "--device", options.device, "--experiment", options.experiment)
     with tempfile.TemporaryDirectory() as folder:
-        counted = [_print_count(one, options.size, options.device, Path(folder)) for one in models.values()]
+        counted = [_print_count(one, options.size, given, Path(folder)) for one in models.values()]
     return 0 if all(counted) else 1
 
 
-def _print_count(under_test: ModelUnderTest, size: str, device: str, folder: Path) -> bool:
+def _print_count(under_test: ModelUnderTest, size: str, arguments: Sequence[str], folder: Path) -> bool:
     """Count the kernels of one model and print them; return whether that was possible."""
     name = under_test.model_name
     try:
-        found = count(record(name, size, device, folder), under_test.model.num_layers)
+        found = count(record(name, arguments, folder), under_test.model.num_layers)
     except (subprocess.SubprocessError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return False
