@@ -86,6 +86,7 @@ records = st.builds(
     cell_id=text,
     pair_id=st.none() | text,
     round=st.integers(0, 9),
+    num_rounds=st.none() | st.integers(1, 9),
     started_at=st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
     status=st.sampled_from(["ok", "oom", "timeout", "failed", "gate_failed", "unsupported"]),
     error=st.none() | text,

@@ -388,6 +388,20 @@ def test_an_interrupted_run_begins_no_window(tmp_path: Path, command: str) -> No
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("command", ["save", "accept"])
+def test_a_run_that_stopped_between_two_rounds_begins_no_window(tmp_path: Path, command: str) -> None:
+    """All its points have as many rounds, and fewer than the run was to measure, as far as its records state that."""
+
+    def first_of(planned: int | None) -> Rewrite:
+        return lambda record: record.model_copy(update={"num_rounds": planned}) if record.round < 3 else None
+
+    for day, (planned, code) in enumerate(((5, 3), (3, 0), (None, 0))):
+        words = ["--folder", tmp_path / str(day), *(["--reason", "new"] if command == "accept" else [])]
+        done = call("baseline", command, run_of(tmp_path, day, rewrite=first_of(planned)), *words)
+        assert done.exit_code == code
+        assert ("decode of retnet, batch 1, 32K: 3 of 5 rounds" in done.stderr) is (code == 3)
+
+
 def test_a_value_that_is_not_finite_in_the_run_is_reported_and_missing(
     baseline: Path, runs: list[Path], tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_run_measures_every_cell_and_a_second_one_nothing(
     assert len(curves) == 10
     assert len(set.intersection(*curves)) >= 4, "the first worker's curve serves both models"
     for one in records:
+        assert one.num_rounds == 1
         assert one.gate is not None
         assert one.gate.passed
         assert one.environment["text"]

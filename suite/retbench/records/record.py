@@ -24,16 +24,16 @@ from typing_extensions import TypeAliasType
 
 from retbench.strict import JSON_SCHEMA, WithoutTitles
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
-READABLE_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
+READABLE_VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8)
 """Schema versions that are read, each as one of this version.
 
 1: without quality. 2: with `pair_id`, which depended on the other models of the experiment. 3: without it; the
 environment identifies the hardware (`node_id`, `gpu_uuid`) and the code of model and workload (`model_code`,
 `workload_code`). Commands of 1 and 2 are read with the table of protocols that perplexity has had since. 4: with
 `read_curve` of the ceilings. 5: with `num_pairs` of a point. 6: with `measured_at` of a read rate; only processes whose
-workloads have shares of ceilings measure them. 7: with `run_id` of a gate.
+workloads have shares of ceilings measure them. 7: with `run_id` of a gate. 8: with `num_rounds`.
 """
 
 SAME_MEANING_SINCE = 3
@@ -316,6 +316,9 @@ class Record(Part):
     pair_id: str | None = None
     """Hash of all models of the experiment; only records of schema versions 1 and 2 have it."""
     round: Count
+    num_rounds: Size | None = None
+    """Rounds in which its run was to measure the cell; None in trainings, and where schema versions before 8 or a
+    measurement without a fixed number leave it unknown."""
     started_at: Name
     """Time in UTC, ISO 8601."""
     status: Status

@@ -233,15 +233,17 @@ def _check_complete(side: RecordSet) -> None:
 
 
 def check_whole(side: RecordSet) -> None:
-    """Raise NotComparableError if points lack rounds that others of their workload have, as after an interruption.
+    """Raise NotComparableError if points lack rounds, as after an interruption.
 
-    Every model that a workload measures has the same points.
+    Every model that a workload measures has the same points, and each has the rounds that any of them has or that the
+    run was to measure. Records of older schema versions do not state the latter.
     """
     tried = side.attempts()
     lines: list[str] = []
     for sweep in sorted({point.curve[:2] for point in tried}):  # of one experiment and workload
         own = {point: one.num_rounds for point, one in tried.items() if point.curve[:2] == sweep}
-        models, needed = {point.model for point in own}, max(own.values())
+        planned = [one.num_rounds or 0 for one in side.records if point_of(one).curve[:2] == sweep]
+        models, needed = {point.model for point in own}, max(*planned, *own.values())
         found = {replace(point, model=model): 0 for point in own for model in models} | own
         lines += [
             f"{point}: {count} of {format_items(needed, 'round')}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a worker needs no plan
 
 Task = Literal["prepare", "measure", "serve", "ceilings"]
 
-VERSION = 6
+VERSION = 7
 """Version of these messages: one runner cannot measure two revisions with different versions in turn."""
 
 CELL_MARK = b"retbench: the next cell"
@@ -41,6 +41,8 @@ class RunInfo(Strict):
     """Code revision of the runner; a worker that finds another one does not measure the same thing."""
     codes: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The runner's hashes of the code of model and workload, by cell_id; see `recording.code_of_cell`."""
+    num_rounds: dict[str, int] = Field(default_factory=dict)
+    """Rounds in which the run is to measure each cell, by cell_id; empty where no number is fixed."""
     trials_code: str | None = None
     """The hash of the code that tries products. Other runs use its outcomes if their hash is the same."""
     source: FoundHashes | None = None

@@ -51,6 +51,7 @@ def make_record(
         profile=run.profile,
         cell_id=cell.cell_id,
         round=round_number,
+        num_rounds=run.num_rounds.get(cell.cell_id),
         started_at=outcome.started_at,
         status=outcome.status,
         error=outcome.error,

@@ -102,7 +102,15 @@ def _carry_out(plan: Plan, out: Path, fresh: bool, notify: Notify, inbox: Inbox)
     run = RunInfo.of(plan, new_run_id(), environment.code_revision())
     codes = {cell.cell_id: code_of_cell(cell) for cell in plan.cells}
     trials_code = trials_code_here()
-    run = run.model_copy(update={"codes": codes, "trials_code": trials_code, "source": source.found_hashes()})
+    num_rounds = {cell.cell_id: plan.rounds_of(cell) for cell in plan.cells}
+    run = run.model_copy(
+        update={
+            "codes": codes,
+            "num_rounds": num_rounds,
+            "trials_code": trials_code,
+            "source": source.found_hashes(),
+        }
+    )
     fresh_runs = FreshRuns(folder, plan)
     identities = identities_here(plan.cells)
     done = finished_pairs(folder, plan.cells, identities, fresh_runs.read() if fresh else None)
