@@ -390,12 +390,14 @@ def test_an_interrupted_run_begins_no_window(tmp_path: Path, command: str) -> No
 
 @pytest.mark.parametrize("command", ["save", "accept"])
 def test_a_run_that_stopped_between_two_rounds_begins_no_window(tmp_path: Path, command: str) -> None:
-    """All its points have as many rounds, and fewer than the run was to measure, as far as its records state that."""
+    """All its points have as many rounds, and fewer than it was last to measure, as far as its records state that."""
 
-    def first_of(planned: int | None) -> Rewrite:
-        return lambda record: record.model_copy(update={"num_rounds": planned}) if record.round < 3 else None
+    def first_of(planned: tuple[int | None, ...]) -> Rewrite:
+        return lambda record: (
+            record.model_copy(update={"num_rounds": planned[record.round]}) if record.round < 3 else None
+        )
 
-    for day, (planned, code) in enumerate(((5, 3), (3, 0), (None, 0))):
+    for day, (planned, code) in enumerate((((5, 5, 5), 3), ((5, 5, 3), 0), ((None, None, None), 0))):
         words = ["--folder", tmp_path / str(day), *(["--reason", "new"] if command == "accept" else [])]
         done = call("baseline", command, run_of(tmp_path, day, rewrite=first_of(planned)), *words)
         assert done.exit_code == code

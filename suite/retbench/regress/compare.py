@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from retbench.errors import ConfigError, NotComparableError, RecordError, RegressionError
 from retbench.files import check_writable
+from retbench.records.dates import started
 from retbench.regress import comparability
 from retbench.regress.baseline import (
     MAX_RUNS,
@@ -236,14 +237,15 @@ def check_whole(side: RecordSet) -> None:
     """Raise NotComparableError if points lack rounds, as after an interruption.
 
     Every model that a workload measures has the same points, and each has the rounds that any of them has or that the
-    run was to measure. Records of older schema versions do not state the latter.
+    run, as it was last begun, was to measure. Records of older schema versions do not state the latter.
     """
     tried = side.attempts()
     lines: list[str] = []
     for sweep in sorted({point.curve[:2] for point in tried}):  # of one experiment and workload
         own = {point: one.num_rounds for point, one in tried.items() if point.curve[:2] == sweep}
-        planned = [one.num_rounds or 0 for one in side.records if point_of(one).curve[:2] == sweep]
-        models, needed = {point.model for point in own}, max(*planned, *own.values())
+        records = [record for record in side.records if point_of(record).curve[:2] == sweep]
+        planned = max(records, key=started).num_rounds or 0
+        models, needed = {point.model for point in own}, max(planned, *own.values())
         found = {replace(point, model=model): 0 for point in own for model in models} | own
         lines += [
             f"{point}: {count} of {format_items(needed, 'round')}"
