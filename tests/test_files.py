@@ -36,6 +36,13 @@ def test_a_folder_that_cannot_hold_files_is_refused_with_its_option(tmp_path: Pa
         check_writable(tmp_path / place, "--folder")
 
 
+def test_a_link_to_a_folder_that_is_missing_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "results").symlink_to(tmp_path / "unmounted/results")
+    with pytest.raises(ConfigError, match=r"/results: is a link to .*/unmounted/results, .* --out"):
+        check_writable(tmp_path / "results/machine", "--out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results"]
+
+
 def test_looking_whether_a_folder_can_hold_files_leaves_nothing_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "new/below", "--out")
     assert list(tmp_path.iterdir()) == []

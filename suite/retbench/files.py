@@ -43,7 +43,14 @@ def check_writable(folder: Path, option: str) -> None:
         ConfigError: it cannot be created or written to.
         StorageError: the disk is full.
     """
-    new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    places = (folder, *folder.parents)
+    for place in places:
+        if os.path.islink(place) and not os.path.lexists(target := os.path.realpath(place)):
+            raise ConfigError(
+                f"{place}: is a link to {target}, which does not exist. Mount its disk or make that folder, or give "
+                f"another one with {option}."
+            )
+    new = [place for place in places if not os.path.lexists(place)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -376,6 +376,35 @@ def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
     assert [Path(one.partition(": ")[0]).name for one in problems] == ["b.jsonl", "c.jsonl", "d.jsonl:1"]
 
 
+def test_a_link_to_a_folder_of_records_is_followed_and_one_to_a_folder_above_is_not(tmp_path: Path) -> None:
+    append_record(tmp_path / "other/machine/a.jsonl", make_record())
+    (tmp_path / "other/machine/all").symlink_to(tmp_path / "other")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/machine").symlink_to(tmp_path / "other/machine")
+    (tmp_path / "results/loop").symlink_to(tmp_path / "results")
+    read, problems = read_records(tmp_path / "results")
+    assert read
+    assert all(one == make_record() for one in read)
+    assert problems == []
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_record(tmp_path / "a/a.jsonl", make_record())
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    read, problems = read_records(tmp_path)
+    assert read == [make_record()]
+    assert problems == [f"{tmp_path / 'closed'}: cannot be read: Permission denied; it is left out."]
+    assert read_records(tmp_path / "missing") == ([], [])
+
+
 def test_equal_parts_of_records_are_one_object(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     for number in range(2):

@@ -81,9 +81,16 @@ def read_records(root: Path) -> tuple[list[Record], list[str]]:
 
 
 def read_files(root: Path) -> Iterator[tuple[Path, list[Record], list[str]]]:
-    """Yield each record file at or below a path, with its records and a sentence for every line that is left out."""
+    """Yield each record file at or below a path, with its records and a sentence for every line that is left out.
+
+    A folder that cannot be read has no records, and a sentence.
+    """
     parser = _Parser()
-    for path in [root] if root.is_file() else sorted(root.rglob("*.jsonl")):
+    paths, unreadable = ([root], []) if root.is_file() else _find_files(root)
+    for error in unreadable:
+        folder = Path(error.filename)
+        yield folder, [], [f"{visible(str(folder))}: cannot be read: {error.strerror}; it is left out."]
+    for path in paths:
         records: list[Record] = []
         problems: list[str] = []
         place = visible(str(path))
@@ -96,6 +103,24 @@ def read_files(root: Path) -> Iterator[tuple[Path, list[Record], list[str]]]:
         except OSError as error:
             problems.append(f"{place}: cannot be read: {error.strerror}; it is left out.")
         yield path, records, problems
+
+
+def _find_files(root: Path) -> tuple[list[Path], list[OSError]]:
+    """Return the record files below a folder, which need not be one, and the error of each folder that is not readable.
+
+    Links to folders are followed, except those to a folder that they are in.
+    """
+    found: list[Path] = []
+    errors: list[OSError] = []
+    for folder, subfolders, names in os.walk(root, onerror=errors.append, followlinks=True):
+        above = {one.resolve() for one in (Path(folder), *Path(folder).absolute().parents)}
+        found += [Path(folder, name) for name in (*subfolders, *names) if name.endswith(".jsonl")]
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not os.path.islink(below := os.path.join(folder, name)) or Path(below).resolve() not in above
+        ]
+    return sorted(found), [one for one in errors if one.errno not in {errno.ENOENT, errno.ENOTDIR}]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
