@@ -94,11 +94,13 @@ class ScoreMaker:
             self._perplexity(model, size, seed, corpus, protocol, context_len)
         return self.records
 
-    def zeroshots(self, num_fewshot: int, tasks: Iterable[str] = tuple(TASKS)) -> list[Record]:
+    def zeroshots(
+        self, num_fewshot: int, tasks: Iterable[str] = tuple(TASKS), context_len: int = 2048
+    ) -> list[Record]:
         """Every subject on every task."""
         for model, size, seed in self._subjects():
             for task in tasks:
-                self._zeroshot(model, size, seed, task, num_fewshot)
+                self._zeroshot(model, size, seed, task, num_fewshot, context_len)
         return self.records
 
     def slices(self, corpus: str, document_bytes: int) -> list[Record]:
@@ -222,7 +224,9 @@ class ScoreMaker:
         beyond = max(0.0, math.log2(end / TRAINED_LEN))
         return shape + (0.22 if model == "transformer" else 0.01) * beyond
 
-    def _zeroshot(self, model: str, size: str, seed: int | None, task: str, num_fewshot: int) -> None:
+    def _zeroshot(
+        self, model: str, size: str, seed: int | None, task: str, num_fewshot: int, context_len: int
+    ) -> None:
         count, accuracy = TASKS.get(task, (200, 0.5))
         draw, own = random.Random(task), random.Random(f"{task}/{model}/{size}/{seed}/{num_fewshot}")
         better = 0.12 if (model, task, size, num_fewshot) == ("retnet", "piqa", "25m", 0) else 0.0
@@ -255,7 +259,7 @@ class ScoreMaker:
             {
                 "experiment": "quality",
                 "workload": "zeroshot",
-                "point": Point(batch_size=1, context_len=2048, task=task, num_fewshot=num_fewshot),
+                "point": Point(batch_size=1, context_len=context_len, task=task, num_fewshot=num_fewshot),
                 "settings": {"split": None, "corpus_fingerprint": None},
                 "backend": {
                     "prompts_fingerprint": hashlib.sha256(f"{task}{num_fewshot}".encode()).hexdigest()[:12],

@@ -216,8 +216,11 @@ class NeedleTask(_Task):
 
     @property
     def guess_accuracy(self) -> float:
-        """Accuracy of a guess of three digits, between a space and the end of the line, which are always the same."""
-        return (2 + 3 / 10) / 5
+        """Accuracy of a guess of three digits, between a space and the end of the line, which are always the same.
+
+        The first digit is never 0.
+        """
+        return (2 + 1 / 9 + 2 / 10) / 5
 
     def check_length(self, seq_len: int) -> None:
         """Raise ValueError if examples of so many tokens cannot be made."""

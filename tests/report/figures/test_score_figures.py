@@ -167,6 +167,18 @@ def test_answers_have_wilsons_interval_and_the_mark_of_guessing(drawings: dict[s
     assert ticks == [25.0, 50.0, 50.0]
 
 
+def test_a_task_in_several_contexts_has_rows_that_name_them(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    for context_len in (512, 1024):
+        maker.zeroshots(0, ["copa"], context_len)
+    (drawing,) = (each for each in drawn(maker) if "zeroshot" in each.name)
+    check_words(drawing)
+    assert list(dict.fromkeys(drawing.data["context_len"])) == [512, 1024]
+    (axes,) = drawing.figure.axes
+    shown = {text.get_text() for text in axes.texts} | {label.get_text() for label in axes.get_yticklabels()}
+    assert {"copa, 512", "copa, 1K"} <= shown
+
+
 SIZES = ("1m", "3m", "6m", "25m", "125m")
 
 

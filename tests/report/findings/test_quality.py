@@ -186,6 +186,21 @@ def test_from_three_seeds_on_the_interval_over_trainings_decides_on_tasks(
         )
 
 
+def test_contexts_are_not_taken_for_seeds(tmp_path: Path) -> None:
+    """RetNet answers one question more in each of three contexts, by one training."""
+
+    def change(model: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"acc": int(number < 50 + (model == "retnet"))} for number, row in enumerate(rows)]
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change_rows=change)
+    for context_len in (512, 1024, 2048):
+        maker.zeroshots(0, ["piqa", "copa"], context_len)
+    findings = found(maker)
+    assert [finding.lead for finding in findings] == ["no significant difference on 2 tasks"] * 3
+    for finding, length in zip(findings, ("512", "1K", "2K"), strict=True):
+        assert finding.text.startswith(f"In contexts of {length} tokens, 0-shot, 2 tasks at 1M seed 0: ")
+
+
 def test_the_whole_headline(scores: Evaluations) -> None:
     findings = find_quality(scores)
     beyond = [

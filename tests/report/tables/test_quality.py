@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from report.synthetic_scores import KIN, SEEDS, TASKS, ScoreMaker, evaluations_of
-from retbench.records.record import Record
+from retbench.records.record import Metric, Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.points import learning_rate
 from retbench.report.tables.experiments import QUALITY_LEAD, quality_table
@@ -138,6 +138,21 @@ def test_the_papers_average_is_over_its_own_tasks(
         & frame["task"].isin(["hellaswag", "copa", "piqa"])
     ]  # fmt: skip
     assert line["transformer"] == f"{100 * mine['acc'].mean():.1f} %"
+
+
+def test_the_papers_average_is_that_of_one_context(tmp_path: Path) -> None:
+    share = {512: 20, 1024: 30}
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        value = share[arguments["point"].context_len] / 100
+        return arguments | {"metrics": {"acc": Metric(unit="ratio", value=value)}}
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
+    for context_len in share:
+        maker.zeroshots(0, ["piqa", "copa"], context_len)
+    table = readable_tables(quality_table(evaluations_of(maker), "quality"))["zeroshot"].frame
+    means = table[table["task"].str.startswith("mean of")]
+    assert means[["context", "retnet"]].to_numpy().tolist() == [["512", "20.0 %"], ["1K", "30.0 %"]]
 
 
 def test_trainings_are_listed_the_grid_first(tables: dict[str, pd.DataFrame]) -> None:

@@ -21,7 +21,7 @@ from retbench.report.lineup import Lineup
 from retbench.report.points import TaskPoint, accuracy, instance_of, instance_row, task_point_of
 from retbench.report.wording import POINTS, describe_p, file_stem, with_interval
 from retbench.stats.paired import proportion_interval
-from retbench.units import format_size
+from retbench.units import format_size, format_tokens
 
 _ROW_IN, _NAME_IN, _NAMES_IN = 0.124, 0.125, 0.36
 """Height of one dot and of one line of the models' names, and distance of the first line from the top."""
@@ -32,7 +32,7 @@ class TaskRows:
     """The accuracies of all models in one task, as ratios.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task, with its context length where there are several.
         points: In the order of the models.
         notes: How the model of each point differs from the reference; empty where they are not compared.
         chance: Accuracy of guessing; None where it is not known.
@@ -55,7 +55,8 @@ def draw_accuracies(scores: Evaluations, task_points: Sequence[TaskPoint]) -> It
     if not sizes:
         return
     largest = [each for each in measured if each[0].model.size == sizes[-1]]
-    tasks = [_task_rows(scores, task_point, largest) for task_point in task_points]
+    names = _names(task_points)
+    tasks = [_task_rows(scores, task_point, names[task_point], largest) for task_point in task_points]
     shots = task_points[0].num_fewshot or 0
     view = View(
         name=f"{file_stem(task_points[0].experiment)}_zeroshot_{shots}shot",
@@ -80,6 +81,7 @@ def _data_row(record: Record, share: float, count: int) -> dict[str, object]:
     point = _point(record, share, count)
     return instance_row(record) | {
         "task": record.point.task,
+        "context_len": record.point.context_len,
         "metric": "acc",
         "unit": "ratio",
         "value": point.value,
@@ -90,8 +92,17 @@ def _data_row(record: Record, share: float, count: int) -> dict[str, object]:
     }
 
 
+def _names(task_points: Sequence[TaskPoint]) -> dict[TaskPoint, str]:
+    """Return the name of each task, with its context length where there are several."""
+    several = len({point.context_len for point in task_points}) > 1
+    return {
+        point: shorten(str(point.task)) + (f", {format_tokens(point.context_len)}" if several else "")
+        for point in task_points
+    }
+
+
 def _task_rows(
-    scores: Evaluations, task_point: TaskPoint, measured: Sequence[tuple[Record, float, int]]
+    scores: Evaluations, task_point: TaskPoint, name: str, measured: Sequence[tuple[Record, float, int]]
 ) -> TaskRows:
     """Return the accuracies in a task, by model and seed."""
     models = scores.models.models
@@ -100,7 +111,7 @@ def _task_rows(
     compared = {(c.model, c.instance): c for c in scores.compared(task_point) if "acc" in c.accuracies}
     made = [compared.get((record.model.name, instance_of(record))) for record, *_ in mine]
     return TaskRows(
-        shorten(str(task_point.task)),
+        name,
         tuple(_point(*each) for each in mine),
         tuple(_note(comparison) if comparison else "" for comparison in made),
         chance(task_point.task),

@@ -23,8 +23,14 @@ from retbench.units import format_percent, format_size, format_tokens
 def find_answers(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
     """State for the largest size the tasks with a difference, those at chance, and the paper's average.
 
-    Seeds stand apart where they are too few for an interval over them, or did not answer the same tasks.
+    Context lengths stand apart. So do seeds where they are too few for an interval over them, or did not answer the
+    same tasks.
     """
+    by_length = group(points, lambda point: point.context_len).values()
+    return [finding for mine in by_length for finding in _of_one_length(evaluations, mine, model)]
+
+
+def _of_one_length(evaluations: Evaluations, points: Sequence[TaskPoint], model: str) -> list[KeyFinding]:
     every, largest = _by_instance(evaluations, points, model)
     tasks = {frozenset(c.point for c in mine) for mine in largest}
     if len(largest) >= MIN_SEEDS and len(tasks) == 1:
@@ -52,7 +58,7 @@ def _by_instance(
 
 
 def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) -> KeyFinding:
-    """State the outcome of one size, of one seed or of all, on all tasks with the same number of examples."""
+    """State the outcome of one size, of one seed or of all, on all tasks of one length and number of examples."""
     model, reference, size = made[0].model, made[0].reference, made[0].instance.size
     label, other = evaluations.models.labels[model], evaluations.models.labels[reference]
     by_task = group(made, lambda c: str(c.point.task))
@@ -79,8 +85,8 @@ def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) 
         verdict = "; ".join(parts)
         if count > 1:
             verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
-    shots = made[0].point.num_fewshot or 0
-    text = f"{shots}-shot, {count} {tasks} at {where}: {verdict}."
+    shots, context = made[0].point.num_fewshot or 0, format_tokens(made[0].point.context_len)
+    text = f"In contexts of {context} tokens, {shots}-shot, {count} {tasks} at {where}: {verdict}."
     if at_chance:
         text += f" Both models are at chance on {join_words(at_chance)}."
     return KeyFinding(lead, text + _average(records, {model: label, reference: other}))

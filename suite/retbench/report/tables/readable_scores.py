@@ -208,12 +208,12 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[TableLine]:
     """Yield the scores of the models in each task with their differences, then the paper's average."""
     models, challengers = _models(rows)
     difference = Column("difference, points", "comparison")
-    means: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    means: dict[tuple[str, str, str, str], dict[str, dict[str, float]]] = {}
     for lead, sides in models_by_point(rows):
         point = key_cells(
             **{name: lead[name] for name in ("task", "shots", "pairs", "context", "size", "seed")}
         )
-        key = (lead["shots"], lead["size"], lead["seed"])
+        key = (lead["shots"], lead["context"], lead["size"], lead["seed"])
         for model, side in sides.items():
             if (accuracy := number_of(side.get("acc"))) is not None:
                 means.setdefault(key, {}).setdefault(lead["task"], {})[model] = accuracy
@@ -224,13 +224,12 @@ def _answer_lines(rows: Sequence[Row]) -> Iterator[TableLine]:
                 line |= _compared(sides, challengers, f"{metric}_difference", difference, _signed_points)
                 line |= _compared(sides, challengers, f"{metric}_mcnemar_p", Column("McNemar p"), format_p)
             yield line
-    for (shots, size, seed), accuracies in means.items():
+    for (shots, context, size, seed), accuracies in means.items():
         found = paper_average(accuracies)
         if found is not None and len(found[1]) == len(models):
             tasks, values = found
-            line = key_cells(
-                task=f"mean of {', '.join(tasks)}", shots=shots, size=size, seed=seed, metric="acc"
-            )
+            point = key_cells(shots=shots, context=context, size=size, seed=seed)
+            line = key_cells(task=f"mean of {', '.join(tasks)}") | point | key_cells(metric="acc")
             yield line | {Column(m, model=m): number_cell(values[m], format_percent) for m in models}
 
 
