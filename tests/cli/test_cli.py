@@ -359,6 +359,14 @@ def test_a_full_disk_is_one_message() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_command_that_has_loaded_triton_ends_without_a_word_of_it() -> None:
+    pytest.importorskip("triton")
+    program = "import triton, retbench.cli as cli; cli.app()"
+    words = [sys.executable, "-c", program, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     command = f"{sys.executable} -m retbench list --sizes | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ import atexit
 import errno
 import gc
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,12 @@ _WRONG_PATH = {
 """Faults of the path that was given, and not of the machine."""
 
 
+def _skip_last_collection() -> None:
+    """Hide all objects from Python's last collection, which would scan all of torch: some 0.5 s on an AMD EPYC."""
+    if "triton" not in sys.modules:  # its bindings print to stderr whatever is not freed then
+        gc.freeze()
+
+
 class _Commands(TyperGroup):
     """Load a command on request, and end it with one message and an exit code after an error of ours or of a file."""
 
@@ -86,9 +93,7 @@ class _Commands(TyperGroup):
 
         if not args and "args" not in settings:  # the words of the command line
             own_process()
-            atexit.register(
-                gc.freeze
-            )  # Python's last collection would scan all of torch: some 0.5 s on an AMD EPYC
+            atexit.register(_skip_last_collection)
         protect_streams()
         _end_when_stopped()
         return super().main(*args, **settings)
