@@ -139,7 +139,8 @@ def test_other_decays_are_noticed(folder, peer):
         load(folder)
 
 
-def test_weights_without_a_configuration_are_not_guessed(tmp_path, peer):
+@pytest.mark.parametrize("format", ["auto", "torchscale", "hf"])
+def test_weights_without_a_configuration_are_not_guessed(tmp_path, peer, format):
     torch.save(peer.state_dict(), tmp_path / "retnet.pt")
     with pytest.raises(CheckpointError, match=r"config\.json: there is no such file.*activation_fn"):
-        read_checkpoint(str(tmp_path / "retnet.pt"))
+        read_checkpoint(str(tmp_path / "retnet.pt"), format=format)

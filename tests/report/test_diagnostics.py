@@ -17,6 +17,7 @@ from retbench.report.diagnostics import (
     missing_sentences,
     noisy_sentences,
     overlap_sentences,
+    truncation_sentences,
 )
 from retbench.report.frames import observations
 from retbench.report.report import write_report
@@ -136,6 +137,23 @@ def test_what_cannot_be_measured_here_is_reported_once(cpu_records: list[Record]
         "latency: energy_per_token_j: no energy counter on this machine.",
         "memory: energy_per_token_j: no energy counter on this machine.",
     ]
+
+
+def test_a_task_whose_prompts_were_cut_is_named_with_their_share(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)})
+    maker.zeroshots(0, ["copa", "piqa"])
+    counted = {"copa": 0, "piqa": 50}
+
+    def with_cut(record: Record) -> Record:
+        counts = {"num_truncated": counted[record.point.task or ""], "num_requests": 200}
+        made = {name: Metric(unit="count", value=count) for name, count in counts.items()}
+        return record.model_copy(update={"metrics": record.metrics | made})
+
+    whole = evaluations_of(maker)
+    assert truncation_sentences(whole) == []
+    (sentence,) = truncation_sentences(replace(whole, records=tuple(map(with_cut, whole.records))))
+    assert sentence.startswith("quality: piqa, 0-shot: 25.0 % of the continuations")
+    assert "2K tokens" in sentence
 
 
 def test_what_was_not_asked_of_a_model_is_named_with_its_command(tmp_path: Path) -> None:

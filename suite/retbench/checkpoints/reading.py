@@ -115,9 +115,12 @@ def read_checkpoint(
     if not _config_path(path).is_file() and _config_path(path / FINAL).is_file():
         path = path / FINAL
     config_path = _config_path(path)
-    if format == LLAMA2C or (format == "auto" and not config_path.is_file()):
+    is_bare = not config_path.is_file()
+    if format == LLAMA2C or (format == "auto" and is_bare):
         format, raw = LLAMA2C, {}
         config_path = path = _find_llama2c(path)
+    elif is_bare:
+        raise _without_config(path)
     else:
         raw = read_json(config_path)
         format = _recognise(raw, config_path) if format == "auto" else format
@@ -195,15 +198,20 @@ def _find_llama2c(path: Path) -> Path:
     """Return the file of a llama2.c model, which has no configuration; CheckpointError if there is none."""
     found = llama2c.find_model(path)
     if found is None:
-        runs = sorted(one.parent.name for one in path.glob(f"*/{FINAL}"))
-        if runs:
-            raise CheckpointError(f"{path}: it holds training runs. Give one of them: {', '.join(runs)}.")
-        raise CheckpointError(
-            f"{_config_path(path)}: there is no such file, so the format of the weights is unknown. Checkpoints of "
-            "retbench, fla and transformers have one. For a state dict of torchscale, write one with the fields of its "
-            "RetNetConfig (decoder_embed_dim, decoder_retention_heads, ..., activation_fn)."
-        )
+        raise _without_config(path)
     return found
+
+
+def _without_config(path: Path) -> CheckpointError:
+    """Return an error that says what to give in place of a folder without a configuration."""
+    runs = sorted(one.parent.name for one in path.glob(f"*/{FINAL}"))
+    if runs:
+        return CheckpointError(f"{path}: it holds training runs. Give one of them: {', '.join(runs)}.")
+    return CheckpointError(
+        f"{_config_path(path)}: there is no such file, which describes the weights beside it. Checkpoints of retbench, "
+        "fla and transformers have one. For a state dict of torchscale, write one with the fields of its RetNetConfig "
+        "(decoder_embed_dim, decoder_retention_heads, ..., activation_fn)."
+    )
 
 
 def _recognise(raw: Mapping[str, Any], path: Path) -> str:

@@ -13,8 +13,8 @@ from retbench.report.frames import faulty_shares
 from retbench.report.points import fact, instance_of, task_point_of
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables.cells import TableCell, length_cell
-from retbench.report.wording import describe_status, section_title
-from retbench.units import format_tokens
+from retbench.report.wording import describe_status, range_of, section_title
+from retbench.units import format_percent, format_tokens
 from retbench.workloads.workload import measures_cost
 
 NOISY_RATIO = 0.10
@@ -183,6 +183,24 @@ def failure_table(records: Sequence[Record]) -> pd.DataFrame:
     rows = [[*key[:-2], ", ".join(map(str, sorted(found))), *key[-2:]] for key, found in rounds.items()]
     columns = ["experiment", "model", "workload", "batch", "context", "rounds", "status", "reason"]
     return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def truncation_sentences(scores: Evaluations) -> list[str]:
+    """Return one sentence per task with prompts that did not fit in the context, so that their beginning was cut."""
+    sentences = []
+    for point in scores.scored("answers"):
+        shares = [
+            record.metrics["num_truncated"].value / max(1.0, record.metrics["num_requests"].value)
+            for record in scores.measured(point)
+            if {"num_truncated", "num_requests"} <= record.metrics.keys()
+        ]
+        if any(shares):
+            sentences.append(
+                f"{point.experiment}: {point.title}: {range_of(shares, format_percent)} of the continuations follow a "
+                f"prompt that did not fit in {format_tokens(point.context_len)} tokens, so its beginning was cut. Use "
+                "a larger `context_len`."
+            )
+    return sentences
 
 
 _LEARNED_FROM = frozenset({"train", "all"})

@@ -201,6 +201,9 @@ def _limitations(contents: Contents, problems: Sequence[str]) -> Section:
     blocks = [
         Block("table", diagnostics.failure_table(records), "Failed"),
         Block("sentences", missing, "Missing"),
+        Block(
+            "sentences", diagnostics.truncation_sentences(evaluations) if evaluations else [], "Prompts cut"
+        ),
         Block("sentences", refused, "Not compared"),
         Block("sentences", diagnostics.noisy_sentences(contents.sweeps), "Noisy"),
         Block("sentences", diagnostics.disturbance_sentences(selection.costs), "Disturbed"),
