@@ -198,7 +198,7 @@ def test_contexts_are_not_taken_for_seeds(tmp_path: Path) -> None:
     findings = found(maker)
     assert [finding.lead for finding in findings] == ["no significant difference on 2 tasks"] * 3
     for finding, length in zip(findings, ("512", "1K", "2K"), strict=True):
-        assert finding.text.startswith(f"0-shot in contexts of {length} tokens, 2 tasks at 1M seed 0: ")
+        assert finding.text.startswith(f"0-shot, 2 tasks at 1M seed 0, contexts of {length} tokens: ")
 
 
 def test_the_whole_headline(scores: Evaluations) -> None:

@@ -86,7 +86,7 @@ def _task_finding(evaluations: Evaluations, made: Sequence[DocumentComparison]) 
         if count > 1:
             verdict += f" ({count} tests; about {SIGNIFICANT * count:.1f} are expected by chance)"
     shots, context = made[0].point.num_fewshot or 0, format_tokens(made[0].point.context_len)
-    text = f"{shots}-shot in contexts of {context} tokens, {count} {tasks} at {where}: {verdict}."
+    text = f"{shots}-shot, {count} {tasks} at {where}, contexts of {context} tokens: {verdict}."
     if at_chance:
         text += f" Both models are at chance on {join_words(at_chance)}."
     return KeyFinding(lead, text + _average(records, {model: label, reference: other}))
