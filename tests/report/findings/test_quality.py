@@ -173,7 +173,7 @@ def test_from_three_seeds_on_the_interval_over_trainings_decides_on_tasks(
     maker.zeroshots(0, ["piqa"])
     (finding,) = found(maker)
     assert finding.lead == lead
-    assert "at 1M, seeds 0, 1 and 2: " in finding.text
+    assert "at 1M, seeds 0, 1 and 2, contexts of 2K tokens: " in finding.text
     differences = [(count - 150) / 3 for count in right]
     center, half = mean(differences), 4.3027 * stdev(differences) / math.sqrt(3)
     shown = re.search(
