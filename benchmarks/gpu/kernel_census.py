@@ -1,8 +1,7 @@
 """Count the kernels of a decode step, per layer, with Nsight Systems: `python -m benchmarks.gpu.kernel_census`.
 
-Each model of an experiment replays a captured decode step in a process under `nsys`, which lists every
-kernel of the graph. One JSON object per model goes to stdout. Exit codes: 0 counted, 1 nsys failed, 3 nsys is not
-installed.
+Each model of an experiment replays a captured decode step in a process under `nsys`, which lists every kernel of the
+graph. One JSON object per model goes to stdout. Exit codes: 0 counted, 1 nsys failed, 3 nsys is not installed.
 """
 
 import argparse

@@ -30,7 +30,7 @@ from retbench.records.record import (
     Record,
     record_schema,
 )
-from retbench.records.store import append_record, new_run_id, parse_record, read_records
+from retbench.records.store import append_record, new_run_id, parse_record, read_files, read_records
 from retbench.units import stated_unit
 
 SCHEMA_PATH = Path(retbench.__file__).parent / "records" / "record.schema.json"
@@ -376,16 +376,22 @@ def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
     assert [Path(one.partition(": ")[0]).name for one in problems] == ["b.jsonl", "c.jsonl", "d.jsonl:1"]
 
 
-def test_a_link_to_a_folder_of_records_is_followed_and_one_to_a_folder_above_is_not(tmp_path: Path) -> None:
+def test_links_to_folders_of_records_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
     append_record(tmp_path / "other/machine/a.jsonl", make_record())
-    (tmp_path / "other/machine/all").symlink_to(tmp_path / "other")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/machine").symlink_to(tmp_path / "other/machine")
-    (tmp_path / "results/loop").symlink_to(tmp_path / "results")
-    read, problems = read_records(tmp_path / "results")
-    assert read
-    assert all(one == make_record() for one in read)
-    assert problems == []
+    append_record(tmp_path / "results/own/b.jsonl", make_record())
+    for link, target in {
+        "other/machine/all": "other",
+        "results/machine": "other/machine",
+        "results/above": ".",
+        "results/again": "results/machine",
+        "results/latest": "results/own",
+        "results/loop": "results",
+    }.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [path.relative_to(tmp_path) for path, _, _ in read_files(tmp_path / "results")]
+    assert [path.name for path in found] == ["a.jsonl", "b.jsonl"]
+    assert found[1] == Path("results/own/b.jsonl"), "the folder itself comes before links to it"
+    assert read_records(tmp_path / "results") == ([make_record()] * 2, [])
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

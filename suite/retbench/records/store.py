@@ -108,18 +108,19 @@ def read_files(root: Path) -> Iterator[tuple[Path, list[Record], list[str]]]:
 def _find_files(root: Path) -> tuple[list[Path], list[OSError]]:
     """Return the record files below a folder, which need not be one, and the error of each folder that is not readable.
 
-    Links to folders are followed, except those to a folder that they are in.
+    Links to folders are followed, and no folder is read twice, nor one that holds them all.
     """
     found: list[Path] = []
     errors: list[OSError] = []
-    for folder, subfolders, names in os.walk(root, onerror=errors.append, followlinks=True):
-        above = {one.resolve() for one in (Path(folder), *Path(folder).absolute().parents)}
-        found += [Path(folder, name) for name in (*subfolders, *names) if name.endswith(".jsonl")]
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not os.path.islink(below := os.path.join(folder, name)) or Path(below).resolve() not in above
-        ]
+    seen = {*Path(os.path.realpath(root)).parents}  # Path.resolve raises for a link to itself
+    for path, subfolders, names in os.walk(root, onerror=errors.append, followlinks=True):
+        folder = Path(path)
+        if (real := Path(os.path.realpath(path))) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        found += [folder / name for name in (*subfolders, *names) if name.endswith(".jsonl")]
+        subfolders.sort(key=lambda name: ((folder / name).is_symlink(), name))
     return sorted(found), [one for one in errors if one.errno not in {errno.ENOENT, errno.ENOTDIR}]
 
 

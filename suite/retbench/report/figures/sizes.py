@@ -99,9 +99,9 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
         data = _size_data(records, _BITS, "bits", _bits, with_state=True)
         most = _readable(data)
         leaves = (
-            ""
-            if most is None
-            else " Values far above the others leave the plot; the last is beside the name."
+            " Values far above the others leave the plot; the last is beside the name."
+            if most < math.inf
+            else ""
         )
         view = View(
             name=point.stem("by_state"),
@@ -112,9 +112,8 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
             f"{leaves}{scores.extrapolation_note(records)}",
             records=records,
         )
-        panel = Panel(seed_points(data, "state_bytes"), scores.models, units=_units(data))
         figure = draw_row(
-            [panel if most is None else replace(panel, at_most=most)],
+            [Panel(seed_points(data, "state_bytes"), scores.models, units=_units(data), at_most=most)],
             view.texts,
             three_decimals,
             style.STATE_LABEL,
@@ -124,13 +123,13 @@ def draw_states(scores: Evaluations) -> Iterator[Drawing]:
         yield view.drawing(figure, data)
 
 
-def _readable(data: pd.DataFrame) -> float | None:
-    """Return the highest value of the models but the worst, if that one lies so far above that it flattens them."""
+def _readable(data: pd.DataFrame) -> float:
+    """Return the highest value to draw: that of all models but the worst, if the worst would flatten the others."""
     lows = data.groupby("model")["value"].min()
     worst = data["model"] == lows.idxmax()
     others, low = data["value"][~worst].max(), data["value"].min()
     is_apart = lows.max() > others and others - low < _FLATTENED * (data["value"].max() - low)
-    return float(others) if is_apart else None
+    return float(others) if is_apart else math.inf
 
 
 def _bits(record: Record) -> float:
