@@ -81,6 +81,22 @@ def test_steps_are_left_eager_where_the_profile_leaves_it_to_the_machine(tmp_pat
     assert "not compiled" in found.note
 
 
+def test_contexts_that_a_model_was_not_made_for_are_named(tiny_experiment: Path, tmp_path: Path) -> None:
+    folder = write_hf_folder(tmp_path / "own", max_position_embeddings=128)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("A text of some words. " * 20, encoding="utf-8")
+    scored = f'corpora = ["{tmp_path / "texts"}"], split = "all", tokenizer = "bytes"'
+
+    def note(workload: str) -> str:
+        return make(tiny_experiment, folder, overrides=[f"workloads={{{workload}}}"]).note or ""
+
+    text = "perplexity = {{{}, protocols = {{whole = {}}}}}"
+    assert note(text.format(scored, [64, 128])) == ""
+    assert "own was made for 128 tokens and may be given 4,096" in note(text.format(scored, [64, 4096]))
+    assert note(f"recall_slices = {{{scored}, document_bytes = [4096]}}") == "", "its lengths are bytes"
+    assert note("decode = {context_len = [4096]}") == "", "its cost does not depend on what it was trained on"
+
+
 @pytest.mark.parametrize(
     ("experiment", "changes", "message"),
     [

@@ -147,7 +147,7 @@ def make_plan(
         command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
-        note="; ".join(filter(None, [note, _describe_unmatched(models)])) or None,
+        note="; ".join(filter(None, [note, _describe_unmatched(models), *_describe_extrapolation(planned)])) or None,
     )
 
 
@@ -177,6 +177,23 @@ def _describe_unmatched(models: Sequence[ModelUnderTest]) -> str | None:
         f"tables show {', '.join(names)} apart and without a ratio, since a checkpoint is not matched to the size of "
         "the other models"
     )
+
+
+def _describe_extrapolation(planned: Sequence[Cell]) -> list[str]:
+    """Return which models are given longer contexts than those that they were made for, where quality is measured."""
+    longest: dict[tuple[str, int], int] = {}
+    for cell in planned:
+        weights = cell.under_test.weights
+        made_for = None if cell.evaluation is None or weights is None else weights.context_len
+        # Slices are counted in bytes. Examples beyond the trained length are what length recall is about.
+        if made_for is not None and find_workload(cell.workload).scores in ("text", "answers", "needles"):
+            named = cell.model_name, made_for
+            longest[named] = max(longest.get(named, 0), cell.point.context_len)
+    return [
+        f"{name} was made for {made_for:,} tokens and may be given {context_len:,}"
+        for (name, made_for), context_len in longest.items()
+        if context_len > made_for
+    ]
 
 
 def _decide_compilation(
