@@ -108,6 +108,7 @@ def test_a_number_of_things_has_their_plural() -> None:
 def test_format_percent_multiplies_a_ratio_by_100() -> None:
     assert units.format_percent(0.0123) == "1.2 %"
     assert units.format_percent(1) == "100.0 %"
+    assert units.format_percent(-0.0004) == "0.0 %", "nothing is below zero by nothing"
 
 
 @pytest.mark.parametrize(

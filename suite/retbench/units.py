@@ -142,7 +142,7 @@ def format_items(count: int, noun: str) -> str:
 
 def format_percent(ratio: float) -> str:
     """Format a ratio as percent: 0.0123 -> '1.2 %'."""
-    return f"{100 * ratio:.1f} %"
+    return f"{100 * ratio:z.1f} %"
 
 
 def format_tokens(num_tokens: int) -> str:

@@ -74,6 +74,23 @@ def test_missing_rounds_and_points_are_named(cpu_records: list[Record]) -> None:
     assert "Run `retbench run latency --profile cpu` again" in rounds
 
 
+def test_a_run_that_stopped_between_two_rounds_lacks_those_that_it_was_to_measure(
+    cpu_records: list[Record],
+) -> None:
+    stopped = [
+        record.model_copy(update={"num_rounds": 5})
+        for record in cpu_records
+        if record.round < 2 and record.workload == "decode"
+    ]
+    selection = select(stopped)
+    assert {sweep.num_rounds for sweep in make_sweeps(selection)} == {5}
+    lengths = "1K, 2K, 4K, 8K, 16K, 32K"
+    assert [sentence.split(" Run ")[0] for sentence in missing_of(selection)] == [
+        f"latency: {label}, decode at {lengths}, batch 1: 2 of 5 rounds are measured."
+        for label in ("RetNet", "Transformer")
+    ]
+
+
 @pytest.mark.parametrize("num_rounds", [4, 5])
 def test_a_wide_interval_is_called_noisy(cpu_records: list[Record], num_rounds: int) -> None:
     def shaken(record: Record) -> Record:

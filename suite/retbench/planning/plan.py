@@ -147,7 +147,8 @@ def make_plan(
         command=_command(name_or_path, options, overrides, own_models, compiled),
         device_memory_bytes=found.memory_bytes,
         data_dir=data_dir,
-        note="; ".join(filter(None, [note, _describe_unmatched(models), *_describe_extrapolation(planned)])) or None,
+        note="; ".join(filter(None, [note, _describe_unmatched(models), *_describe_extrapolation(planned)]))
+        or None,
     )
 
 

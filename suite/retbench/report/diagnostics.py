@@ -10,7 +10,7 @@ from retbench.records.environment import excessive_load
 from retbench.records.record import FAULTY_CEILING, Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
-from retbench.report.points import fact, instance_of, task_point_of
+from retbench.report.points import fact, group, instance_of, task_point_of
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables.cells import TableCell, length_cell
 from retbench.report.wording import describe_status, range_of, section_title
@@ -22,7 +22,7 @@ NOISY_RATIO = 0.10
 
 
 def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) -> list[str]:
-    """Return one sentence per shipped experiment without records, and per point without all of its rounds."""
+    """Return one sentence per shipped experiment without records, and per model with points without all rounds."""
     present = {record.experiment for record in records}
     profiles = {record.profile for record in records}
     sentences = [
@@ -32,13 +32,17 @@ def missing_sentences(records: Sequence[Record], sweeps: Sequence[CostSweep]) ->
     ]
     for sweep in sweeps:
         for model in sweep.models.models:
-            for length in sweep.lengths:
-                count = len({record.round for record in sweep.cell(model, length)})
+            counts = {
+                length: len({record.round for record in sweep.cell(model, length)})
+                for length in sweep.lengths
+            }
+            for count, lengths in group(counts, counts.__getitem__).items():
                 if count < sweep.num_rounds:
                     sentences.append(
                         f"{sweep.experiment}: {sweep.models.labels[model]}, {sweep.workload} at "
-                        f"{format_tokens(length)}, batch {sweep.batch_size}: {count or 'none'} of {sweep.num_rounds} "
-                        f"rounds {'is' if count == 1 else 'are'} measured. {_rerun(sweep.records[-1])}"
+                        f"{', '.join(map(format_tokens, lengths))}, batch {sweep.batch_size}: {count or 'none'} of "
+                        f"{sweep.num_rounds} rounds {'is' if count == 1 else 'are'} measured. "
+                        f"{_rerun(sweep.records[-1])}"
                     )
     return sentences
 

@@ -7,6 +7,7 @@ from statistics import median
 
 import pandas as pd
 
+from retbench.records.dates import started
 from retbench.records.record import SHARES, Record
 from retbench.report.frames import observations
 from retbench.report.lineup import Lineup, lineup
@@ -132,8 +133,9 @@ class CostSweep:
 
     @property
     def num_rounds(self) -> int:
-        """Number of rounds of the cell that has most."""
-        return len({record.round for record in self.records})
+        """Rounds of the cell that has most, or more where the newest run was to measure more, as far as it is known."""
+        planned = max(self.records, key=started).num_rounds or 0
+        return max(planned, len({record.round for record in self.records}))
 
     def rows(self, metric: str) -> pd.DataFrame:
         """Return the points of one metric."""
