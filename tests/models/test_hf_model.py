@@ -253,7 +253,7 @@ def test_code_of_a_checkpoint_runs_only_when_it_is_asked_for(tmp_path: Path) -> 
     }
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    with pytest.raises(CheckpointError, match="--trust-remote-code"):
+    with pytest.raises(CheckpointError, match="`retbench run`: give --model with --trust-remote-code"):
         load(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -53,11 +53,22 @@ def test_the_public_models_of_the_same_data_are_read_in_their_own_formats(tmp_pa
     found = {one.model_name: one for one in find_models(experiment, "paper", tmp_path / "results")}
     formats = {name: one.weights.info.format for name, one in found.items() if one.weights}
     assert formats == {"retnet": "fla", "transformer": "fla", "gla": "fla_gla", "mamba": "hf"}
-    assert {name: one.size for name, one in found.items() if name != "mamba"} == dict.fromkeys(
-        ("retnet", "transformer", "gla"), "fla-1.3b"
+    assert {one.size for one in found.values()} == {"checkpoint"}, (
+        "they are small, and the file's size is 1.3B"
     )
     assert found["gla"].model.mixer.title == "GLA"
     assert found["mamba"].model.whole_model is not None, "it is not matched"
+
+
+@pytest.mark.parametrize(("named", "found"), [("25k", "25k"), ("fla-1.3b", "checkpoint")])
+def test_a_checkpoint_has_the_size_that_its_entry_names_only_if_it_is_of_that_size(
+    tmp_path: Path, named: str, found: str
+) -> None:
+    write_fla_transformer(tmp_path / "saved", LLAMA)
+    overrides = [f"models.transformer.checkpoint={tmp_path / 'saved'}", f"models.transformer.size={named}"]
+    experiment = load_experiment("latency", [*overrides, "models=[transformer]"], profile="smoke")
+    (model,) = find_models(experiment, "smoke", tmp_path / "results")
+    assert model.size == found
 
 
 def test_a_public_model_that_nothing_here_has_is_refused(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_the_models_of_the_profile_are_replaced_too(tmp_path: Path) -> None:
     assert [one.model_name for one in found.models] == ["own"]
 
 
+def test_a_model_without_tokenizer_does_not_take_the_one_of_the_replaced_models(tmp_path: Path) -> None:
+    folder = write_hf_folder(tmp_path / "own")
+    with pytest.raises(ConfigError, match="comes without a tokenizer"):
+        make("needle", folder)
+    found = make("needle", folder, overrides=["workloads.needle.tokenizer=bytes"])
+    assert {cell.evaluation.tokenizer for cell in found.cells} == {"bytes"}  # type: ignore[union-attr]
+
+
 def test_it_can_be_measured_with_matched_models(tiny_experiment: Path, tmp_path: Path) -> None:
     folder = write_hf_folder(tmp_path / "own")
     found = make(

@@ -46,6 +46,16 @@ def test_the_map_marks_the_trained_length_where_it_is_known(tmp_path: Path) -> N
     found = evaluations_of(maker)
     (drawing,) = (each for each in draw_scores(found) if each.name.startswith("needle"))
     assert [len(axes.lines) for axes in drawing.figure.axes] == [0, 0]  # trained at 2K, beyond both contexts
+    assert "dashed" not in drawing.caption
+
+
+def test_a_caption_explains_the_dashed_line_where_there_is_one(
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluations, "trained_length", lambda self, records: 512)
+    (drawing,) = draw_scores(evaluations)
+    assert [axes.lines[0].get_xdata()[0] for axes in drawing.figure.axes] == [0.5, 0.5]
+    assert "dashed" in drawing.caption
 
 
 def test_the_table_has_every_share_with_its_difference(evaluations: Evaluations) -> None:

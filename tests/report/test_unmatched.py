@@ -130,6 +130,7 @@ def test_its_parameters_do_not_count_as_a_mismatch(records: list[Record]) -> Non
     (members,) = [group for group in matched_groups(records) if group[0].experiment == "latency"]
     matched = [record for record in members if record.model.name != "mine"]
     assert matching_sentence([members]) == matching_sentence([matched])
+    assert "compared models" in matching_sentence([matched]), "an experiment may allow any mismatch"
     assert "mine (unmatched) is not compared" in mismatch_sentence(members, lineup(members))
 
 

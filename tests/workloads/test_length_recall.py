@@ -125,6 +125,11 @@ def test_a_model_that_was_trained_on_something_else_or_at_another_length_is_refu
     info = WeightsInfo(source="quality/cpu", fingerprint="f", format="retbench", seed=0, corpus="python")
     for model, spec, reason in (
         (trained_on(EXAMPLES, "retnet", info=info), SPEC, "'retnet 25K seed 0' was trained on python"),
+        (
+            trained_on(EXAMPLES, "retnet", info=info.model_copy(update={"corpus": None})),
+            SPEC,
+            "no record of its training",
+        ),
         (trained_on(LengthRecall(num_selected=4), "retnet"), SPEC, "other examples .* with num_selected 3"),
         (
             trained_on(EXAMPLES, "retnet", context_len=64),

@@ -136,6 +136,16 @@ def test_caches_are_filled_with_the_scale_of_a_real_prefill(context_of: Make) ->
     assert scales[0]["keys"] == pytest.approx(float(real.layers[0]["keys"].std()), rel=1e-4)
 
 
+def test_the_scales_of_a_model_with_few_positions_come_from_a_prefill_of_that_many_tokens(
+    context_of: Make,
+) -> None:
+    model = context_of(make_cell("transformer", "decode", 64)).model
+    model.max_positions = 256
+    real = model.init_state(1, 256)
+    model.prefill(text.read_rows(1, 256), real)
+    assert cache_scales(model)[0]["keys"] == pytest.approx(float(real.layers[0]["keys"].std()), rel=1e-4)
+
+
 def test_a_prefill_gives_the_scales_once_and_its_cache_takes_no_memory_from_cells(
     context_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

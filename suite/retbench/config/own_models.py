@@ -34,7 +34,10 @@ NO_OWN_MODELS = OwnModels(())
 
 
 def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
-    """Replace the models of the parsed TOML, in place, by checkpoints that their own library runs."""
+    """Replace the models of the parsed TOML, in place, by checkpoints that their own library runs.
+
+    The tokenizers that its workloads name go too: they are for the weights of the replaced models.
+    """
     reader = next(name for name, each in architectures().items() if each.reads_any_model)
     trusts = {"trust_remote_code": True} if own.trust_remote_code else {}
     tables: dict[str, dict[str, str | bool]] = {}
@@ -49,6 +52,10 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
         tables[name] = {"architecture": reader, "checkpoint": checkpoint, **trusts}
     for holder in tables_with_models(raw):
         holder.pop("models", None)
+        workloads = holder.get("workloads")
+        for workload in workloads.values() if isinstance(workloads, dict) else ():
+            if isinstance(workload, dict):
+                workload.pop("tokenizer", None)
     raw["models"] = tables
 
 

@@ -362,8 +362,13 @@ def _explained(path: Path, *, runs_code: bool) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         has_code = not runs_code and '"auto_map"' in (path / "config.json").read_text(encoding="utf-8")
-        hint = " Code that comes with a checkpoint runs only with --trust-remote-code." if has_code else ""
-        raise CheckpointError(f"{path}: transformers cannot load it: {_cause(error)}{hint}") from error
+        hint = (
+            " Its code runs only in `retbench run`: give --model with --trust-remote-code, or "
+            "--set models.NAME.trust_remote_code=true."
+        )
+        raise CheckpointError(
+            f"{path}: transformers cannot load it: {_cause(error)}{hint if has_code else ''}"
+        ) from error
 
 
 def _cause(error: Exception) -> str:

@@ -25,7 +25,7 @@ from retbench.units import format_size
 from retbench.workloads.workload import find_workload
 
 CHECKPOINT_SIZE = "checkpoint"
-"""Size of a model that is read from a checkpoint, unless the experiment gives one."""
+"""Size of a model that is read from a checkpoint, unless the experiment gives one that is its own."""
 
 
 class Settings(Strict):

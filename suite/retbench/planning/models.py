@@ -7,6 +7,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from retbench.architectures.architecture import ModelSpec
+from retbench.architectures.configs import ModelConfig
+from retbench.architectures.costs import num_params_nonembedding
+from retbench.architectures.sizes import find_size
 from retbench.checkpoints.reading import CheckpointInfo, check_no_pickle, read_checkpoint
 from retbench.checkpoints.weights import find_weight_files, fingerprint_files
 from retbench.config.experiment import Experiment, Profile
@@ -16,6 +20,12 @@ from retbench.planning.cells import CHECKPOINT_SIZE, Inputs, ModelUnderTest, Wei
 from retbench.records.record import WeightsInfo
 from retbench.training.trained import TrainedRun, find_trained
 from retbench.units import format_size
+
+_OTHER_SIZE = 0.1
+"""Share of a size's parameters by which those of a checkpoint differ that is not of this size.
+
+Published models of a size differ by 2 %, as their widths are multiples of 256.
+"""
 
 
 def find_models(
@@ -133,9 +143,17 @@ def _checkpoint_model(experiment: Experiment, name: str, data_dir: Path | None) 
         num_tokens=noted.get("num_tokens"),
         corpus=noted.get("corpus"),
     )
-    return _model_on_disk(
-        experiment, name, spec.size or CHECKPOINT_SIZE, info, weights, noted.get("corpus_fingerprint")
-    )
+    size = _size_of_checkpoint(spec, info.config)
+    return _model_on_disk(experiment, name, size, info, weights, noted.get("corpus_fingerprint"))
+
+
+def _size_of_checkpoint(spec: ModelSpec, config: ModelConfig) -> str:
+    """Return the size that an entry names, unless its checkpoint was replaced by one of another size."""
+    if spec.size is None:
+        return CHECKPOINT_SIZE
+    budget = find_size(spec.size).budget
+    is_other = abs(num_params_nonembedding(config) - budget) > _OTHER_SIZE * budget
+    return CHECKPOINT_SIZE if is_other else spec.size
 
 
 def _model_on_disk(

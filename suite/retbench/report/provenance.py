@@ -264,7 +264,10 @@ def equivalence_sentence(records: Sequence[Record]) -> str:
 
 
 def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
-    """Return by how much the parameters of matched models differ at most, or that no two are matched."""
+    """Return by how much the parameters of compared models differ at most, or that no two are matched.
+
+    An experiment may allow any mismatch, so that compared models need not be matched.
+    """
     shares = []
     for members in groups:
         matched = {record.model.name: record.model for record in members if is_matched(record)}
@@ -274,7 +277,7 @@ def matching_sentence(groups: Iterable[Sequence[Record]]) -> str:
     if not shares:
         return "No two models are matched in parameters."
     largest = format_percent(max(shares))
-    return f"Parameters without embedding and head differ by at most {largest} between matched models."
+    return f"Parameters without embedding and head differ by at most {largest} between compared models."
 
 
 def environment_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def measure(context: "Context") -> Measurement:
 
 def _start(context: "Context") -> tuple["DecoderState", "Mark", Notes]:
     """Return the state one token before the depth, the mark to return to, and where the contents come from."""
-    from retbench.workloads.states import FILL_PREFILL_TOKENS, cache_scales, fill_caches, is_streamed
+    from retbench.workloads.states import cache_scales, fill_caches, fill_prefill_tokens, is_streamed
 
     model, point, position = context.model, context.cell.point, context.cell.point.context_len - 1
     if is_streamed(model):
@@ -88,7 +88,7 @@ def _start(context: "Context") -> tuple["DecoderState", "Mark", Notes]:
     fill_caches(model, state, position, context.cell.settings.seed)
     notes: Notes = {
         "state_source": "filled",
-        "kv_fill": f"normal, std of a real prefill of {FILL_PREFILL_TOKENS} tokens in each layer",
+        "kv_fill": f"normal, std of a real prefill of {fill_prefill_tokens(model)} tokens in each layer",
     }
     for name in dict.fromkeys(name for layer in scales for name in layer):
         deviations = [f"{layer[name]:.3g}" for layer in scales if name in layer]

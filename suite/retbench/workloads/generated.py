@@ -39,10 +39,11 @@ def examples_for(model: ModelUnderTest, name: str, make: Callable[[int], Kind], 
     """
     weights = model.trained_weights
     if weights.info.corpus != name:
+        corpus = weights.info.corpus
         raise ConfigError(
-            f"'{model.label}' was trained on {weights.info.corpus or 'a text that is not recorded'}, and the workload "
-            f"'{name}' measures models that were trained on the task '{name}'. Train it on that: retbench train "
-            f"{name}."
+            f"'{model.label}' {f'was trained on {corpus}' if corpus else 'has no record of its training'}, and the "
+            f"workload '{name}' measures models that `retbench train` has trained on the task '{name}'. Train one: "
+            f"retbench train {name}."
         )
     examples = make(model.model.vocab_size)
     if weights.corpus_fingerprint != examples.fingerprint:

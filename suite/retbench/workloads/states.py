@@ -28,7 +28,7 @@ from retbench.models.state import DecoderState
 from retbench.planning.cells import Cell
 
 FILL_PREFILL_TOKENS = 512
-"""Length of the real prefill that a key-value cache's scale is taken from."""
+"""Length of the real prefill that a key-value cache's scale is taken from, unless a model has fewer positions."""
 
 _DRAWN_TOKENS = 2048
 """Most tokens whose entries are drawn: copying them takes a fraction of the time of drawing more."""
@@ -133,11 +133,17 @@ def stream_states(
         store.save(cell, state)
 
 
+def fill_prefill_tokens(model: LanguageModel) -> int:
+    """Return the tokens of the real prefill that the scale of a model's caches is taken from."""
+    return min(FILL_PREFILL_TOKENS, model.max_positions or FILL_PREFILL_TOKENS)
+
+
 @torch.inference_mode()
 def prefilled_state(model: LanguageModel) -> DecoderState:
-    """Return the state that a real prefill of `FILL_PREFILL_TOKENS` leaves: caches take their scale from it."""
-    state = model.init_state(1, FILL_PREFILL_TOKENS)
-    model.prefill(text.read_rows(1, FILL_PREFILL_TOKENS).to(state.device), state)
+    """Return the state that a real prefill of `fill_prefill_tokens` leaves: caches take their scale from it."""
+    num_tokens = fill_prefill_tokens(model)
+    state = model.init_state(1, num_tokens)
+    model.prefill(text.read_rows(1, num_tokens).to(state.device), state)
     return state
 
 

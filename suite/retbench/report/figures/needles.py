@@ -21,9 +21,9 @@ _MAP_IN, _GAP_IN = 1.35, 0.62
 _COLOURS = "Greys"
 _CAPTION = (
     "Share of exact answers, %, to prompts in which a number is hidden in a text and asked for at its end: by the "
-    "tokens of the prompt and by the depth of the number, 0 % at the beginning of the text. One map per model and "
-    "seed. To the right of the dashed line of a map, prompts are longer than the sequences of the training."
+    "tokens of the prompt and by the depth of the number, 0 % at the beginning of the text. One map per model and seed."
 )
+_BORDER = " To the right of the dashed line of a map, prompts are longer than the sequences of the training."
 
 
 def draw_needles(scores: Evaluations, points: Sequence[TaskPoint]) -> Iterator[Drawing]:
@@ -40,11 +40,12 @@ def _draw(
     scores: Evaluations, point: TaskPoint, size: str, maps: dict[tuple[str, ModelInstance], list[Record]]
 ) -> Drawing:
     records = [record for mine in maps.values() for record in mine]
+    borders = [_border(mine, scores.trained_length(mine)) for mine in maps.values()]
     view = View(
         name=file_stem(f"{point.experiment}_{point.workload}_{point.task}_{size}_map"),
         title=f"Needles found in the haystack {point.task}",
         subtitle=f"exact answers, %, models of {format_size(size)}; depth of the needle, %",
-        caption=_CAPTION,
+        caption=_CAPTION + (_BORDER if any(borders) else ""),
         records=records,
     )
     figure, panels = style.new_panels(
@@ -56,15 +57,25 @@ def _draw(
         gap_in=_GAP_IN,
         count=len(maps),
     )
-    for axes, ((model, instance), mine) in zip(panels, maps.items(), strict=True):
+    for axes, ((model, instance), mine), border in zip(panels, maps.items(), borders, strict=True):
         seed = "" if instance.seed is None else f", seed {instance.seed}"
         name = shorten(f"{scores.models.labels[model]}{seed}")
         axes.set_title(name, pad=4)
-        _draw_map(axes, model, name, mine, scores.trained_length(mine))
+        _draw_map(axes, model, name, mine)
+        if border is not None:
+            axes.axvline(border, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
     return view.drawing(figure, pd.DataFrame([row for record in records for row in _data_rows(record)]))
 
 
-def _draw_map(axes: Axes, model: str, name: str, records: Sequence[Record], trained: int | None) -> None:
+def _border(records: Sequence[Record], trained: int | None) -> float | None:
+    """Return the place between the columns of a map after the trained length; None where no prompt is longer."""
+    lengths = {record.point.context_len for record in records}
+    if trained is None or not min(lengths) <= trained < max(lengths):
+        return None
+    return sum(length <= trained for length in lengths) - 0.5
+
+
+def _draw_map(axes: Axes, model: str, name: str, records: Sequence[Record]) -> None:
     """Draw the cells of one model: lengths from the left, depths from the top."""
     by_length = {record.point.context_len: record.series[_SERIES] for record in records}
     lengths = sorted(by_length)
@@ -93,9 +104,6 @@ def _draw_map(axes: Axes, model: str, name: str, records: Sequence[Record], trai
     axes.set_xticks(range(len(lengths)), [format_tokens(length) for length in lengths])
     shown = range(0, len(depths), max(1, len(depths) // 5))
     axes.set_yticks(list(shown), [f"{depths[row]:.0f}" for row in shown])
-    if trained is not None and lengths[0] <= trained < lengths[-1]:
-        border = sum(length <= trained for length in lengths) - 0.5
-        axes.axvline(border, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
 
 
 def _data_rows(record: Record) -> Iterator[dict[str, object]]:
