@@ -139,6 +139,22 @@ def test_a_comparison_refuses_arguments_of_another_type(given: dict[str, Any]) -
         retbench.compare("true", "true", **given)
 
 
+@pytest.mark.parametrize("given", [{"out": ""}, {"data_dir": ""}, {"data_dir": "none"}], ids=str)
+def test_a_run_refuses_a_folder_that_the_command_refuses(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty path is the current folder; of a workload without data nothing else reads `data_dir`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"Give "):
+        retbench.run("latency", **{"profile": "smoke", "device": "cpu", "out": tmp_path, **given})
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_refuses_an_empty_path() -> None:
+    with pytest.raises(ConfigError, match=r"path is empty"):
+        retbench.load("")
+
+
 def test_loading_takes_a_path() -> None:
     with pytest.raises(ConfigError, match=r"path is None\. Give a text or a path"):
         retbench.load(None)  # type: ignore[arg-type]

@@ -2,4 +2,4 @@
 
 from retbench.cli import app
 
-app()
+app(prog_name="retbench")  # the completion of the shell is installed for this name

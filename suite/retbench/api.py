@@ -21,13 +21,12 @@ def load(path: str | Path = "results") -> "pd.DataFrame":
 
     Raises:
         RecordError: the path does not exist, or holds no record that can be read.
-        ConfigError: `path` is neither a text nor a path.
+        ConfigError: `path` is neither a text nor a path, or is empty.
     """
     from retbench.report.frames import results_frame
     from retbench.report.results import load_results
 
-    _require((str, os.PathLike), "a text or a path", path=path)
-    results = load_results(Path(path))
+    results = load_results(_path("path", path))
     for problem in results.problems:
         warnings.warn(problem, stacklevel=2)
     return results_frame(results)
@@ -74,13 +73,15 @@ def run(
         RetbenchError: as `planning.plan.make_plan` and `running.runner.run_plan`.
     """
     from retbench.cli.progress import show_events, view_run
+    from retbench.data.data_folder import data_folder
     from retbench.planning.plan import make_plan
     from retbench.planning.shards import Shard
     from retbench.running.events import RunSummary
     from retbench.running.runner import run_plan
 
-    _require((str, os.PathLike), "a text or a path", experiment=experiment, out=out)
-    _require((str, os.PathLike, type(None)), "a text, a path or None", data_dir=data_dir)
+    _require((str, os.PathLike), "a text or a path", experiment=experiment)
+    results = _path("out", out)
+    data = None if data_dir is None else data_folder(_path("data_dir", data_dir))
     _require((str, type(None)), "a text or None", profile=profile, device=device, dtype=dtype, shard=shard)
     _require((Integral, type(None)), "a whole number or None", limit=limit)
     _require((bool,), "True or False", trust_remote_code=trust_remote_code, fresh=fresh)
@@ -95,14 +96,14 @@ def run(
         compiled=compiled,
         checkpoints=_texts("models", models, "FOLDER"),
         trust_remote_code=trust_remote_code,
-        results=Path(out),
-        data_dir=data_dir,
+        results=results,
+        data_dir=data,
     )
     part = plan if shard is None else plan.part(Shard.parse(shard))
     if part is None:  # there are fewer parts than shards
         return RunSummary()
     with show_events(view_run) as notify:
-        return run_plan(part, Path(out), fresh=fresh, notify=notify)
+        return run_plan(part, results, fresh=fresh, notify=notify)
 
 
 def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
@@ -120,6 +121,16 @@ def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ConfigError(f"{name} is {shown(value)}. Give {needed}.")
+
+
+def _path(name: str, given: object) -> Path:
+    """Return an argument as a path; ConfigError unless it is one, or if it is empty, which is the current folder."""
+    from retbench.errors import ConfigError
+
+    _require((str, os.PathLike), "a text or a path", **{name: given})
+    if given == "":
+        raise ConfigError(f"{name} is empty. Give a path; '.' is the current folder.")
+    return Path(str(given))
 
 
 def _texts(name: str, given: object, example: str) -> tuple[str, ...]:

@@ -424,6 +424,7 @@ def test_a_name_that_is_too_long_is_one_message(
         ("check", "--against", ""),
         ("check", "--against", "HEAD", "--profile", ""),
         ("predict", "retnet", "--dtype", ""),
+        ("predict", "retnet", "--ceilings", ""),
         ("generate", "x", "--tokenizer", ""),
         ("generate", "x", "--revision", ""),
         ("run", "latency", *TINY, "--out", ""),

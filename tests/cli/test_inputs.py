@@ -143,10 +143,8 @@ def complete(words: str, cwd: Path) -> list[str]:
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    code = "from retbench.cli import app; app(prog_name='retbench')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "retbench"]  # of the name `retbench` too, which the variables have
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
@@ -157,6 +155,8 @@ def complete(words: str, cwd: Path) -> list[str]:
         ("retbench run la", ["latency"]),
         ("retbench run latency --profile ", ["smoke", "cpu", "paper"]),
         ("retbench verify retnet --size 125", ["125M"]),
+        ("retbench check --experiment la", ["latency"]),
+        ("retbench check --experiment recall_slices --profile t", ["trained"]),
     ],
 )
 def test_a_shell_completes_experiments_profiles_and_sizes(

@@ -14,7 +14,15 @@ from retbench.cli.compare import (
     notify,
     print_report,
 )
-from retbench.cli.options import DEVICES, AsJson, given_options, new_app, not_empty
+from retbench.cli.options import (
+    DEVICES,
+    AsJson,
+    complete_experiment,
+    complete_profile,
+    given_options,
+    new_app,
+    not_empty,
+)
 
 if TYPE_CHECKING:
     from retbench.regress.interleaved import InterleavedCheck
@@ -54,9 +62,19 @@ QuantitiesFile = Annotated[
 def check(
     call: typer.Context,
     against: Reference = None,
-    experiment: Annotated[str, _timing("--experiment", "what is timed.", metavar="EXPERIMENT")] = "latency",
+    experiment: Annotated[
+        str,
+        _timing("--experiment", "what is timed.", metavar="EXPERIMENT", autocompletion=complete_experiment),
+    ] = "latency",
     profile: Annotated[
-        str, _timing("--profile", "in which profile.", metavar="PROFILE", callback=not_empty)
+        str,
+        _timing(
+            "--profile",
+            "in which profile.",
+            metavar="PROFILE",
+            callback=not_empty,
+            autocompletion=complete_profile,
+        ),
     ] = "smoke",
     device: Annotated[
         str | None, _timing("--device", "by default the first GPU, else the CPU.", metavar=DEVICES)

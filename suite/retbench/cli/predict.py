@@ -17,6 +17,7 @@ from retbench.cli.options import (
     given_options,
     new_app,
     read_counts,
+    read_path,
 )
 from retbench.errors import ConfigError
 from retbench.units import format_bytes, format_rate, format_seconds, format_size, format_tokens
@@ -40,7 +41,11 @@ DeviceOption = Annotated[
 ]
 CeilingsPath = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Folder or file of records whose ceilings replace the device's."),
+    typer.Option(
+        metavar="PATH",
+        parser=read_path,
+        help="Folder or file of records whose ceilings replace the device's.",
+    ),
 ]
 DtypeName = Annotated[
     str | None, dtype_option("By default that of the records, float32 on cpu, else bfloat16.")
