@@ -123,14 +123,14 @@ def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
             raise ConfigError(f"{name} is {shown(value)}. Give {needed}.")
 
 
-def _path(name: str, given: object) -> Path:
+def _path(name: str, given: str | os.PathLike[str]) -> Path:
     """Return an argument as a path; ConfigError unless it is one, or if it is empty, which is the current folder."""
     from retbench.errors import ConfigError
 
     _require((str, os.PathLike), "a text or a path", **{name: given})
     if given == "":
         raise ConfigError(f"{name} is empty. Give a path; '.' is the current folder.")
-    return Path(str(given))
+    return Path(given)
 
 
 def _texts(name: str, given: object, example: str) -> tuple[str, ...]:
