@@ -218,22 +218,29 @@ def asked(maker: ScoreMaker, spec: PerplexitySpec | RecallSlicesSpec | ZeroshotS
 
 
 def answered(
-    options: dict[str, Any], claim: Claim, folder: Path, training: dict[str, Any] | None = None
+    options: dict[str, Any],
+    claim: Claim,
+    folder: Path,
+    training: dict[str, Any] | None = None,
+    num_tokens: int | None = None,
 ) -> Results:
-    """Return the records that a command would make if the claim held; the maker's RetNet is the challenger."""
+    """Return the records that a command would make if the claim held; the maker's RetNet is the challenger.
+
+    With `num_tokens` the models have seen so many, whatever the command says.
+    """
     rule = claim.rule
     assert isinstance(rule, QualityRule)
     sides = (RETNET, TRANSFORMER) if isinstance(rule, NearRule) else (rule.challenger, rule.reference)
     experiment, profile = experiment_of(options)
     (workload,) = profile.workloads.specs
     spec = getattr(profile.workloads, workload)
-    seeds, num_tokens = trained_by(options, training)
+    seeds, trained_on = trained_by(options, training)
 
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         model = arguments["model"]
         side = sides[model.name == "transformer"]
         name, checkpoint = side_of(experiment, side)
-        weights = model.weights and model.weights.model_copy(update={"num_tokens": num_tokens})
+        weights = model.weights and model.weights.model_copy(update={"num_tokens": num_tokens or trained_on})
         if checkpoint:
             weights = WeightsInfo(source=checkpoint, fingerprint="0123456789ab", format="fla")
         update = {"name": name, "architecture": side.architecture, "weights": weights}
@@ -272,3 +279,14 @@ def test_the_command_of_quality_decides_its_claim(name: str, tmp_path: Path) -> 
         assert {(row.scope, row.finding.verdict) for row in measured} == {("elsewhere", "reproduced")}
         assert all(f"not on {claim.scale.text}" in row.conditions for row in measured)
         assert judged.rows[0].conditions.endswith(f"on {claim.scale.text}")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OF_QUALITY if "retbench train" in (TESTABLE[name].command or "")]
+)
+def test_models_that_have_seen_few_tokens_decide_no_claim(name: str, tmp_path: Path) -> None:
+    claim = CLAIMS[name]
+    (_, training), (_, options) = commands_of(claim.command)
+    judged = judge(claim, answered(options, claim, tmp_path, training, num_tokens=10_000_000))
+    assert judged.verdict == "not_testable"
+    assert {row.scope for row in judged.rows if row.num_records} == {"elsewhere"}

@@ -119,7 +119,11 @@ class LatentAttention(Mixer):
         return (StateTensor("latents", (1, self.entry_width), "per_token"),)
 
     def _pair_flops(self, form: str) -> int:
-        """Return the operations of a query and a key of all heads: the score, and the sum of values or latents."""
+        """Return the operations of a query and a key of all heads: the score, and the sum of values or latents.
+
+        Absorbed, the module sums whole entries, in one product: the sums of rotated keys, which nothing reads, are left
+        out, so torch's counter finds rope_head_dim / (2 * kv_rank + rope_head_dim) more of these operations.
+        """
         widths = (
             self.kv_rank + self.entry_width if form == "absorbed" else self.value_head_dim + self.head_dim
         )
