@@ -304,3 +304,14 @@ def test_a_model_with_its_own_number_of_key_heads_takes_no_other() -> None:
     code, _, error = run("transformer-mqa", "--kv-heads", "8", "--size", "25m")
     assert code == 2
     assert "--kv-heads 8: the model 'transformer-mqa' is one with its own number" in error
+
+
+def test_a_prediction_of_compiled_steps_names_the_variable_of_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("in the way", encoding="utf-8")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it when it compiles
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
+    code, stdout, stderr = invoke("predict", "retnet", "--size", "1M", "--device", "cpu", "--compile")
+    assert (code, stdout) == (2, "")
+    assert "RETBENCH_CACHE" in stderr

@@ -696,6 +696,20 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
     assert observer.kinds() == {}
 
 
+@pytest.mark.parametrize("variable", ["RETBENCH_CACHE", "TORCHINDUCTOR_CACHE_DIR"])
+def test_compiled_code_that_cannot_be_written_is_refused_with_the_variable_that_moves_it(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path, TRANSFORMER, PROFILE, grid("decode", 8))
+    (tmp_path / "cache").write_text("in the way", encoding="utf-8")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it when it compiles
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    observer = Observer()
+    with pytest.raises(ConfigError, match=rf"cannot be written to: .*{variable}"):
+        run_plan(plan_for(path, "compile=true"), tmp_path / "out", fresh=False, notify=observer)
+    assert observer.kinds() == {}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_really_full_disk(tmp_path: Path) -> None:

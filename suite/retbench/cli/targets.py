@@ -10,7 +10,7 @@ from retbench.cli.in_process import alone_on_machine, become_worker, warn_if_bus
 from retbench.errors import RecordError, shown
 from retbench.measure import machine
 from retbench.measure.devices import find_device
-from retbench.measure.environment import machine_name
+from retbench.measure.environment import check_compiled_code, machine_name
 from retbench.ops import DecodeOperators
 from retbench.papers.papers import Datasheet, find_datasheet, load_datasheets
 from retbench.planning.prediction import (
@@ -243,8 +243,11 @@ def measured_target(device: str, models: Models, dtype: str, *, compiled: bool) 
 
     Raises:
         UnsupportedError: the device is not there, or nothing can be compiled on it.
+        ConfigError: compiled code cannot be written.
     """
     found = find_device(device)
+    if compiled:
+        check_compiled_code()
     become_worker(found.name)
     import torch
 

@@ -21,7 +21,7 @@ import psutil
 
 from retbench import __version__
 from retbench.errors import UnsupportedError
-from retbench.files import cache_dir
+from retbench.files import cache_dir, check_writable
 from retbench.measure import allocator, machine, nvml, source
 from retbench.records.environment import processor_name
 
@@ -85,8 +85,25 @@ def worker_environment(threads: int, device: str) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "MKL_DYNAMIC": "false",
         "OPENBLAS_NUM_THREADS": str(threads),
-        _COMPILED_CODE: os.environ.get(_COMPILED_CODE) or str(cache_dir() / "compiled"),
+        _COMPILED_CODE: _compiled_code()[0],
     }
+
+
+def check_compiled_code() -> None:
+    """Check that torch.compile can write its code, before time is spent on a step that is to be compiled.
+
+    Raises:
+        ConfigError: its folder cannot be created or written to; the message names the variable that moves it.
+        StorageError: the disk is full.
+    """
+    folder, variable = _compiled_code()
+    check_writable(Path(folder), variable)
+
+
+def _compiled_code() -> tuple[str, str]:
+    """Return the folder of torch.compile's code, and the environment variable that decides it."""
+    given = os.environ.get(_COMPILED_CODE)
+    return (given, _COMPILED_CODE) if given else (str(cache_dir() / "compiled"), "RETBENCH_CACHE")
 
 
 def become_worker(threads: int, device: str) -> None:

@@ -61,7 +61,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
         Counts of the records; `interrupted` after a stop signal, with all workers ended and every record kept.
 
     Raises:
-        ConfigError: there is something to measure, and `out` cannot be written to.
+        ConfigError: there is something to measure, and `out`, or the folder of compiled code, cannot be written to.
         StorageError: a record could not be written; those before it are intact.
         RetbenchError: no worker can start, or one met an error that every other cell would meet.
     """
@@ -73,6 +73,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
             if count_on_disk(plan, out, fresh=fresh) == plan.num_measurements:
                 return _carry_out(plan, out, fresh, notify, inbox)
             check_writable(folder_of(plan, out), "--out")  # before another run is waited for
+            if plan.settings.compile:
+                environment.check_compiled_code()
             with timing_lock(plan.command, device, wait=wait, threads=threads):
                 return _carry_out(plan, out, fresh, notify, inbox)
         except Interrupted:
