@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,18 @@ def test_jobs_that_cannot_be_noted_are_ended(tmp_path: Path, monkeypatch: pytest
         submission.submit("local", [["retbench", "run", "x"]], tmp_path, Resources())
     ((folder, noted),) = found
     assert submission._find_controller(noted.job_ids[0], folder) is None
+
+
+def test_a_process_that_has_no_words_yet_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = psutil.Process.cmdline
+    answers: Iterator[list[str]] = iter([[]])
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: next(answers, words(self)))
+    command = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]
+    with subprocess.Popen(command) as child:
+        found = submission._find_controller(str(child.pid), tmp_path)
+        child.kill()
+    assert found is not None
+    assert found.pid == child.pid
 
 
 def note(state: str, **fields: object) -> JobNote:

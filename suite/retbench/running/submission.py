@@ -44,6 +44,8 @@ ENDED = frozenset({"done", "failed", "interrupted", "cancelled", "lost"})
 
 _END_WAIT_S = 30.0
 """Time that a cancelled job has to end in by itself."""
+_START_S = 0.1
+"""Wait for the words of a process that has just been started."""
 _POLL_S = 1.0
 """Time between two readings of the states of jobs that are waited for."""
 
@@ -264,6 +266,9 @@ def _find_controller(job_id: str, folder: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(int(job_id))
         words = process.cmdline()
+        if not words:  # for an instant of its start a process has none; a thread of the kernel never has any
+            time.sleep(_START_S)
+            words = process.cmdline()
         lives = process.status() != psutil.STATUS_ZOMBIE and Path(words[-1]).name == folder.name
     except (psutil.Error, ValueError, IndexError):
         return None
