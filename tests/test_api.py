@@ -139,7 +139,9 @@ def test_a_comparison_refuses_arguments_of_another_type(given: dict[str, Any]) -
         retbench.compare("true", "true", **given)
 
 
-@pytest.mark.parametrize("given", [{"out": ""}, {"data_dir": ""}, {"data_dir": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"out": ""}, {"out": "a\0b"}, {"data_dir": ""}, {"data_dir": "none"}], ids=str
+)
 def test_a_run_refuses_a_folder_that_the_command_refuses(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

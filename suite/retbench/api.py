@@ -125,12 +125,15 @@ def _require(kinds: tuple[Any, ...], needed: str, **given: object) -> None:
 
 def _path(name: str, given: str | os.PathLike[str]) -> Path:
     """Return an argument as a path; ConfigError unless it is one, or if it is empty, which is the current folder."""
-    from retbench.errors import ConfigError
+    from retbench.errors import ConfigError, shown
 
     _require((str, os.PathLike), "a text or a path", **{name: given})
     if given == "":
         raise ConfigError(f"{name} is empty. Give a path; '.' is the current folder.")
-    return Path(given)
+    path = Path(given)
+    if "\0" in str(path):
+        raise ConfigError(f"{name} is {shown(str(path))}. Give a path; none has the character of number 0.")
+    return path
 
 
 def _texts(name: str, given: object, example: str) -> tuple[str, ...]:

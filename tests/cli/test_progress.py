@@ -133,6 +133,15 @@ def test_text_is_shown_as_it_is(cell: Cell) -> None:
     assert text == f"4/4 round 1: retnet decode at 32K: failed: {message}\n"
 
 
+def test_a_reason_is_written_in_full_once(cell: Cell) -> None:
+    faults = [CellDone(cell, number, "failed", why, DONE) for number, why in enumerate(["a", "no file", "a"])]
+    assert show(view_run, io.StringIO(), faults).splitlines() == [
+        "4/4 round 1: retnet decode at 32K: failed: a",
+        "4/4 round 2: retnet decode at 32K: failed: no file",
+        "4/4 round 3: retnet decode at 32K: failed, for a reason given above",
+    ]
+
+
 def test_a_check_that_holds_names_the_run_that_checked() -> None:
     held = PASSED.model_copy(update={"run_id": "20260102T030405Z-abcdef"})
     assert view_run(GateChecked("retnet", held, HALF)).text == (

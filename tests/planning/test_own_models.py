@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from retbench.config.own_models import OwnModels, replace_models
 from retbench.errors import ConfigError
 from retbench.planning.plan import Plan, make_plan
 from retbench.records.record import Ceilings
@@ -123,6 +124,26 @@ def test_two_models_of_one_name_are_refused(tiny_experiment: Path, tmp_path: Pat
     folders = [write_hf_folder(tmp_path / parent / "own") for parent in ("a", "b")]
     with pytest.raises(ConfigError, match="another --model has the name 'own' too"):
         make(tiny_experiment, *folders)
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "name"),
+    [
+        ("mine", ".", "mine"),
+        ("mine/inner", "..", "mine"),
+        ("mine", "../mine/", "mine"),
+        ("žlutý kůň", "../žlutý kůň", "zluty-kun"),
+        ("模型", ".", "model"),
+    ],
+)
+def test_a_folder_names_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, given: str, name: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    raw: dict[str, Any] = {}
+    replace_models(raw, OwnModels((given,)))
+    assert list(raw["models"]) == [name]
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,15 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     assert problems == []
 
 
+def test_a_byte_order_mark_costs_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    append_record(path, make_record(0))
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    read, problems = read_records(path)
+    assert [record.round for record in read] == [0]
+    assert problems == []
+
+
 @pytest.mark.parametrize(
     ("line", "cause"),
     [

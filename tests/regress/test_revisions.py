@@ -280,6 +280,19 @@ def test_an_environment_that_cannot_be_made_is_reported(
         pytest.fail("measured")
 
 
+def test_compiled_code_that_cannot_be_written_is_refused_before_anything_is_timed(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = repository(code="2")
+    monkeypatch.setattr(interleaved, "checkout_root", lambda: root)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "a-file"))
+    (tmp_path / "a-file").touch()
+    words = ["check", "--against", "base", "--device", "cpu", "--set", "compile=true"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "report")])
+    assert done.exit_code == 2
+    assert "TORCHINDUCTOR_CACHE_DIR" in done.stderr
+
+
 @pytest.mark.parametrize("ref", ["nowhere", "--help", "HEAD~5", "HEAD@{9999}", "a-file"])
 def test_a_commit_that_is_not_there_is_refused(repository: Repository, ref: str) -> None:
     root = repository()

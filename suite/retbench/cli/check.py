@@ -151,8 +151,11 @@ def _check_options(call: typer.Context, against: str | None, baseline: Path | No
 def _check_times(check: "InterleavedCheck", ref: str, *, always: bool) -> "CheckReport":
     """Measure both revisions; exit with 130 if the user interrupts it."""
     from retbench.files import check_writable
+    from retbench.measure.environment import check_compiled_code
 
     check_writable(check.folder, "--out")
+    if check.plan.settings.compile:
+        check_compiled_code()
     with ended_by_user("the records of both sides are kept"):
         return check.against(ref, always=always)
 

@@ -98,7 +98,8 @@ def read_count(text: str | int) -> int:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if not 1 <= count <= LARGEST:
-        raise typer.BadParameter(f"{text} is out of range. Give 1 or more.")
+        allowed = "1 or more" if count < 1 else f"at most {LARGEST:,}"
+        raise typer.BadParameter(f"{text} is out of range. Give {allowed}.")
     return count
 
 

@@ -53,6 +53,8 @@ class ShownEvent:
         steps: Steps done and in all.
         note: Words behind the bar.
         is_frequent: True if it may come many times per second.
+        reason: Reason of a failure, which is written in full only once.
+        brief: The text for a reason that has been written.
     """
 
     text: str
@@ -62,6 +64,8 @@ class ShownEvent:
     steps: tuple[int, int] | None = None
     note: str | None = None
     is_frequent: bool = False
+    reason: str | None = None
+    brief: str = ""
 
 
 @contextmanager
@@ -80,7 +84,10 @@ def show_events(
 
 
 class _EventDisplay(Generic[_E]):
-    """Writes events as lines of a log, or on a bar; a line that repeats the last one is left out."""
+    """Writes events as lines of a log, or on a bar; a line that repeats the last one is left out.
+
+    A reason is written in full once: a model that cannot be loaded has the same in every cell and round.
+    """
 
     def __init__(self, view: Callable[[_E], ShownEvent], console: Console, bar: RichProgress | None) -> None:
         self._view = view
@@ -88,6 +95,7 @@ class _EventDisplay(Generic[_E]):
         self._bar = bar
         self._task = None if bar is None else bar.add_task("starting", total=None, note="")
         self._last_line = ""
+        self._reasons: set[str] = set()
         self._shown_s = time.monotonic() if bar is None else 0.0
 
     def notify(self, event: _E, /) -> None:
@@ -98,12 +106,12 @@ class _EventDisplay(Generic[_E]):
         if self._bar is None:
             if not shown.in_log or is_too_soon:
                 return
-            self._write(shown.text)
+            self._write(shown)
             if shown.is_frequent:
                 self._shown_s = time.monotonic()
             return
         if shown.above_bar:
-            self._write(shown.text)
+            self._write(shown)
         assert self._task is not None
         done, total = shown.steps or (None, None)
         self._bar.update(self._task, description=shown.activity, completed=done, total=total)
@@ -113,7 +121,12 @@ class _EventDisplay(Generic[_E]):
             self._shown_s = time.monotonic()
             self._bar.refresh()
 
-    def _write(self, line: str) -> None:
+    def _write(self, shown: ShownEvent) -> None:
+        line = shown.text
+        if shown.reason is not None:
+            if shown.reason in self._reasons:
+                line = shown.brief
+            self._reasons.add(shown.reason)
         if line != self._last_line:
             self._console.print(line, soft_wrap=True)
         self._last_line = line
@@ -161,10 +174,14 @@ def _view_run(event: RunEvent) -> ShownEvent:
         case events.CellAdvanced(num_tokens=done):
             return _activity(f"{_place(event)}: {format_count(done)} tokens read")
         case events.CellDone(status=status, error=error, progress=progress):
-            reason = f": {error}" if error else ""
-            text = f"{_place(event)}: {status}{reason}{_time_left(progress, ', ')}"
-            text = f"{progress.done}/{progress.total} {text}"
-            return ShownEvent(text, above_bar=bool(error), activity=_place(event))
+            head, tail = (
+                f"{progress.done}/{progress.total} {_place(event)}: {status}",
+                _time_left(progress, ", "),
+            )
+            if not error:
+                return ShownEvent(f"{head}{tail}", above_bar=False, activity=_place(event))
+            text, brief = f"{head}: {error}{tail}", f"{head}, for a reason given above{tail}"
+            return ShownEvent(text, activity=_place(event), reason=error, brief=brief)
         case events.WorkerEnded(model_name=name, pid=pid, reason=reason):
             return ShownEvent(f"{name}: worker {pid} ended: {reason}", activity="running")
         case events.RunFinished(result=result):

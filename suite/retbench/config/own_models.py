@@ -1,7 +1,9 @@
 """Models of another library: those that replace an experiment's, and the permission to run their code."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retbench.architectures.registry import architectures
@@ -42,8 +44,7 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
     trusts = {"trust_remote_code": True} if own.trust_remote_code else {}
     tables: dict[str, dict[str, str | bool]] = {}
     for checkpoint in own.checkpoints:
-        last = checkpoint.partition("@")[0].rstrip("/").rpartition("/")[2]
-        name = re.sub(r"[^A-Za-z0-9._+-]+", "-", last).lstrip(".+-") or "model"
+        name = _name(checkpoint)
         if name in tables:
             raise ConfigError(
                 f"--model {shown(checkpoint)}: another --model has the name '{name}' too. Measure each into another "
@@ -57,6 +58,14 @@ def replace_models(raw: dict[str, Any], own: OwnModels) -> None:
             if isinstance(workload, dict):
                 workload.pop("tokenizer", None)
     raw["models"] = tables
+
+
+def _name(checkpoint: str) -> str:
+    """Return the name of a model in records: the last part of its path, in characters that a name may have."""
+    path = Path(checkpoint.partition("@")[0])
+    last = path.name if path.name not in {"", ".."} else path.resolve().name
+    plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", plain).lstrip(".+-") or "model"
 
 
 def check_trust(raw: dict[str, Any], place: str) -> None:

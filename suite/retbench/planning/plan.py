@@ -227,7 +227,8 @@ def check_limit(limit: int) -> None:
     """Raise ConfigError unless a number of context lengths, or of documents, can be kept."""
     if not 1 <= limit < 2**31:
         raise ConfigError(
-            f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, 1 or more."
+            f"--limit is {shown(limit)}: it is the number of context lengths, or documents, to keep, from 1 to "
+            f"{2**31 - 1:,}."
         )
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -132,6 +133,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number in count(1):
             line = file.readline(MAX_LINE_BYTES + 1)
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)  # some editors on Windows write it
             if line.strip():
                 yield number, line
             if not line or len(line) > MAX_LINE_BYTES:
