@@ -43,17 +43,14 @@ def check_writable(folder: Path, option: str) -> None:
         ConfigError: it cannot be created or written to.
         StorageError: the disk is full.
     """
-    places = (folder, *folder.parents)
-    for place in places:
+    for place in (folder, *folder.parents):
         if os.path.islink(place) and not os.path.lexists(target := os.path.realpath(place)):
             raise ConfigError(
                 f"{place}: is a link to {target}, which does not exist. Mount its disk or make that folder, or give "
                 f"another one with {option}."
             )
-    new = [place for place in places if not os.path.lexists(place)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with made(folder), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -62,8 +59,17 @@ def check_writable(folder: Path, option: str) -> None:
             f"{folder}: cannot be written to: {error.strerror}. Give another folder with {option}, or change its "
             "permissions."
         ) from error
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove what was made of it at the end if it is still empty."""
+    new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        with suppress(OSError):  # a folder that was not created, or that another process has written to
+        with suppress(OSError):  # a folder that was not created, or that holds something
             for place in new:
                 place.rmdir()
 

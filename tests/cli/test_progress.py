@@ -47,6 +47,7 @@ from retbench.training.events import (
     TrainingPlanned,
     TrainingResult,
     Tuning,
+    WaitingForRun,
 )
 from retbench.training.plan import TrainingPlan, TrainingRun
 
@@ -267,6 +268,7 @@ def test_a_terminal_shows_a_bar_of_training_and_keeps_warnings(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
+        (WaitingForRun(Path("out/retnet")), "waiting: another command trains out/retnet"),
         (TrainingPlanned(6, 0), "runs: 6, 12.3 K tokens in all"),
         (TrainingPlanned(6, 6), "nothing to train: all 6 runs are on disk already"),
         (

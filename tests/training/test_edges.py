@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from typer.testing import CliRunner, Result
 
 from retbench.architectures import blame
 from retbench.cli import app
+from retbench.cli import train as cli_train
 from retbench.cli.train import carry_out
 from retbench.data.tokenizers import ByteTokenizer
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.mixers.retention.module import RetentionModule
+from retbench.running.locks import Interrupted
 from retbench.training.optimization import validation_rows
 from retbench.training.plan import TrainingPlan
+from retbench.training.trained import lock_runs, run_folder
 
 SMALL = ("--set", 'training.sizes=["300k"]', "--set", "training.num_tokens=384")
 
@@ -148,6 +152,28 @@ def test_a_signal_while_text_is_packed_ends_it(
     assert (printed["interrupted"], printed["runs"]) == (True, [])
     assert [path.suffix for path in (tmp_path / "cache/packed").iterdir()] == [".lock"]
     assert not (tmp_path / "out").exists()
+
+
+def test_two_commands_do_not_train_one_run_into_one_folder_at_once(
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever hardware each has: on one device the timing lock would keep them apart."""
+    monkeypatch.setattr(cli_train, "_hold_devices", lambda *_: nullcontext())
+    waited: list[Path] = []
+
+    def interrupt(folder: Path) -> None:
+        waited.append(folder)
+        raise Interrupted
+
+    def train_meanwhile(*_: object) -> None:
+        with pytest.raises(Interrupted), lock_runs(tmp_path, plan, fresh=True, wait=interrupt):
+            pass
+
+    monkeypatch.setattr(cli_train, "_train", train_meanwhile)
+    carry_out(plan, tmp_path, "json", fresh=False)
+    assert waited == [min(run_folder(tmp_path, plan, run) for run in plan.runs)]
+    assert json.loads(capsys.readouterr().out)["interrupted"]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def limited(command: Sequence[str], num_bytes: int) -> Result:

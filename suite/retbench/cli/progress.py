@@ -255,6 +255,8 @@ def _view_training(event: TrainingEvent, plan: TrainingPlan, *, fresh: bool) -> 
     match event:
         case WaitingForLock():
             return ShownEvent(describe_waiting(event.holder))
+        case training.WaitingForRun(folder=folder):
+            return ShownEvent(f"waiting: another command trains {folder}")
         case training.TrainingPlanned(num_runs=total, num_done=done):
             if done == total:
                 runs = "the run is" if total == 1 else f"all {total} runs are"

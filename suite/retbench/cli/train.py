@@ -35,7 +35,7 @@ from retbench.planning.shards import Shard
 from retbench.running.events import WaitingForLock
 from retbench.running.locks import Interrupted, catch_signals, refuse_estimate, timing_lock
 from retbench.training import trained
-from retbench.training.events import Packing, RunResult, TrainingResult
+from retbench.training.events import Packing, RunResult, TrainingResult, WaitingForRun
 from retbench.training.plan import TextSource, TrainingPlan, TrainingRun
 from retbench.training.planning import make_training_plan
 from retbench.training.ranks import ALONE, Launch, OtherRankFailedError, Ranks, joined
@@ -140,18 +140,21 @@ def carry_out(
             if track is not None:
                 notify = stack.enter_context(track_runs(track, plan, notify))
 
-        def wait(holder: str) -> None:
+        def wait(event: WaitingForRun | WaitingForLock) -> None:
             ranks.hold_on()
-            notify(WaitingForLock(holder))
+            notify(event)
             for _ in range(5):
                 if stopped:
                     raise Interrupted
                 time.sleep(0.1)
 
         def lock() -> bool:
-            """Take the lock; return False after a stop signal."""
+            """Take the locks; return False after a stop signal."""
             try:
-                stack.enter_context(_hold_devices(plan, wait))
+                stack.enter_context(
+                    trained.lock_runs(out, plan, fresh=fresh, wait=lambda folder: wait(WaitingForRun(folder)))
+                )
+                stack.enter_context(_hold_devices(plan, lambda holder: wait(WaitingForLock(holder))))
             except Interrupted:
                 return False
             return True

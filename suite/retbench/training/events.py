@@ -136,6 +136,13 @@ class PointAdded:
 
 
 @dataclass(frozen=True)
+class WaitingForRun:
+    """Another command trains a run of this one into the same folder."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Noted:
     """A note for the user about a run, such as a damaged snapshot."""
 
@@ -144,7 +151,8 @@ class Noted:
 
 
 TrainingEvent = (
-    TrainingPlanned
+    WaitingForRun
+    | TrainingPlanned
     | Packing
     | RunStarted
     | StepDone

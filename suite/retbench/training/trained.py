@@ -10,14 +10,17 @@ trained it has `steps/` (snapshots to continue from), and at the end `final/` (a
 import csv
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import FiniteFloat, ValidationError
 
 from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.errors import ConfigError, shown
-from retbench.files import DRAFT, inside, own_path, write_atomic
+from retbench.files import DRAFT, inside, made, own_path, storing, write_atomic
 from retbench.parsing import parse_json
 from retbench.strict import Strict
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -66,6 +69,46 @@ def run_folder(out: Path, plan: TrainingPlan, run: TrainingRun) -> Path:
 def is_done(out: Path, plan: TrainingPlan, run: TrainingRun) -> bool:
     """Return whether a run has its final checkpoint."""
     return _has_final(run_folder(out, plan, run))
+
+
+@contextmanager
+def lock_runs(out: Path, plan: TrainingPlan, *, fresh: bool, wait: Callable[[Path], None]) -> Iterator[None]:
+    """Keep other commands from training or deleting the runs that a plan trains; nothing is left behind.
+
+    Args:
+        out: Root of the results.
+        plan: The plan; shards of one training share no run, so that they do not wait for each other.
+        fresh: Whether the runs that are on disk are trained again.
+        wait: Called with the folder of a run that another command trains; returns when to try again, or raises.
+
+    Raises:
+        StorageError: a lock cannot be made.
+    """
+    folders = {run_folder(out, plan, run) for run in plan.runs if fresh or not is_done(out, plan, run)}
+    with ExitStack() as held:
+        for folder in sorted(folders):  # in one order, so that of two commands one gets all
+            path = folder.with_name(f"{DRAFT}{folder.name}.lock")
+            with storing(path):
+                held.enter_context(made(path.parent))
+            while not _take_lock(path, held):
+                wait(folder)
+        yield
+
+
+def _take_lock(path: Path, held: ExitStack) -> bool:
+    """Take a lock until the stack ends, which then removes its file; return whether that was possible."""
+    lock = FileLock(path)
+    with storing(path):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+    held.callback(lock.release)
+    if not path.exists():  # its last holder has removed it meanwhile
+        return False
+    held.enter_context(suppress(OSError))  # a folder that has become read-only keeps the file
+    held.callback(path.unlink)
+    return True
 
 
 def _has_final(folder: Path) -> bool:
