@@ -620,7 +620,7 @@ def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> No
     assert (one.returncode, stderr) == (130, "retbench: interrupted\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: Path) -> None:
     """An import of torch runs such code, after which `python -m` was ended by SIGINT."""
     code = f'import os, time; exec("os.kill(os.getpid(), {number:d}); time.sleep(60)")'

@@ -141,11 +141,12 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _end_when_stopped() -> None:
-    """Let SIGTERM interrupt this process as Ctrl-C does, where nothing else is to happen at these signals."""
+    """Let SIGTERM and SIGHUP interrupt this process as Ctrl-C does, where nothing else is to happen at them."""
     if threading.current_thread() is not threading.main_thread():
         return
-    for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-        if signal.getsignal(number) is default:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _stop)
 
 
