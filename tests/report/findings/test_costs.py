@@ -1,5 +1,6 @@
 """Findings: the sentences say what the numbers say, and no more."""
 
+import re
 from typing import Any
 
 import pytest
@@ -160,6 +161,27 @@ def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_re
     assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
     assert "CI" not in findings(alone)[0].text
+
+
+def test_both_peaks_are_of_the_rounds_that_their_ratio_compares(swept_records: list[Record]) -> None:
+    """Each round is twice as fast as the one before, and one lacks the batch that suits RetNet best."""
+    kept = []
+    for record in swept_records:
+        if record.workload != "decode" or record.status != "ok":
+            continue
+        if (record.model.name, record.point.batch_size, record.round) == ("retnet", 64, 2):
+            continue
+        metrics = {
+            name: metric.model_copy(update={"value": metric.value * 2**record.round})
+            for name, metric in record.metrics.items()
+        }
+        kept.append(record.model_copy(update={"metrics": metrics}))
+    (peak,) = findings(kept)
+    mine, theirs = re.findall(r"([\d.]+) (k?) ?tokens/s \(batch", peak.text)
+    values = [float(number) * (1000 if unit else 1) for number, unit in (mine, theirs)]
+    factor = float(peak.lead.partition("×")[0])
+    assert values[0] / values[1] == pytest.approx(factor, rel=0.01)
+    assert "in 4 common rounds" in peak.text
 
 
 def test_a_low_throughput_keeps_its_digits(swept_records: list[Record]) -> None:
