@@ -252,7 +252,15 @@ def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
 
 
 def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]]]:
-    """Return lengths and rounds without gaps; drop lengths that half of the rounds lack, then incomplete rounds."""
+    """Return lengths and rounds without gaps; drop lengths that half of the rounds lack, then incomplete rounds.
+
+    Before that, lengths are dropped that the measurement session with the most lengths lacks, of several the latest: no
+    round of it has them.
+    """
+    if "session" in table.index.names and len(table):
+        has = table.notna().groupby(level="session").any()
+        widest = max(has.index, key=lambda session: (has.loc[session].sum(), session))
+        table = table.loc[:, has.loc[widest]]
     present = table.notna().sum(axis=0)
     kept = table.loc[:, present * 2 > present.max()].dropna(axis=0)
     if kept.empty:

@@ -404,6 +404,20 @@ def test_a_length_that_is_apart_is_named() -> None:
     assert " at 2K" in row_of("latency_level", latency(hump), "paper").finding.text
 
 
+def test_a_session_is_no_growth_with_the_length() -> None:
+    """A later session, in which everything takes longer, adds the longest context; nothing depends on the length."""
+    slower = times(1.3, of="retnet", where=lambda point: point.context_len == LENGTHS[-1])
+    records = [
+        record.model_copy(
+            update={"run_id": "later" if record.point.context_len == LENGTHS[-1] else "earlier"}
+        )
+        for record in latency(slower, machine=CPU)
+    ]
+    finding = row_of("latency_level", records, "elsewhere").finding
+    assert finding.verdict == "reproduced"
+    assert "from 1K to 4K" in finding.measured
+
+
 def test_a_level_that_noise_hides_takes_more_rounds() -> None:
     row = row_of("latency_level", latency(shaken), "paper")
     assert row.finding.verdict == "not_testable"

@@ -23,7 +23,7 @@ from retbench.papers.claims import (
 from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.claims.judged import ClaimFinding, decided
-from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
+from retbench.report.comparisons import LEVEL_MARGIN, Rounds, compare_rounds, line_through
 from retbench.report.points import CostPoint, group
 from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.results import session_of
@@ -87,13 +87,28 @@ def _with(metric: str, cell: Iterable[Record]) -> list[Record]:
     return [record for record in cell if record.status == "ok" and metric in record.metrics]
 
 
-def _values(cell: Iterable[Record], metric: str) -> dict[int, float]:
-    """Return a metric by round, of the rounds that have it."""
-    return {record.round: record.metrics[metric].value for record in _with(metric, cell)}
+def _values(cell: Iterable[Record], metric: str) -> Rounds:
+    """Return a metric by measurement session and round, of the rounds that have it."""
+    return {
+        (session_of(record), record.round): record.metrics[metric].value for record in _with(metric, cell)
+    }
 
 
-def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
+def _counts(cell: Iterable[Record], metric: str) -> Rounds:
+    """Return a metric that every session counts alike by round, as if there were one session."""
+    return {("", number): value for (_, number), value in _values(cell, metric).items()}
+
+
+def _shared_rounds(tables: Collection[Rounds]) -> list[tuple[str, int]]:
     return sorted(set.intersection(*(set(values) for values in tables)))
+
+
+def _of_one_session(tables: Mapping[int, Rounds]) -> dict[int, Rounds]:
+    """Return the steps that a session has, of the one with the most steps; of several the latest."""
+    sessions = {step: {session for session, _ in values} for step, values in tables.items()}
+    every = [session for found in sessions.values() for session in found]
+    widest = max(every, key=lambda session: (every.count(session), session), default="")
+    return {step: values for step, values in tables.items() if widest in sessions[step]}
 
 
 def _nearest(points: Collection[CostPoint], wanted: CostPoint, at_scale: bool) -> CostPoint | None:
@@ -135,20 +150,22 @@ def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bo
     """Return the cost along a range; None where there are fewer than `fewest` steps, or no shared round.
 
     At the paper's scale the range has to be complete. Otherwise, the other coordinate is the largest one up to the
-    paper's that has enough steps.
+    paper's that has enough steps. Times are those of one measurement session, which shifts all of its times.
     """
     axis = ("batch_size", "context_len").index(rule.along)
     first, last = rule.within
     cells = _cells(setup.challenger, rule.workload)
     points = [point for point in cells if first <= point[axis] <= last]
     others = {point[1 - axis] for point in points if point[1 - axis] <= rule.at}
+    read = _counts if _is_counted(rule) else _values
     for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
-        tables = {
+        measured = {
             point[axis]: values
             for point in sorted(points)
             if point[1 - axis] == other
-            and (values := {n: value for n, value in _values(cells[point], rule.metric).items() if value > 0})
+            and (values := {n: value for n, value in read(cells[point], rule.metric).items() if value > 0})
         }
+        tables = _of_one_session(measured)
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
             if not rounds:
@@ -210,10 +227,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         point = _nearest([each for each in shared if not _failure(sides, each)], wanted, at_scale)
     if point is None:
         return ClaimFinding("not_testable", failure)
-    mine, theirs = (
-        {(session_of(r), r.round): r.metrics[rule.metric].value for r in _with(rule.metric, cells[point])}
-        for cells in sides
-    )
+    mine, theirs = (_values(cells[point], rule.metric) for cells in sides)
     found = compare_rounds(theirs, mine) if rule.better == "lower" else compare_rounds(mine, theirs)
     if found is None:
         return None
@@ -307,7 +321,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     point = _nearest(cells, wanted, at_scale)
     if point is None:
         return None
-    tables = {name: _values(cells[point], name) for name in (*rule.parts, rule.of)}
+    tables = {name: _counts(cells[point], name) for name in (*rule.parts, rule.of)}
     rounds = [number for number in _shared_rounds(tables.values()) if tables[rule.of][number] > 0]
     if not rounds:
         return None
