@@ -95,6 +95,27 @@ def test_of_rounds_that_disagree_it_says_how_many() -> None:
     assert "in 1 RetNet is ahead at every length" in crossing.text
 
 
+def test_a_crossover_that_leaves_rounds_out_says_how_many_count() -> None:
+    """In the rounds without the last length RetNet is behind at the first one."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        behind = arguments["round"] > 2 and arguments["point"].context_len == 1024
+        seconds = {"retnet": 2.0 if behind else 0.5, "transformer": 1.0}[arguments["model"].name]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(5)
+        for name in CPU.models
+        for length in (1024, 2048, 4096)
+        if number < 3 or length < 4096
+    ]
+    crossing = findings(records)[1]
+    assert crossing.lead == "ahead in every round at every measured length"
+    assert crossing.text.endswith("from 1K to 4K count, 3 of 5.")
+
+
 @pytest.mark.parametrize(
     ("at_the_first", "at_the_second", "start"),
     [(1.3, 0.56, "1,280"), (1.3, 0.6, "1,300"), (1.3, 0.999999, "2,048")],  # at 1,271, 1,296 and 2,047.99
