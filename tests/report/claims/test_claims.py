@@ -424,6 +424,14 @@ def test_a_level_that_noise_hides_takes_more_rounds() -> None:
     assert "--set rounds=10`" in row.finding.text
 
 
+@pytest.mark.parametrize("given", ["--set rounds=5", "--set 'rounds = 5'"])
+def test_the_command_for_more_rounds_sets_their_number_once(given: str) -> None:
+    command = f"retbench run latency --profile paper {given} --set threads=2"
+    records = [record.model_copy(update={"command": command}) for record in latency(shaken)]
+    text = row_of("latency_level", records, "paper").finding.text
+    assert "`retbench run latency --profile paper --set threads=2 --set rounds=10`" in text
+
+
 def test_level_over_the_batch() -> None:
     """The made-up RetNet takes 1.25 times as long for 8 sequences as for one; the claim allows 1.2."""
     records = latency(batch_sizes=(1, 8))

@@ -7,6 +7,7 @@ measured.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from retbench.workloads.workload import WORKLOADS
 
 TOLERANCE = 0.1
 """Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
+
+_SET_ROUNDS = re.compile(r" --set '?rounds *= *\d+'?")
 
 Cells = Mapping[CostPoint, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
@@ -210,7 +213,8 @@ def _saving_words(advantage: Interval) -> str:
 
 def _more_rounds(setup: Setup, num_rounds: int) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
-    command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
+    # A key is set once: the number of rounds of the run gives way.
+    command = f"{_SET_ROUNDS.sub('', setup.latest.command)} --set rounds={2 * num_rounds}"
     return f"the interval is too wide for a verdict, add rounds: `{command}`"
 
 
