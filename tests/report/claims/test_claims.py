@@ -432,6 +432,11 @@ def test_the_command_for_more_rounds_sets_their_number_once(given: str) -> None:
     assert "`retbench run latency --profile paper --set threads=2 --set rounds=10`" in text
 
 
+def test_more_rounds_are_more_than_were_measured_where_few_can_be_compared() -> None:
+    fewer = [record for record in latency(shaken) if record.point.context_len < 8192 or record.round > 2]
+    assert "--set rounds=10`" in row_of("latency_level", fewer, "paper").finding.text
+
+
 def test_level_over_the_batch() -> None:
     """The made-up RetNet takes 1.25 times as long for 8 sequences as for one; the claim allows 1.2."""
     records = latency(batch_sizes=(1, 8))

@@ -211,8 +211,9 @@ def _saving_words(advantage: Interval) -> str:
     return f"{value if low == high else with_interval(value, low, high)} {sense}"
 
 
-def _more_rounds(setup: Setup, num_rounds: int) -> str:
+def _more_rounds(setup: Setup) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
+    num_rounds = 1 + max(record.round for record in setup.records)  # more than those compared if some failed
     # A key is set once: the number of rounds of the run gives way.
     command = f"{_SET_ROUNDS.sub('', setup.latest.command)} --set rounds={2 * num_rounds}"
     return f"the interval is too wide for a verdict, add rounds: `{command}`"
@@ -243,7 +244,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         return _one_round(words)._replace(distance=distance)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
-    more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
+    more = _more_rounds(setup) if is_open else ""
     notes = tuple(filter(None, (f"the paper {printed}", failure, more)))
     return ClaimFinding(verdict, words, notes, distance, is_wide=is_open)
 
@@ -291,7 +292,7 @@ def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
         return decided(bool(found.equivalent), words)
-    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),), is_wide=True)
+    return ClaimFinding("not_testable", words, (_more_rounds(setup),), is_wide=True)
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFinding:
@@ -309,7 +310,7 @@ def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFindin
         verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
         verdict = "partly" if _ends(whole)[0] > 1 else verdict
         is_wide = verdict == "not_testable"
-        more = (_more_rounds(setup, len(costs[0])),) if is_wide else ()
+        more = (_more_rounds(setup),) if is_wide else ()
         return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more, is_wide=is_wide)
     if not rule.linear:
         return ClaimFinding("reproduced", words)
