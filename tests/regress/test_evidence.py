@@ -5,10 +5,11 @@ import math
 import pytest
 
 from retbench.regress.evidence import MIN_RUNS, BaselineEvidence, PairedEvidence, UnpairedEvidence
-from retbench.regress.items import MeasurementPoint, time_of
+from retbench.regress.items import MeasurementPoint, make_items, time_of
 
 TIMED = MeasurementPoint("latency", "decode", "retnet", 1, 1024)
 COUNTED = MeasurementPoint("memory", "memory", "retnet", 1, 1024)
+REFERENCE = MeasurementPoint("latency", "decode", "transformer", 1, 1024)
 OTHER = MeasurementPoint("latency", "decode", "retnet", 1, 2048)
 
 
@@ -60,3 +61,18 @@ def test_a_count_against_a_baseline_needs_no_further_rounds() -> None:
 def test_the_newest_accepted_run_comes_first_on_the_first_side() -> None:
     old, new = [{TIMED: 1.0}], [{TIMED: 2.0}]
     assert BaselineEvidence.of([old, new], []).sides == ([{TIMED: 2.0}, {TIMED: 1.0}], [])
+
+
+def test_values_are_of_the_rounds_that_a_change_compares() -> None:
+    """The reference lacks the second round, in which everything took twice as long."""
+    ratio = make_items([TIMED, REFERENCE], REFERENCE.model)[-1]
+    first = [{TIMED: 2.0, REFERENCE: 1.0}, {TIMED: 4.0, REFERENCE: 2.0}]
+    second = [{TIMED: 6.0, REFERENCE: 2.0}, {TIMED: 12.0}]
+    pairs = [{point: (first[0][point], second[0][point]) for point in (TIMED, REFERENCE)}]
+    for evidence in (UnpairedEvidence((first, second)), PairedEvidence((first, second), pairs)):
+        change = evidence.change_of(ratio)
+        assert change is not None
+        assert evidence.values_of(ratio) == pytest.approx((2.0, 3.0))
+        assert math.exp(change.estimate) == pytest.approx(3.0 / 2.0)
+    assert PairedEvidence((first, second), pairs).values_of(time_of(TIMED)) == pytest.approx((2.0, 6.0))
+    assert PairedEvidence((first, second), []).values_of(ratio) is None

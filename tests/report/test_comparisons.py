@@ -186,3 +186,16 @@ def test_a_round_that_two_sessions_measured_in_parts_is_not_one_line_over_the_le
     lengths, slope = found
     assert lengths == list(LENGTHS)
     assert slope.ratio == pytest.approx(1.0)
+
+
+def test_lengths_that_another_session_added_leave_those_of_the_first_compared() -> None:
+    records = [
+        record.model_copy(update={"run_id": "two" if record.point.context_len == LENGTHS[-1] else "one"})
+        for record in decode_records(LEVEL, LEVEL, DRIFT)
+    ]
+    frame = observations(records)
+    slope = find_slope(frame, "tpot_s", "retnet")
+    crossing = find_crossover(frame, "tpot_s", "retnet", "transformer")
+    for found in (slope, crossing):
+        assert found is not None
+        assert found[0] == list(LENGTHS[:-1])

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 
 from retbench.regress.comparability import SESSION, FactDifference
 from retbench.regress.evidence import Evidence
@@ -25,7 +24,6 @@ from retbench.stats.sequential import Decision, DecisionRules, InterimAnalysis, 
 from retbench.units import format_bytes, format_percent, format_seconds, format_tokens
 
 Decisions = Mapping[ComparedItem, Decision]
-PointValues = Mapping[MeasurementPoint, Pair]
 
 _EITHER = "regressed, but either model may have moved: a measurement session shifts the times of both"
 
@@ -89,16 +87,15 @@ def _explain(item: ComparedItem, verdict: Verdict, differences: Sequence[FactDif
 
 def with_decisions(report: CheckReport, decisions: Decisions, evidence: Evidence) -> CheckReport:
     """Add decided items, values and sentences to a report."""
-    values: dict[MeasurementPoint, Pair] = {}
-    for point in evidence.shared_points:
-        first, second = (math.exp(fmean(time_of(point).log_values(rounds))) for rounds in evidence.sides)
-        values[point] = first, second
+    found = {point: evidence.values_of(time_of(point)) for point in evidence.shared_points}
+    values = {point: pair for point, pair in found.items() if pair}
     outcomes = {
         item: _outcome(item, decision.verdict, decisions, in_turn=evidence.in_turn)
         for item, decision in decisions.items()
     }
     items = tuple(
-        _decided_item(item, decision, values, outcomes[item]) for item, decision in decisions.items()
+        _decided_item(item, decision, evidence.values_of(item), outcomes[item])
+        for item, decision in decisions.items()
     )
     sentences = tuple(_describe_moves(decisions, evidence))
     return replace(report, items=items, values=values, sentences=sentences)
@@ -129,7 +126,7 @@ def _outcome(item: ComparedItem, verdict: Verdict, decisions: Decisions, *, in_t
 
 
 def _decided_item(
-    item: ComparedItem, decision: Decision, values: PointValues, outcome: Outcome
+    item: ComparedItem, decision: Decision, values: Pair | None, outcome: Outcome
 ) -> DecidedItem:
     interval = decision.change.interval() if decision.change else None
     first, second = _show_values(item, values)
@@ -171,17 +168,16 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and value < math.inf else None
 
 
-def _show_values(item: ComparedItem, values: PointValues) -> tuple[str, str]:
+def _show_values(item: ComparedItem, values: Pair | None) -> tuple[str, str]:
     """Return the values of an item on both sides; a curve has no single value."""
-    pairs = [values.get(point, (math.nan, math.nan)) for point in item.points]
     if item.kind == "curve":
         return "", ""
-    if any(math.isnan(first) for first, _ in pairs):
+    if values is None:
         return "–", "–"
-    if item.kind == "ratio":
-        (mine, theirs) = pairs
-        return f"{mine[0] / theirs[0]:.3f}", f"{mine[1] / theirs[1]:.3f}"
-    return format_value(item.points[0], pairs[0][0]), format_value(item.points[0], pairs[0][1])
+    first, second = (
+        f"{value:.3f}" if item.kind == "ratio" else format_value(item.points[0], value) for value in values
+    )
+    return first, second
 
 
 def format_value(point: MeasurementPoint, value: float) -> str:

@@ -1,12 +1,21 @@
 """The rounds of two sides, and the change of an item that they show: in pairs, in two sessions, or after a baseline."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar
 
-from retbench.regress.items import ComparedItem, MeasurementPoint, Times, Values, is_timed, paired_changes
+from retbench.regress.items import (
+    ComparedItem,
+    MeasurementPoint,
+    Pair,
+    Times,
+    Values,
+    is_timed,
+    paired_changes,
+)
 from retbench.stats.intervals import LogRatio, predicted_from, unpaired
 from retbench.units import format_items
 
@@ -34,6 +43,16 @@ class Evidence(ABC):
         first, second = ({point for values in rounds for point in values} for rounds in self.sides)
         return sorted(first & second)
 
+    @property
+    def compared_sides(self) -> tuple[Rounds, Rounds]:
+        """The rounds that changes compare."""
+        return self.sides
+
+    def values_of(self, item: ComparedItem) -> Pair | None:
+        """Return the geometric means of an item on both sides, over the rounds that its change compares."""
+        first, second = (item.log_values(rounds) for rounds in self.compared_sides)
+        return (math.exp(fmean(first)), math.exp(fmean(second))) if first and second else None
+
     @abstractmethod
     def change_of(self, item: ComparedItem) -> LogRatio | None:
         """Estimate the change of an item from all rounds; None if they do not show it."""
@@ -53,6 +72,14 @@ class PairedEvidence(Evidence):
 
     pairs: Sequence[Times]
     in_turn = True
+
+    @property
+    def compared_sides(self) -> tuple[Rounds, Rounds]:
+        """The rounds of the pairs."""
+        first, second = (
+            [{point: pair[side] for point, pair in times.items()} for times in self.pairs] for side in (0, 1)
+        )
+        return first, second
 
     def change_of(self, item: ComparedItem) -> LogRatio | None:
         """Estimate the change from the ratios of the pairs."""

@@ -5,7 +5,7 @@ the wider interval.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import correlation, linear_regression
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from retbench.stats.intervals import (
     slope_equivalence,
     unpaired_ratio_interval,
 )
+from retbench.units import format_tokens
 from retbench.workloads.workload import WORKLOADS, Workload
 
 LEVEL_MARGIN = 0.05
@@ -208,10 +209,17 @@ def find_crossover(
 ) -> tuple[list[int], Crossover] | None:
     """Return the lengths used and the context length from which on `model` costs less than `reference`.
 
-    None where the two share fewer than two lengths of a sweep's metrics.
+    The note says how many rounds were left out. None where the two share fewer than two lengths of a sweep's metrics.
     """
-    lengths, ratios = _complete(ratios_by_round(metrics, metric, model, reference))
-    return (lengths, crossover(lengths, ratios)) if len(lengths) > 1 else None
+    lengths, ratios, num_rounds = _complete(ratios_by_round(metrics, metric, model, reference))
+    if len(lengths) < 2:
+        return None
+    found = crossover(lengths, ratios)
+    if len(ratios) < num_rounds:
+        reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
+        note = f"Only rounds with every length from {reach} count, {len(ratios)} of {num_rounds}."
+        found = replace(found, note=f"{found.note} {note}".strip())
+    return lengths, found
 
 
 def find_primary_crossover(sweep: CostSweep, model: str) -> tuple[list[int], Crossover] | None:
@@ -224,7 +232,7 @@ def find_primary_crossover(sweep: CostSweep, model: str) -> tuple[list[int], Cro
 
 def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:
     """Return the lengths used and whether a cost is constant in context length; None with fewer than two lengths."""
-    lengths, values = _complete(by_round(metrics, metric, model))
+    lengths, values, _ = _complete(by_round(metrics, metric, model))
     return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
 
 
@@ -251,10 +259,19 @@ def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
     return Line(tuple(lengths), slope, intercept, max(residuals), correlation(lengths, values) ** 2)
 
 
-def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]]]:
-    """Return lengths and rounds without gaps; drop lengths that half of the rounds lack, then incomplete rounds."""
+def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]], int]:
+    """Return lengths and rounds without gaps, and how many rounds have any of these lengths.
+
+    Lengths that half of the rounds lack are dropped, then incomplete rounds. Before that, lengths are dropped that the
+    measurement session with the most lengths lacks, of several the latest: no round of it has them.
+    """
+    if "session" in table.index.names and len(table):
+        has = table.notna().groupby(level="session").any()
+        widest = max(has.index, key=lambda session: (has.loc[session].sum(), session))
+        table = table.loc[:, has.loc[widest]]
     present = table.notna().sum(axis=0)
-    kept = table.loc[:, present * 2 > present.max()].dropna(axis=0)
+    found = table.loc[:, present * 2 > present.max()].dropna(how="all")
+    kept = found.dropna()
     if kept.empty:
-        return [], []
-    return [int(length) for length in kept.columns], kept.to_numpy().tolist()
+        return [], [], len(found)
+    return [int(length) for length in kept.columns], kept.to_numpy().tolist(), len(found)

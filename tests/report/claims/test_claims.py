@@ -404,10 +404,37 @@ def test_a_length_that_is_apart_is_named() -> None:
     assert " at 2K" in row_of("latency_level", latency(hump), "paper").finding.text
 
 
+def test_a_session_is_no_growth_with_the_length() -> None:
+    """A later session, in which everything takes longer, adds the longest context; nothing depends on the length."""
+    slower = times(1.3, of="retnet", where=lambda point: point.context_len == LENGTHS[-1])
+    records = [
+        record.model_copy(
+            update={"run_id": "later" if record.point.context_len == LENGTHS[-1] else "earlier"}
+        )
+        for record in latency(slower, machine=CPU)
+    ]
+    finding = row_of("latency_level", records, "elsewhere").finding
+    assert finding.verdict == "reproduced"
+    assert "from 1K to 4K" in finding.measured
+
+
 def test_a_level_that_noise_hides_takes_more_rounds() -> None:
     row = row_of("latency_level", latency(shaken), "paper")
     assert row.finding.verdict == "not_testable"
     assert "--set rounds=10`" in row.finding.text
+
+
+@pytest.mark.parametrize("given", ["--set rounds=5", "--set 'rounds = 5'"])
+def test_the_command_for_more_rounds_sets_their_number_once(given: str) -> None:
+    command = f"retbench run latency --profile paper {given} --set threads=2"
+    records = [record.model_copy(update={"command": command}) for record in latency(shaken)]
+    text = row_of("latency_level", records, "paper").finding.text
+    assert "`retbench run latency --profile paper --set threads=2 --set rounds=10`" in text
+
+
+def test_more_rounds_are_more_than_were_measured_where_few_can_be_compared() -> None:
+    fewer = [record for record in latency(shaken) if record.point.context_len < 8192 or record.round > 2]
+    assert "--set rounds=10`" in row_of("latency_level", fewer, "paper").finding.text
 
 
 def test_level_over_the_batch() -> None:

@@ -161,6 +161,24 @@ def test_the_crossover_is_in_the_data_and_in_the_figure(drawings: list[Drawing])
     assert "2,430 [2,310, 2,550] tokens" in note
 
 
+def test_a_model_that_is_never_ahead_is_said_to_be_so_where_longer_contexts_failed() -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["point"].context_len == 4096:
+            return arguments | {"status": "oom", "metrics": {}, "error": "full"}
+        seconds = {"retnet": 2.0, "transformer": 1.0}[arguments["model"].name]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(2)
+        for name in CPU.models
+        for length in (1024, 2048, 4096)
+    ]
+    drawing = make_drawings(contents_of(select(records)))[0]
+    assert "ahead in no round up to 2K" in " ".join(" ".join(all_words(drawing)).split())
+
+
 def test_bars_add_up_to_the_analytical_size_and_the_workspace(drawings: list[Drawing]) -> None:
     drawing = next(drawing for drawing in drawings if drawing.name == "memory_batch1")
     data = drawing.data.pivot(index=["model", "context_len"], columns="metric", values="value")

@@ -1,5 +1,6 @@
 """Findings: the sentences say what the numbers say, and no more."""
 
+import re
 from typing import Any
 
 import pytest
@@ -94,6 +95,27 @@ def test_of_rounds_that_disagree_it_says_how_many() -> None:
     assert "in 1 RetNet is ahead at every length" in crossing.text
 
 
+def test_a_crossover_that_leaves_rounds_out_says_how_many_count() -> None:
+    """In the rounds without the last length RetNet is behind at the first one."""
+
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        behind = arguments["round"] > 2 and arguments["point"].context_len == 1024
+        seconds = {"retnet": 2.0 if behind else 0.5, "transformer": 1.0}[arguments["model"].name]
+        return arguments | {"metrics": {"tpot_s": Metric(unit="s", value=seconds)}}
+
+    maker = Maker(CPU, change=change)
+    records = [
+        maker.record("latency", name, "decode", 1, length, number)
+        for number in range(5)
+        for name in CPU.models
+        for length in (1024, 2048, 4096)
+        if number < 3 or length < 4096
+    ]
+    crossing = findings(records)[1]
+    assert crossing.lead == "ahead in every round at every measured length"
+    assert crossing.text.endswith("from 1K to 4K count, 3 of 5.")
+
+
 @pytest.mark.parametrize(
     ("at_the_first", "at_the_second", "start"),
     [(1.3, 0.56, "1,280"), (1.3, 0.6, "1,300"), (1.3, 0.999999, "2,048")],  # at 1,271, 1,296 and 2,047.99
@@ -160,6 +182,27 @@ def test_throughput_is_compared_at_the_batch_that_suits_each_model_best(swept_re
     assert "95 % CI" in peak.text
     alone = [record for record in swept_records if record.round == 0 and record.workload == "decode"]
     assert "CI" not in findings(alone)[0].text
+
+
+def test_both_peaks_are_of_the_rounds_that_their_ratio_compares(swept_records: list[Record]) -> None:
+    """Each round is twice as fast as the one before, and one lacks the batch that suits RetNet best."""
+    kept = []
+    for record in swept_records:
+        if record.workload != "decode" or record.status != "ok":
+            continue
+        if (record.model.name, record.point.batch_size, record.round) == ("retnet", 64, 2):
+            continue
+        metrics = {
+            name: metric.model_copy(update={"value": metric.value * 2**record.round})
+            for name, metric in record.metrics.items()
+        }
+        kept.append(record.model_copy(update={"metrics": metrics}))
+    (peak,) = findings(kept)
+    mine, theirs = re.findall(r"([\d.]+) (k?) ?tokens/s \(batch", peak.text)
+    values = [float(number) * (1000 if unit else 1) for number, unit in (mine, theirs)]
+    factor = float(peak.lead.partition("×")[0])
+    assert values[0] / values[1] == pytest.approx(factor, rel=0.01)
+    assert "in 4 common rounds" in peak.text
 
 
 def test_a_low_throughput_keeps_its_digits(swept_records: list[Record]) -> None:

@@ -126,6 +126,21 @@ def test_a_model_without_a_record_has_dashes_beside_the_means_of_the_others(tmp_
     assert list(long.frame["bits/byte"] == "–") == [False, True, False, False]
 
 
+def test_a_mean_of_fewer_seeds_than_the_others_says_of_how_many(tmp_path: Path) -> None:
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0, 1, 2)}, num_documents=12, bits=KIN)
+    maker.perplexities("wikitext-103", "whole", 2048)
+    lacking = ("retnet_wide", 2)
+    maker.records = [
+        r
+        for r in maker.records
+        if (r.model.name, r.model.weights and r.model.weights.seed) != lacking or r.workload != "perplexity"
+    ]
+    (table,) = quality_tables(evaluations_of(maker))
+    for column in ("bits/byte", "ratio of bits/byte"):
+        cells = [str(cell) for cell in table.frame[column] if cell != "–"]
+        assert [cell.endswith("] (2 of 3 seeds)") for cell in cells][:3] == [False, True, False]
+
+
 def test_records_without_a_protocol_have_their_means_too(tmp_path: Path) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments | {"point": arguments["point"].model_copy(update={"protocol": None})}

@@ -7,6 +7,7 @@ measured.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from retbench.papers.claims import (
 from retbench.records.dates import started
 from retbench.records.record import Record
 from retbench.report.claims.judged import ClaimFinding, decided
-from retbench.report.comparisons import LEVEL_MARGIN, compare_rounds, line_through
+from retbench.report.comparisons import LEVEL_MARGIN, Rounds, compare_rounds, line_through
 from retbench.report.points import CostPoint, group
 from retbench.report.provenance import checks_of, share_of_limit
 from retbench.report.results import session_of
@@ -34,6 +35,8 @@ from retbench.workloads.workload import WORKLOADS
 
 TOLERANCE = 0.1
 """Share of the printed advantage that may be lacking: 7.66 still reproduces 8.4."""
+
+_SET_ROUNDS = re.compile(r" --set '?rounds *= *\d+'?")
 
 Cells = Mapping[CostPoint, Sequence[Record]]
 """Records of one model and workload by point, whatever their status."""
@@ -87,13 +90,28 @@ def _with(metric: str, cell: Iterable[Record]) -> list[Record]:
     return [record for record in cell if record.status == "ok" and metric in record.metrics]
 
 
-def _values(cell: Iterable[Record], metric: str) -> dict[int, float]:
-    """Return a metric by round, of the rounds that have it."""
-    return {record.round: record.metrics[metric].value for record in _with(metric, cell)}
+def _values(cell: Iterable[Record], metric: str) -> Rounds:
+    """Return a metric by measurement session and round, of the rounds that have it."""
+    return {
+        (session_of(record), record.round): record.metrics[metric].value for record in _with(metric, cell)
+    }
 
 
-def _shared_rounds(tables: Collection[Mapping[int, float]]) -> list[int]:
+def _counts(cell: Iterable[Record], metric: str) -> Rounds:
+    """Return a metric that every session counts alike by round, as if there were one session."""
+    return {("", number): value for (_, number), value in _values(cell, metric).items()}
+
+
+def _shared_rounds(tables: Collection[Rounds]) -> list[tuple[str, int]]:
     return sorted(set.intersection(*(set(values) for values in tables)))
+
+
+def _of_one_session(tables: Mapping[int, Rounds]) -> dict[int, Rounds]:
+    """Return the steps that a session has, of the one with the most steps; of several the latest."""
+    sessions = {step: {session for session, _ in values} for step, values in tables.items()}
+    every = [session for found in sessions.values() for session in found]
+    widest = max(every, key=lambda session: (every.count(session), session), default="")
+    return {step: values for step, values in tables.items() if widest in sessions[step]}
 
 
 def _nearest(points: Collection[CostPoint], wanted: CostPoint, at_scale: bool) -> CostPoint | None:
@@ -135,20 +153,22 @@ def _series(rule: LevelRule | GrowsRule, setup: Setup, fewest: int, at_scale: bo
     """Return the cost along a range; None where there are fewer than `fewest` steps, or no shared round.
 
     At the paper's scale the range has to be complete. Otherwise, the other coordinate is the largest one up to the
-    paper's that has enough steps.
+    paper's that has enough steps. Times are those of one measurement session, which shifts all of its times.
     """
     axis = ("batch_size", "context_len").index(rule.along)
     first, last = rule.within
     cells = _cells(setup.challenger, rule.workload)
     points = [point for point in cells if first <= point[axis] <= last]
     others = {point[1 - axis] for point in points if point[1 - axis] <= rule.at}
+    read = _counts if _is_counted(rule) else _values
     for other in sorted(others & {rule.at} if at_scale else others, reverse=True):
-        tables = {
+        measured = {
             point[axis]: values
             for point in sorted(points)
             if point[1 - axis] == other
-            and (values := {n: value for n, value in _values(cells[point], rule.metric).items() if value > 0})
+            and (values := {n: value for n, value in read(cells[point], rule.metric).items() if value > 0})
         }
+        tables = _of_one_session(measured)
         if len(tables) >= fewest and (not at_scale or {first, last} <= tables.keys()):
             rounds = _shared_rounds(tables.values())
             if not rounds:
@@ -191,9 +211,11 @@ def _saving_words(advantage: Interval) -> str:
     return f"{value if low == high else with_interval(value, low, high)} {sense}"
 
 
-def _more_rounds(setup: Setup, num_rounds: int) -> str:
+def _more_rounds(setup: Setup) -> str:
     """Say that an interval is too wide, with the command that adds as many rounds as there are."""
-    command = f"{setup.latest.command} --set rounds={2 * num_rounds}"
+    num_rounds = 1 + max(record.round for record in setup.records)  # more than those compared if some failed
+    # A key is set once: the number of rounds of the run gives way.
+    command = f"{_SET_ROUNDS.sub('', setup.latest.command)} --set rounds={2 * num_rounds}"
     return f"the interval is too wide for a verdict, add rounds: `{command}`"
 
 
@@ -210,10 +232,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         point = _nearest([each for each in shared if not _failure(sides, each)], wanted, at_scale)
     if point is None:
         return ClaimFinding("not_testable", failure)
-    mine, theirs = (
-        {(session_of(r), r.round): r.metrics[rule.metric].value for r in _with(rule.metric, cells[point])}
-        for cells in sides
-    )
+    mine, theirs = (_values(cells[point], rule.metric) for cells in sides)
     found = compare_rounds(theirs, mine) if rule.better == "lower" else compare_rounds(mine, theirs)
     if found is None:
         return None
@@ -225,7 +244,7 @@ def _judge_ratio(claim: Claim, rule: RatioRule, setup: Setup, at_scale: bool) ->
         return _one_round(words)._replace(distance=distance)
     verdict, is_open = _ratio_verdict(advantage, 1 / (1 - claim.printed) if rule.saved else claim.printed)
     printed = format_percent(claim.printed) if rule.saved else f"{claim.printed:.3g}×"
-    more = _more_rounds(setup, advantage.num_rounds) if is_open else ""
+    more = _more_rounds(setup) if is_open else ""
     notes = tuple(filter(None, (f"the paper {printed}", failure, more)))
     return ClaimFinding(verdict, words, notes, distance, is_wide=is_open)
 
@@ -273,7 +292,7 @@ def _judge_level(rule: LevelRule, setup: Setup, series: _Series) -> ClaimFinding
         words += f", and {_ratio_words(ratio_there)} at {place}"
     if found.equivalent or found.differs:
         return decided(bool(found.equivalent), words)
-    return ClaimFinding("not_testable", words, (_more_rounds(setup, len(by_round)),), is_wide=True)
+    return ClaimFinding("not_testable", words, (_more_rounds(setup),), is_wide=True)
 
 
 def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFinding:
@@ -291,7 +310,7 @@ def _judge_growth(rule: GrowsRule, setup: Setup, series: _Series) -> ClaimFindin
         verdict: Verdict = "not_reproduced" if is_flat else "not_testable"
         verdict = "partly" if _ends(whole)[0] > 1 else verdict
         is_wide = verdict == "not_testable"
-        more = (_more_rounds(setup, len(costs[0])),) if is_wide else ()
+        more = (_more_rounds(setup),) if is_wide else ()
         return ClaimFinding(verdict, f"{words}, not shown to rise at every length", more, is_wide=is_wide)
     if not rule.linear:
         return ClaimFinding("reproduced", words)
@@ -307,7 +326,7 @@ def _judge_share(claim: Claim, rule: ShareRule, setup: Setup, at_scale: bool) ->
     point = _nearest(cells, wanted, at_scale)
     if point is None:
         return None
-    tables = {name: _values(cells[point], name) for name in (*rule.parts, rule.of)}
+    tables = {name: _counts(cells[point], name) for name in (*rule.parts, rule.of)}
     rounds = [number for number in _shared_rounds(tables.values()) if tables[rule.of][number] > 0]
     if not rounds:
         return None

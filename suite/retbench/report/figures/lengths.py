@@ -33,7 +33,7 @@ def draw_lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     first, metric = sweeps[0], workload.primary
     panels, crossings = batch_panels(sweeps, metric), [_crossings(sweep) for sweep in sweeps]
     marked = [found if len(found) <= _MOST_CROSSINGS else {} for found in crossings]
-    has_crossing = any(crossing.value is not None for found in marked for crossing in found.values())
+    has_crossing = any(crossing.value is not None for found in marked for _, crossing in found.values())
     unit = panels[0].unit
     view = View(
         name=name_of(sweeps),
@@ -48,10 +48,11 @@ def draw_lengths(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     # Without the crossovers: they are interpolated on logarithmic axes, so the lines meet elsewhere on linear ones.
     figure, linear = draw_batches(panels, view.texts, metric)
     for axes, sweep, found in zip(figure.axes, sweeps, marked, strict=True):
-        for model, crossing in found.items():
-            _mark_crossing(axes, crossing, sweep, model, with_note=len(sweeps) == 1)
+        for model, (lengths, crossing) in found.items():
+            label = shorten(sweep.models.labels[model])
+            _mark_crossing(axes, crossing, lengths, label, with_note=len(sweeps) == 1)
     data = [
-        sweep.data([metric.name], [_data_row(*each) for each in found.items()])
+        sweep.data([metric.name], [_data_row(model, crossing) for model, (_, crossing) in found.items()])
         for sweep, found in zip(sweeps, crossings, strict=True)
     ]
     return view.drawing(figure, stack_data(sweeps, data), linear)
@@ -70,10 +71,10 @@ def draw_batches(
     )
 
 
-def _crossings(sweep: CostSweep) -> dict[str, Crossover]:
-    """Return the crossover of each model with the reference, where both have two lengths."""
+def _crossings(sweep: CostSweep) -> dict[str, tuple[list[int], Crossover]]:
+    """Return the crossover of each model with the reference and the lengths used, where both have two lengths."""
     found = {model: find_primary_crossover(sweep, model) for model in sweep.models.challengers}
-    return {model: crossing[1] for model, crossing in found.items() if crossing is not None}
+    return {model: crossing for model, crossing in found.items() if crossing is not None}
 
 
 def _data_row(model: str, crossing: Crossover) -> tuple[object, ...]:
@@ -82,11 +83,20 @@ def _data_row(model: str, crossing: Crossover) -> tuple[object, ...]:
     return model, *length, crossing.low, crossing.high, crossing.kind
 
 
-def _mark_crossing(axes: Axes, crossing: Crossover, sweep: CostSweep, model: str, *, with_note: bool) -> None:
-    """Mark where `model` becomes faster than the reference, its interval shaded; with a note, also if it does not."""
-    label = shorten(sweep.models.labels[model])
+def _mark_crossing(
+    axes: Axes, crossing: Crossover, lengths: Sequence[int], label: str, *, with_note: bool
+) -> None:
+    """Mark where a model becomes faster than the reference, its interval shaded; with a note, also if it does not.
+
+    Args:
+        axes: The panel.
+        crossing: The crossover.
+        lengths: The lengths that it was looked for in.
+        label: The model.
+        with_note: Whether there is a note.
+    """
     if crossing.value is None:
-        words = f"{label} is {describe_absence(crossing, sweep.lengths)}"
+        words = f"{label} is {describe_absence(crossing, lengths)}"
         text, anchors = textwrap.fill(words, _NOTE_WIDTH), CORNERS
     else:
         if crossing.low is not None and crossing.high is not None:

@@ -19,6 +19,8 @@ Outcome = Literal["better", "worse", "equal"]
 
 _LEAST_FACTOR = 1.2
 """Ratios below this one are percentages."""
+_LEAST_PERCENT = 0.01
+"""Smaller percentages are only said to be smaller: bytes are counted, so that a few of them can differ."""
 _FACTOR_OF_ENDS = 2.0
 """An end of an interval from which on it and its ratio are factors."""
 _OPPOSITES = {
@@ -136,8 +138,11 @@ def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
     if as_factor:
         return f"{format_factor(max(ratio, _inverse(ratio)))}{'×' if unit else ''}"
     percent = 100 * abs(ratio - 1)
-    # Two digits would be written with an exponent from here on.
-    text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"
+    # Two digits would be written with an exponent beyond these.
+    if 0 < percent < _LEAST_PERCENT:
+        text = f"under {_LEAST_PERCENT}"
+    else:
+        text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"
     return f"{text}{' %' if unit else ''}"
 
 

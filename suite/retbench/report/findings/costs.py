@@ -86,17 +86,26 @@ def find_ends(found: Comparison, model: str) -> list[End]:
     rows = found.ratios[found.ratios["model"] == model].sort_values("context_len")
     ends = []
     for _, row in rows.iloc[[0, -1] if len(rows) > 1 else slice(None)].iterrows():
-        length, rounds = int(row["context_len"]), ""
+        length = int(row["context_len"])
         sides = (_at(measured, model, length), _at(measured, found.reference, length))
-        if not row["unpaired"]:
-            count, most = int(row["num_rounds"]), max(map(len, sides))
-            sides = shared_rounds(*sides)
-            rounds = f" in {format_items(count, 'common round')}" if 1 < count < most else ""
-        mine, theirs = (
-            format_metric(metric.name, mean_of_rounds(list(side["value"])), metric.unit) for side in sides
-        )
-        ends.append(End(advantage(metric, row), length, mine, theirs, rounds))
+        values = _compared_values(metric, sides, row)
+        ends.append(End(advantage(metric, row), length, *values))
     return ends
+
+
+def _compared_values(
+    metric: MetricSpec, sides: tuple[pd.DataFrame, pd.DataFrame], ratio: pd.Series
+) -> tuple[str, str, str]:
+    """Return the values of two models in the rounds that their ratio compares, and which rounds these are."""
+    rounds = ""
+    if not ratio["unpaired"]:
+        count, most = int(ratio["num_rounds"]), max(map(len, sides))
+        sides = shared_rounds(*sides)
+        rounds = f" in {format_items(count, 'common round')}" if 1 < count < most else ""
+    mine, theirs = (
+        format_metric(metric.name, mean_of_rounds(list(side["value"])), metric.unit) for side in sides
+    )
+    return mine, theirs, rounds
 
 
 def find_costs(sweeps: Sequence[CostSweep]) -> list[KeyFinding]:
@@ -255,11 +264,13 @@ def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
             continue
         label, other = map(models.named, names)
         sizes = [str(n) for n in sorted({s.batch_size for s in sweeps if length in s.lengths})]
-        found = advantage(THROUGHPUT, pd.Series(ratio._asdict()))
+        compared = pd.Series(ratio._asdict())
+        found = advantage(THROUGHPUT, compared)
+        mine, theirs, rounds = _compared_values(THROUGHPUT, (peaks[0][1], peaks[1][1]), compared)
         text = (
             f"At {format_tokens(length)}, each model at the best of the batch sizes {join_words(sizes)}, the "
-            f"throughput of {label} is {peaks[0][0]} and that of {other} {peaks[1][0]}: "
-            f"{found.clause(label, other)}."
+            f"throughput of {label} is {mine} tokens/s (batch {peaks[0][0]}) and that of {other} {theirs} tokens/s "
+            f"(batch {peaks[1][0]}){rounds}: {found.clause(label, other)}."
         )
         return [
             KeyFinding(
@@ -269,16 +280,15 @@ def _peaks(sweeps: Sequence[CostSweep], model: str) -> list[KeyFinding]:
     return []
 
 
-def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[str, pd.DataFrame] | None:
-    """Return the highest throughput of a model at a context length in words, and its rounds; None without any."""
+def _peak(sweeps: Sequence[CostSweep], model: str, length: int) -> tuple[int, pd.DataFrame] | None:
+    """Return the batch size of a model's highest throughput at a context length, and its rounds; None without any."""
     at = {sweep.batch_size: _at(sweep.rows("tokens_per_s"), model, length)["value"] for sweep in sweeps}
     values = {batch_size: float(found.iloc[0]) for batch_size, found in at.items() if len(found)}
     if not values:
         return None
     best = max(values, key=values.__getitem__)
     metrics = next(sweep.metrics for sweep in sweeps if sweep.batch_size == best)
-    rounds = _at(metrics[metrics["metric"] == "tokens_per_s"], model, length)
-    return f"{format_metric('tokens_per_s', values[best])} tokens/s (batch {best})", rounds
+    return best, _at(metrics[metrics["metric"] == "tokens_per_s"], model, length)
 
 
 def _larger_batches(sweeps: Sequence[CostSweep], models: Sequence[str], length: int) -> str:

@@ -198,7 +198,8 @@ def _tables_per_point(
 ) -> Iterator[CompactTable]:
     """Yield a table per corpus, protocol, context and size, of a readable table with a row per model.
 
-    One or two seeds have columns of their own. Of more there is the mean with its interval over the seeds.
+    One or two seeds have columns of their own. Of more there is the mean with its interval over the seeds, and where it
+    is of fewer than the table has, of how many.
     """
     row = ["model", "parameters", "state or cache"]
     point = [
@@ -206,7 +207,7 @@ def _tables_per_point(
     ]
     shown = [one for one in table.columns if one.kind == "comparison" or one.metric == primary.name]
     shown.sort(key=lambda column: column.kind == "comparison")
-    means = _means_over_seeds(scored, point, shown)
+    replicates = _replicates(scored, point)
     for key, part in table.frame.groupby(point, sort=False):
         seeds = list(part["seed"].unique()) if "seed" in part else []
         lines, own = part.to_dict(orient="records"), dict[str, None]()
@@ -215,7 +216,7 @@ def _tables_per_point(
             name, model = column.heading, str(line["model"])
             cell = line[name]
             if len(seeds) >= MIN_SEEDS:
-                cell = means.get((*map(str, key), model), {}).get(name, NONE)
+                cell = _mean(column, replicates.get((*map(str, key), model), ()), len(seeds))
             elif len(seeds) > 1:
                 name += f", seed {line['seed']}"
             own[name] = None
@@ -229,32 +230,29 @@ def _tables_per_point(
         yield CompactTable(of_point, frame, (None,) * len(frame.columns), tuple(rows))
 
 
-def _means_over_seeds(
-    scored: pd.DataFrame, point: Sequence[str], columns: Sequence[Column]
-) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return metrics and ratios by the keys of a point and the model, then by heading, as means over seeds.
-
-    The ratio is the geometric mean of the ratios of each seed: models of one seed were trained on the same batches.
-    """
-    replicates: dict[tuple[str, ...], list[Row]] = {}
+def _replicates(scored: pd.DataFrame, point: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows of each seed, by the keys of a point and the model."""
+    found: dict[tuple[str, ...], list[Row]] = {}
     for lead, sides in models_by_point(scored.to_dict(orient="records")):  # type: ignore[arg-type]
         key = [lead["task" if name == "corpus" else name] for name in point]
         for model, side in sides.items():
-            replicates.setdefault((*key, model), []).append(side)
-    return {
-        key: {column.heading: _mean(column, sides) for column in columns} for key, sides in replicates.items()
-    }
+            found.setdefault((*key, model), []).append(side)
+    return found
 
 
-def _mean(column: Column, sides: Sequence[Row]) -> str:
-    """Return the mean of a column over the seeds with its interval; a dash without values."""
+def _mean(column: Column, sides: Sequence[Row], num_seeds: int) -> str:
+    """Return the mean of a column over the seeds with its interval; a dash without values.
+
+    The ratio is the geometric mean of the ratios of each seed: models of one seed were trained on the same batches.
+    """
     numbers = (number_of(side.get(str(column.metric))) for side in sides)
     values = [number for number in numbers if number is not None]
     if not values:
         return NONE
     estimate = geometric_interval if column.kind == "comparison" else mean_interval
     found = estimate(values)
-    return TableCell(describe_interval(found), found.value)
+    fewer = f" ({len(values)} of {num_seeds} seeds)" if len(values) < num_seeds else ""
+    return TableCell(f"{describe_interval(found)}{fewer}", found.value)
 
 
 def _captioned(
