@@ -264,6 +264,13 @@ def test_the_same_files_under_another_name_are_the_text_of_the_training(tmp_path
     assert "classics (whole, 2K)" in sentence
 
 
+def test_recall_in_training_text_is_reported(tmp_path: Path) -> None:
+    maker = maker_of(tmp_path, split="all", then=NOW, corpus="litbank")
+    maker.slices("classic_books", 2048)
+    (sentence,) = overlap_sentences(evaluations_of(maker))
+    assert "classic_books (first 2K bytes)" in sentence
+
+
 @pytest.mark.usefixtures("_without_pictures")
 def test_a_changed_corpus_is_in_the_report(tmp_path: Path) -> None:
     maker = maker_of(tmp_path / "results", split="test", then="0" * 12)

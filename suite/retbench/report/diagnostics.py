@@ -10,7 +10,7 @@ from retbench.records.environment import excessive_load
 from retbench.records.record import FAULTY_CEILING, Record
 from retbench.report.evaluations import Evaluations
 from retbench.report.frames import faulty_shares
-from retbench.report.points import fact, group, instance_of, task_point_of
+from retbench.report.points import fact, group, instance_of, scores_of, task_point_of
 from retbench.report.sweeps import CostSweep
 from retbench.report.tables.cells import TableCell, length_cell
 from retbench.report.wording import describe_status, range_of, section_title
@@ -218,7 +218,8 @@ def overlap_sentences(scores: Evaluations) -> list[str]:
     """
     places: dict[tuple[str, str], list[str]] = {}
     for record in scores.records:
-        doubt = _doubt(record, scores) if record.workload == "perplexity" and record.status == "ok" else None
+        is_text = scores_of(record.workload) in {"text", "slices"}
+        doubt = _doubt(record, scores) if is_text and record.status == "ok" else None
         if doubt is not None:
             task_point = task_point_of(record)
             where = f"{task_point.experiment}: {task_point.title}"
