@@ -94,6 +94,15 @@ def test_more_examples_than_there_are(tmp_path):
         load_task("copa", data_dir=tmp_path, num_fewshot=5)
 
 
+def test_examples_of_the_training_split_are_one_fewer_than_it_has(tmp_path):
+    """lm-eval draws one more, in case the document is among them."""
+    write_copa(tmp_path, "validation", range(3))
+    write_copa(tmp_path, "train", range(100, 105))
+    with pytest.raises(ConfigError, match="5 examples asked for, and there are 4"):
+        load_task("copa", data_dir=tmp_path, num_fewshot=5)
+    assert len(contexts(load_task("copa", data_dir=tmp_path, num_fewshot=4))) > 0
+
+
 def test_whole_texts_take_no_examples(data_dir):
     with pytest.raises(ConfigError, match="takes no examples"):
         load_task("wikitext", data_dir=data_dir, num_fewshot=4)

@@ -97,7 +97,9 @@ def load_task(
     if from_own_split:  # lm-eval excludes the document from its examples only if these two are the same
         config |= {"fewshot_split": config.get("test_split")}
     task = _build(entry, lambda: _configured(config), local, data_dir, str(config["dataset_path"]))
-    available = len(task.sampler.df) - from_own_split
+    # By this condition lm-eval draws one example more and takes out the document, also where both splits are None.
+    draws_one_more = task.fewshot_cfg.split == task.config.test_split
+    available = len(task.sampler.df) - draws_one_more
     if num_fewshot > available:
         raise ConfigError(f"task {name}: {num_fewshot} examples asked for, and there are {available}.")
     task.set_fewshot_seed(seed)
