@@ -634,6 +634,7 @@ def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: P
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # below nohup it would be ignored
     )
     assert (done.returncode, done.stderr) == (130, "retbench: interrupted\n")
 

@@ -58,6 +58,43 @@ def test_a_folder_is_read_in_the_order_of_its_names(write_folder: Write) -> None
     assert texts(root) == ["one", "two", "three"]
 
 
+def test_each_line_of_json_is_a_document(write_folder: Write) -> None:
+    lines = [
+        '\ufeff{"text": "one\\r\\ntwo \u2028 \\u00e9", "meta": {"source": 1}}',
+        "",
+        '{"id": 7, "page": "three"}',
+        '{"text": " "}',
+    ]
+    root = write_folder({"b.jsonl": "\r\n".join(lines), "a.txt": "zero"})
+    assert names(root) == ["a.txt", "b.jsonl/1", "b.jsonl/3"]
+    assert texts(root) == ["zero", "one\ntwo \u2028 é", "three"]
+    assert names(root / "b.jsonl") == ["b.jsonl/1", "b.jsonl/3"]
+
+
+def test_json_lines_are_split_as_files_are(write_folder: Write) -> None:
+    root = write_folder({f"{name}.jsonl": f'{{"text": "{name}"}}\n' * 2 for name in ("train", "valid")})
+    assert (texts(root, "train"), names(root, "validation")) == (
+        ["train"] * 2,
+        ["valid.jsonl/1", "valid.jsonl/2"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "torn', "is not JSON"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ('{"content": "elsewhere"}', "has no text"),
+        ('{"text": 3}', "has no text"),
+        ('"text"', "has no text"),
+    ],
+)
+def test_a_line_of_json_without_a_text_is_named(write_folder: Write, line: str, message: str) -> None:
+    root = write_folder({"a.jsonl": f'{{"text": "one"}}\n{line}\n'})
+    with pytest.raises(ConfigError, match=rf"a\.jsonl:2: .*{message}"):
+        load_corpus(str(root))
+
+
 def test_text_is_read_as_python_reads_text(write_folder: Write) -> None:
     root = write_folder({"a.txt": "\ufeff# Title: Émile\r\n\r\nold\rmac\n"})
     assert texts(root) == ["# Title: Émile\n\nold\nmac\n"]

@@ -21,7 +21,7 @@ from retbench.data import hub, splits
 from retbench.data.data_folder import find
 from retbench.data.splits import ALL
 from retbench.data.text_files import (
-    READING,
+    TEXT_FIELDS,
     Document,
     FileIndex,
     TextFile,
@@ -30,14 +30,13 @@ from retbench.data.text_files import (
     library_files,
     list_files,
     read_documents,
+    reading_of,
 )
 from retbench.errors import ConfigError, RetbenchError
 
 __all__ = ["PYTHON", "Corpus", "Document", "check_split", "load_corpus"]
 
 PYTHON = "python"
-TEXT_COLUMNS = ("text", "page")
-"""Names of a data set's column of texts, in order of preference."""
 
 
 class Corpus(ABC):
@@ -145,7 +144,7 @@ class FileCorpus(Corpus):
 
 def _fingerprint(files: Sequence[TextFile], indexes: Sequence[FileIndex]) -> str:
     """Hash the rules of reading and splitting, and the names and contents of the files, to 12 hex digits."""
-    digest = hashlib.sha256(f"{READING}\n{splits.RULE}\n".encode())
+    digest = hashlib.sha256(f"{reading_of(files)}\n{splits.RULE}\n".encode())
     for file, index in zip(files, indexes, strict=True):
         digest.update(f"{index.sha256} {file.name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
@@ -217,11 +216,11 @@ class HubCorpus(Corpus):
         with self._translate_errors():
             rows = self._rows(self._sources[0])
             columns = list(rows.features or next(iter(rows), {}))
-        found = [name for name in TEXT_COLUMNS if name in columns]
+        found = [name for name in TEXT_FIELDS if name in columns]
         if not found:
             raise ConfigError(
                 f"'{self.name}': its columns are {', '.join(columns)}, and texts are read from the column "
-                f"{' or '.join(TEXT_COLUMNS)}. Choose a data set of texts."
+                f"{' or '.join(TEXT_FIELDS)}. Choose a data set of texts."
             )
         return found[0]
 

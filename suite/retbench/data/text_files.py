@@ -3,7 +3,8 @@
 A document is the whole text of a file as Python reads text: UTF-8 (a Python source in its declared encoding), every
 line end as a line feed, without a byte order mark. Nothing else is changed: the title, author and year above a Markdown
 book are part of it. A file that begins with a WikiText heading (` = Title = `) is split into its articles, whose raw
-text is kept (`<unk>`, ` @-@ `). Blank texts, README, LICENSE and the like, and hidden files are left out.
+text is kept (`<unk>`, ` @-@ `). Each line of a `.jsonl` file is a document: an object with its text in `text`, or
+else in `page`. Blank texts, README, LICENSE and the like, and hidden files are left out.
 
 A file's index is valid while its size and modification time stay the same. A file modified within two seconds before it
 was read is read again the next time, because a second change could have left the same time.
@@ -28,12 +29,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from retbench.errors import ConfigError, StorageError
 from retbench.files import cache_dir, checksum, write_atomic
+from retbench.parsing import parse_json
 from retbench.strict import Strict
 
-READING = "universal newlines, WikiText by article; version 1"
-"""Part of a corpus's fingerprint; must change with the way in which files are read."""
-SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tokens"})
+_READING = "universal newlines, WikiText by article; version 1"
+_READING_JSON_LINES = "JSON Lines by line; version 1"
+JSON_LINES = ".jsonl"
+SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tokens", JSON_LINES})
 """Suffixes of the text files of a folder."""
+TEXT_FIELDS = ("text", "page")
+"""Names of the field, or of a data set's column, that holds texts, in order of preference."""
 
 _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice", "changelog"})
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})
@@ -46,7 +51,7 @@ class Document(NamedTuple):
     """One coherent text: a book, an article, a module."""
 
     name: str
-    """Unique in its split; a path relative to the corpus, or "FILE/TITLE" of an article."""
+    """Unique in its split; a path relative to the corpus, "FILE/TITLE" of an article, or "FILE/LINE" in JSON Lines."""
     text: str
 
 
@@ -56,6 +61,15 @@ class TextFile(NamedTuple):
     name: str
     """Path relative to the corpus, with forward slashes."""
     path: Path
+
+
+def reading_of(files: Iterable[TextFile]) -> str:
+    """Return how files are read, which is part of a corpus's fingerprint and has to change with it."""
+    return f"{_READING}\n{_READING_JSON_LINES}" if any(map(_is_json_lines, files)) else _READING
+
+
+def _is_json_lines(file: TextFile) -> bool:
+    return file.path.suffix.lower() == JSON_LINES
 
 
 class FileIndex(Strict):
@@ -176,16 +190,48 @@ def _is_wikitext(path: Path) -> bool:
     return _HEADING.fullmatch(first.rstrip("\n")) is not None and not following.strip()
 
 
+def _read_json_lines(file: TextFile) -> Iterator[Document]:
+    """Yield the document of each line that is not blank."""
+    with _open(file.path) as lines:
+        for number, line in enumerate(lines, 1):
+            text = _text_of(line, f"{file.path}:{number}") if line.strip() else ""
+            if text.strip():
+                yield Document(f"{file.name}/{number}", text)
+
+
+def _text_of(line: str, place: str) -> str:
+    """Return the text of a line of JSON, every line end as a line feed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ConfigError(
+            f"{place}: is not JSON: {error}. Correct the line, or take the file out of the corpus."
+        ) from error
+    for field in TEXT_FIELDS:
+        if isinstance(row, dict) and isinstance(text := row.get(field), str):
+            return text.replace("\r\n", "\n").replace("\r", "\n")
+    raise ConfigError(
+        f"{place}: has no text. A line is an object with the text of a document in the field "
+        f"'{TEXT_FIELDS[0]}' or '{TEXT_FIELDS[1]}'. Rename the field, or take the file out of the corpus."
+    )
+
+
 def read_documents(file: TextFile) -> Iterator[Document]:
     """Yield the documents of a file in order.
 
     An article is called "FILE/TITLE"; a second one of the same title is called "FILE/TITLE (2)".
 
     Raises:
-        ConfigError: the file cannot be read, or is not text.
+        ConfigError: the file cannot be read, is not text, or has a line of JSON without a text.
     """
     with _translate_read_errors(file.path):
-        if _is_wikitext(file.path):
+        if _is_json_lines(file):
+            yield from _read_json_lines(file)
+        elif _is_wikitext(file.path):
             seen: Counter[str] = Counter()
             with _open(file.path) as opened:
                 for title, text in articles(opened):
@@ -207,7 +253,9 @@ def index_files(files: Sequence[TextFile]) -> list[FileIndex]:
     """
     # The names of documents depend on the folder that was given, so one file has an index per name.
     places = [f"{file.name}\n{file.path.resolve()}" for file in files]
-    key = hashlib.sha256("\n".join([READING, *places]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\n".join([reading_of(files), *places]).encode("utf-8", "surrogateescape")
+    ).hexdigest()[:16]
     path = cache_dir() / "catalogues" / f"{key}.json"
     cached = _load_cached(path)
     settled_ns = time.time_ns() - _SETTLED_NS
