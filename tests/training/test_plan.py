@@ -3,6 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from retbench.architectures import costs
@@ -47,6 +49,17 @@ def test_a_field_of_the_grid_without_one_is_said_to_have_no_effect(
     message = stderr_of("--set", change)
     assert message == "" if unused is None else f"no effect of {unused}: no grid is run" in message
     assert stderr_of("--set", change, "--set", GRID) == ""
+
+
+def test_a_tokenizer_without_begin_and_end_is_said_to_join_documents(
+    experiment: Path, tmp_path: Path
+) -> None:
+    pieces = Tokenizer(WordLevel({"the": 0, "?": 1}, unk_token="?"))
+    pieces.save(str(tmp_path / "tokenizer.json"))
+    command = ["train", str(experiment), "--profile", "cpu", "--device", "cpu", "--dry-run"]
+    told = CliRunner().invoke(app, [*command, "--set", f"training.tokenizer={tmp_path}"]).stderr
+    assert "neither a begin-of-text nor an end-of-text token" in told
+    assert "neither" not in CliRunner().invoke(app, command).stderr
 
 
 def test_tokens_by_size(plan_of: PlanOf) -> None:

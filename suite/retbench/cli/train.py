@@ -96,6 +96,7 @@ def train(
         made = make_training_plan(experiment, profile, device, overrides or (), data_dir, launch, part)
         if launch.rank == 0:
             _say_unused(made)
+            _say_joined(made)
         return made
 
     if not dry_run:
@@ -181,6 +182,17 @@ def _say_unused(plan: TrainingPlan) -> None:
         typer.echo(
             f"retbench: no effect of {' and '.join(plan.spec.unused_fields)}: no grid is run for a single learning "
             "rate. Give several in training.learning_rates.",
+            err=True,
+        )
+
+
+def _say_joined(plan: TrainingPlan) -> None:
+    """Print on stderr that no token stands between two documents, if the tokenizer has none for it."""
+    tokenizer = plan.text.tokenizer if plan.text else None
+    if tokenizer is not None and tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        typer.echo(
+            f"retbench: tokenizer '{tokenizer.name}' has neither a begin-of-text nor an end-of-text token. Documents "
+            "are joined without a mark, and the perplexity of what is trained cannot be measured.",
             err=True,
         )
 
