@@ -48,7 +48,7 @@ def training(rounds: int, limit: float) -> Iterator[Outcome]:
     yar = yar_retnet.build_matched_peer(config, seed=1)
     model = pairs.carry(config, pairs.map_weights("torchscale", config, parallel.state_dict()))
     tokens = read_tokens(LENGTH + 1)[None]
-    if not (yield from prove([*_equality(model, parallel, tokens), _yar_equality()])):
+    if not (yield from prove([*_equality(model, parallel, tokens), yar_operator_equality()])):
         return
     peers = {
         "torchscale parallel": _timer(parallel, lambda x: parallel(x)[0], tokens),
@@ -88,9 +88,9 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 
 
-def _yar_equality() -> Outcome:
+def yar_operator_equality() -> Outcome:
     """Compare the operator with yet-another-retnet's, whose weights fit no model of ours, at the paper's decays."""
-    from yet_another_retnet.retention import linear_parallel as their_parallel
+    from yet_another_retnet.retention import retention_parallel as their_parallel
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 513, 8, 32, generator=generator) for _ in range(3))

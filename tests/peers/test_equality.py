@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import equality, fla_retnet, pairs
+from benchmarks.peers import equality, fla_retnet, pairs, training
 from benchmarks.peers.outcomes import FP32_LIMIT, error_outcome
 from retbench.architectures.configs import ModelConfig
 from retbench.architectures.mamba2 import mamba2_config
@@ -258,3 +258,8 @@ def test_weights_whose_format_asks_for_the_shapes_of_the_model_are_mapped() -> N
     ours = pairs.carry(GLA, pairs.map_weights("fla_gla", GLA, weights), dtype=torch.float64)
     stored = weights["model.layers.1.attn.gk_proj.1.weight"]
     assert torch.equal(ours.get_parameter("blocks.1.mixer.decay_proj.weight"), stored)
+
+
+@needs_yar
+def test_the_operator_is_that_of_yet_another_retnet() -> None:
+    assert training.yar_operator_equality().holds
