@@ -174,14 +174,12 @@ def _view_run(event: RunEvent) -> ShownEvent:
         case events.CellAdvanced(num_tokens=done):
             return _activity(f"{_place(event)}: {format_count(done)} tokens read")
         case events.CellDone(status=status, error=error, progress=progress):
-            head, tail = (
-                f"{progress.done}/{progress.total} {_place(event)}: {status}",
-                _time_left(progress, ", "),
-            )
+            place, remaining = _place(event), _time_left(progress, ", ")
+            ended = f"{progress.done}/{progress.total} {place}: {status}"
             if not error:
-                return ShownEvent(f"{head}{tail}", above_bar=False, activity=_place(event))
-            text, brief = f"{head}: {error}{tail}", f"{head}, for a reason given above{tail}"
-            return ShownEvent(text, activity=_place(event), reason=error, brief=brief)
+                return ShownEvent(f"{ended}{remaining}", above_bar=False, activity=place)
+            brief = f"{ended}, for a reason given above{remaining}"
+            return ShownEvent(f"{ended}: {error}{remaining}", activity=place, reason=error, brief=brief)
         case events.WorkerEnded(model_name=name, pid=pid, reason=reason):
             return ShownEvent(f"{name}: worker {pid} ended: {reason}", activity="running")
         case events.RunFinished(result=result):
