@@ -17,6 +17,7 @@ from retbench.workloads.workload import measures_cost
 
 NOT_MEASURED = "not measured in this run"
 NOT_COMPARED = "measured, but of no two models that are compared"
+TRAINED_ONLY = "validation loss of the trainings only: see its figure"
 
 
 def answer(records: list[Record]) -> Answer:
@@ -102,6 +103,44 @@ def test_one_model_alone_is_compared_with_nothing(cpu_records: list[Record]) -> 
     assert leads.pop("Quality") == NOT_MEASURED
     assert set(leads.values()) == {NOT_COMPARED}
     assert found.models == "RetNet"
+
+
+def failing(records: list[Record], workload: str, models: set[str]) -> list[Record]:
+    """The records, those of some models and a workload out of memory."""
+    lost = {"status": "oom", "error": "out of memory", "metrics": {}}
+    return [
+        record.model_copy(update=lost)
+        if record.workload == workload and record.model.name in models
+        else record
+        for record in records
+    ]
+
+
+def test_a_workload_without_any_value_says_why(cpu_records: list[Record]) -> None:
+    found = answer(failing(cpu_records, "prefill", {"retnet", "transformer"}))
+    assert line(found, "Prefill") == AnswerLine("Prefill", "no value: out of memory", "")
+    assert " at 32K" in line(found, "Decode").lead
+
+
+def test_of_a_workload_without_a_ratio_the_models_that_failed_are_named(cpu_records: list[Record]) -> None:
+    found = answer(failing(cpu_records, "prefill", {"transformer"}))
+    assert line(found, "Prefill") == AnswerLine(
+        "Prefill", NOT_COMPARED, "Transformer: no value: out of memory"
+    )
+
+
+def test_quality_of_one_model_alone_was_measured(scored: Results) -> None:
+    records = [record for record in scored.records if record.model.name == "retnet"]
+    assert line(answer(records), "Quality").lead == NOT_COMPARED
+
+
+def test_trainings_alone_are_no_evaluation(tmp_path: Path) -> None:
+    records = ScoreMaker(tmp_path).trainings()
+    assert line(answer(records), "Quality").lead == TRAINED_ONLY
+    lost = {"status": "failed", "error": "no space left on device", "metrics": {}}
+    assert (
+        line(answer([one.model_copy(update=lost) for one in records]), "Quality").lead == "no value: failed"
+    )
 
 
 def test_of_several_models_the_best_is_named_with_its_ratio_to_the_reference(

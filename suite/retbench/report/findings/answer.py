@@ -4,8 +4,10 @@ A line states the advantage at the longest context, and at the shortest one wher
 Of several models it names the best one. What was not measured says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 from retbench.records.dates import started
 from retbench.records.environment import excessive_load
@@ -26,9 +28,11 @@ from retbench.report.lineup import Lineup, is_matched
 from retbench.report.points import group
 from retbench.report.provenance import describe_steps
 from retbench.report.results import set_of
+from retbench.report.sweeps import CostSweep
 from retbench.report.wording import (
     describe_estimate,
     describe_interval,
+    describe_status,
     device_name,
     format_length,
     join_words,
@@ -36,12 +40,13 @@ from retbench.report.wording import (
 )
 from retbench.stats.paired import ratio_over_seeds
 from retbench.units import format_count, format_tokens
-from retbench.workloads.workload import WORKLOADS, measures_cost
+from retbench.workloads.workload import WORKLOADS, measures_cost, replicate_of
 
 HEADLINES = ("decode", "memory", "prefill")
 """Workloads that always have a line, in this order; others have one where none of these was measured."""
 NOT_MEASURED = "not measured in this run"
 NOT_COMPARED = "measured, but of no two models that are compared"
+TRAINED_ONLY = "validation loss of the trainings only: see its figure"
 OTHER_CONDITIONS = "measured, but under conditions that may not be compared with these: see Limitations"
 _MOST_NAMES = 3
 """Models that a heading names; of more it says how many there are."""
@@ -93,7 +98,7 @@ def find_answer(contents: Contents) -> Answer:
     main = next((_farthest(compared, name) for name in topics if name in measured), None)
     alone = {one.workload for one in contents.sweeps} - set(measured)
     lines = [
-        AnswerLine(_topic(name), NOT_COMPARED, "")
+        _not_compared(name, contents.sweeps)
         if name in alone
         else AnswerLine(_topic(name), OTHER_CONDITIONS, "")
         if name in contents.selection.workloads_left_out
@@ -152,6 +157,27 @@ def _cost_line(name: str, found: Comparison | None, main: Comparison | None) -> 
         *_other_setting(found, main),
     ]
     return AnswerLine(topic, lead, "; ".join(parts))
+
+
+def _not_compared(workload: str, sweeps: Sequence[CostSweep]) -> AnswerLine:
+    """Return the line of a workload without a ratio: the models that have no value, and why."""
+    mine = [sweep for sweep in sweeps if sweep.workload == workload]
+    valued = {model for sweep in mine for model in sweep.metrics["model"]}
+    failed = pd.concat([sweep.failed for sweep in mine])
+    missing = failed[~failed["model"].isin(valued)]
+    if missing.empty:
+        return AnswerLine(_topic(workload), NOT_COMPARED, "")
+    reasons = _no_value(missing["status"].unique())
+    if not valued:
+        return AnswerLine(_topic(workload), reasons, "")
+    labels = {model: label for sweep in mine for model, label in sweep.models.labels.items()}
+    names = join_words([labels[model] for model in missing["model"].unique()])
+    return AnswerLine(_topic(workload), NOT_COMPARED, f"{names}: {reasons}")
+
+
+def _no_value(statuses: Iterable[str]) -> str:
+    """Return why there is no value: 'no value: out of memory'."""
+    return f"no value: {join_words([describe_status(status) for status in statuses])}"
 
 
 def _topic(workload: str) -> str:
@@ -252,11 +278,20 @@ def _quality_line(evaluations: Evaluations | None, setting: Sequence[Record]) ->
             size = made[-1].instance.size
             return _loss_line(evaluations, [c for c in made if c.instance.size == size], setting)
     found = find_quality(evaluations) if evaluations else []
-    return (
-        AnswerLine("Quality", found[0].lead, found[0].text)
-        if found
-        else AnswerLine("Quality", NOT_MEASURED, "")
-    )
+    if found:
+        return AnswerLine("Quality", found[0].lead, found[0].text)
+    return AnswerLine("Quality", _quality_without_finding(evaluations), "")
+
+
+def _quality_without_finding(evaluations: Evaluations | None) -> str:
+    """Return what is known of quality that no two models are compared by."""
+    if evaluations is None:
+        return NOT_MEASURED
+    statuses = list(dict.fromkeys(record.status for record in evaluations.records))
+    if "ok" not in statuses:
+        return _no_value(statuses)
+    of_trainings = all(replicate_of(one) == "seed" for one in evaluations.records if one.status == "ok")
+    return TRAINED_ONLY if of_trainings else NOT_COMPARED
 
 
 def _loss_line(
