@@ -4,8 +4,9 @@ All templates render one model of the report, `ReportPage`. The same records giv
 on when or where it was written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,15 +153,24 @@ def _drawings(origins: Sequence[_Origin], *, has_files: bool) -> list[Drawing]:
 
 
 def _origins(results: Results) -> list[_Origin]:
-    """Return the selections with their figures; a figure of published records has a name that no other has."""
+    """Return the selections with their figures, each of which has a name that no other has, for its files."""
     found: list[_Origin] = []
+    taken = set[str]()
     for selection in select_by_origin(results):
         contents = contents_of(selection)
-        drawings = make_drawings(contents)
-        taken = {drawing.name for origin in found for drawing in origin.drawings}
-        named = [replace(d, name=f"{selection.anchor}_{d.name}") if d.name in taken else d for d in drawings]
-        found.append(_Origin(contents, named))
+        drawings, earlier = [], {*taken}
+        for drawing in make_drawings(contents):
+            name = f"{selection.anchor}_{drawing.name}" if drawing.name.lower() in earlier else drawing.name
+            drawings.append(replace(drawing, name=_free_name(name, taken)))
+            taken.add(drawings[-1].name.lower())
+        found.append(_Origin(contents, drawings))
     return found
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """Return a name, numbered if it is taken in any case: the experiments `a b` and `A-b` have the same."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each.lower() not in taken)
 
 
 def _evidence(origin: _Origin, results: Results, first: _Origin) -> list[Section]:

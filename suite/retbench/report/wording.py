@@ -42,9 +42,12 @@ def section_title(experiment: str, workload: str, join: str = ": ") -> str:
 
 
 def file_stem(text: str) -> str:
-    """Return a name as part of a file name: letters, digits, dashes and underscores only, at most 120 of them."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-    return stem if len(stem) <= 120 else f"{stem[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:9]}"
+    """Return a name as part of a file name: letters, digits, dashes and underscores only, at most 120 bytes of them."""
+    stem = re.sub(r"[^\w-]+", "-", text)
+    if len(stem.encode()) <= 120:
+        return stem
+    first = stem.encode()[:110].decode(errors="ignore")
+    return f"{first}-{hashlib.sha256(text.encode()).hexdigest()[:9]}"
 
 
 def csv_text(table: pd.DataFrame) -> str:

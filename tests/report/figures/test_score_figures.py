@@ -15,8 +15,9 @@ from report.words import check_words
 from retbench.report.evaluations import Evaluations, make_evaluations
 from retbench.report.figures import looks
 from retbench.report.figures.catalogue import draw_scores
-from retbench.report.figures.drawing import Drawing
+from retbench.report.figures.drawing import Drawing, save_drawing
 from retbench.report.figures.style import marks_of
+from retbench.report.figures.svg import inline_svgs
 from retbench.report.points import is_final
 from retbench.report.results import load_results
 from retbench.report.selection import select
@@ -45,6 +46,19 @@ def test_each_corpus_and_protocol_is_drawn_at_its_longest_context(drawings: dict
         "quality_training_run_classic_books_2048_figure5",
         "quality_training_run_classic_books_2048_rates",
     }
+
+
+def test_names_in_any_letters_are_drawn_without_warnings_and_as_text_on_the_page(tmp_path: Path) -> None:
+    """Warnings fail a test; matplotlib's own font has no Chinese letters, and others may be installed or not."""
+    maker = ScoreMaker(tmp_path, seeds={"1m": [0]})
+    for corpus in ("红楼梦", "三国演义"):
+        maker.perplexities(corpus, "whole", 2048)
+    drawings = drawn(maker)
+    for corpus in ("红楼梦", "三国演义"):
+        (drawing,) = [each for each in drawings if corpus in each.name]
+        assert [path.suffix for path in save_drawing(drawing, tmp_path / "out")] == [".svg", ".png", ".csv"]
+        check_words(drawing)
+        assert corpus in str(inline_svgs(drawing, "f0-"))
 
 
 def test_the_loss_along_documents_has_a_panel_a_size_and_a_line_a_seed(drawings: dict[str, Drawing]) -> None:

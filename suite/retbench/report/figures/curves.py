@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Transform, offset_copy
 
 from retbench.report.figures import style
-from retbench.report.figures.labels import Label, add_text, label_ends, label_width_in
+from retbench.report.figures.labels import ABOVE_PT, Label, add_text, label_ends, label_width_in
 from retbench.report.figures.looks import repeats
 from retbench.report.figures.panels import Panel, PlotPoint, lowest
 from retbench.report.wording import describe_status, span
@@ -29,6 +29,8 @@ _TITLE_LETTER_IN = 0.068
 _TITLE_LINE_PT = 8.5
 _CROSSES_PT = 6.0
 """Height of a row of crosses."""
+_REASON_PT, _REASON_ASIDE_PT = 6.0, 5.0
+"""Size of the reason beside crosses, and its distance from them."""
 _MOST_REASONS = 2
 """Models whose crosses have the reason beside them; for more of them it stands in the subtitle."""
 _MOST_MARKERS = 12
@@ -66,16 +68,11 @@ def draw_row(
         set_axis: Sets ticks and limits of the horizontal axis.
         scale: The vertical axis is linear from zero, or linear and spans the values, or logarithmic.
     """
-    title, subtitle, conditions = texts
     labels = end_labels(panels[-1], describe)
     if len(panels) > 1 and labels:  # values of the last panel, whose title stands above them
         heading = panels[-1].title.replace("\n", " ")
         labels.append(Label(0, max(label.y for label in labels), f"{heading}:", style.MUTED, is_bold=False))
-    reasons = len(panels) == 1 and panels[0].num_failing <= _MOST_REASONS
-    if not reasons:
-        subtitle = "; ".join(
-            [subtitle, *describe_crosses(p.status for panel in panels for p in panel.failed)]
-        )
+    beside = len(panels) == 1 and panels[0].num_failing <= _MOST_REASONS
     right_in = _room_in(panels, labels)
     longest = max(len(line) for panel in panels for line in panel.title.split("\n"))
     narrowest_in = max(_NARROWEST_IN, _TITLE_LETTER_IN * longest)
@@ -86,14 +83,16 @@ def draw_row(
     shares = [2.0 + len(panel.ticks) for panel in panels[:num_columns]]
     row_in = _height_in(labels) if num_rows == 1 else max(_ROW_IN, _height_in(labels) / num_rows)
     names = [""] * (num_rows - 1) + [label]
-    texts = title, subtitle, conditions
     figure, axes = _new_panels(panels, shares, names, texts, row_in=row_in, right_in=right_in)
+    unexplained: list[str] = []
     for each, panel in zip(axes, panels, strict=True):
         set_axis(each, panel.ticks)
         _set_value_axis(each, panels, scale)
-        _fill(each, panel, max(panel.num_failing for panel in panels), reasons=reasons)
-    above = axes[0].get_position().y1 - axes[-1].get_position().y1
-    _name_curves(axes[-1], labels, above * figure.get_figheight() * style.POINTS_PER_IN)
+        unexplained += _fill(each, panel, max(panel.num_failing for panel in panels), beside=beside)
+    style.extend_subtitle(figure, describe_crosses(unexplained))
+    rows_above = axes[0].get_position().y1 - axes[-1].get_position().y1
+    above_pt = rows_above * figure.get_figheight() * style.POINTS_PER_IN
+    _name_curves(axes[-1], labels, above_pt + _free_pt(panels[-1]))
     return figure
 
 
@@ -155,11 +154,13 @@ def draw_column(
     figure, rows = _new_panels(
         panels, [1], axis_labels, texts, row_in=row_in, right_in=right_in, left_in=0.52
     )
+    unexplained: list[str] = []
     for axes, panel, mine in zip(rows, panels, labels, strict=True):
         style.set_linear_length_axis(axes, panel.ticks)
         style.set_value_axis(axes, panel.top / panel.size)
-        _fill(axes, panel, panel.num_failing)
-        _name_curves(axes, mine)
+        unexplained += _fill(axes, panel, panel.num_failing)
+        _name_curves(axes, mine, _free_pt(panel))
+    style.extend_subtitle(figure, describe_crosses(unexplained))
     return figure
 
 
@@ -193,12 +194,23 @@ def _new_panels(
     )
 
 
-def _fill(axes: Axes, panel: Panel, num_failing: int, *, reasons: bool = True) -> None:
-    """Draw curves, crosses and title of one panel, whose row has as many rows of crosses."""
+def _fill(axes: Axes, panel: Panel, num_failing: int, *, beside: bool = True) -> list[str]:
+    """Draw curves, crosses and title of one panel, whose row has as many rows of crosses.
+
+    Args:
+        axes: The axes.
+        panel: The panel.
+        num_failing: Rows of crosses.
+        beside: Whether the reasons stand beside the crosses.
+
+    Returns:
+        The statuses of crosses that do not have their reason beside them.
+    """
     axes.yaxis.set_visible(bool(panel.measured))
     _draw_curves(axes, panel)
-    _draw_crosses(axes, panel, reasons=reasons)
+    unexplained = _draw_crosses(axes, panel, beside=beside)
     axes.set_title(panel.title.replace("{unit}", panel.unit), pad=4 + _CROSSES_PT * num_failing)
+    return unexplained
 
 
 def _room_in(panels: Sequence[Panel], labels: Sequence[Label]) -> float:
@@ -318,35 +330,36 @@ def _draw_intervals(
     return drawn
 
 
-def _draw_crosses(axes: Axes, panel: Panel, *, reasons: bool) -> None:
-    """Draw crosses above the axes at the places without a value, a row per model, with the reason."""
+def _draw_crosses(axes: Axes, panel: Panel, *, beside: bool) -> list[str]:
+    """Draw crosses above the axes at the places without a value, a row per model, with the reason where it has room.
+
+    Returns:
+        The statuses of crosses without their reason beside them.
+    """
     height_pt = axes.bbox.height / axes.figure.dpi * style.POINTS_PER_IN
-    above_pt = 3.5
+    above_pt, unexplained = 3.5, list[str]()
     for model in panel.models.models:
         mine = sorted((point for point in panel.failed if point.model == model), key=lambda point: point.x)
         if not mine:
             continue
-        statuses = dict.fromkeys(point.status for point in mine)
+        statuses = [*dict.fromkeys(point.status for point in mine)]
         x, y, transform = [point.x for point in mine], 1 + above_pt / height_pt, axes.get_xaxis_transform()
         above_pt += _CROSSES_PT
+        look = panel.look(model)
         drawn: list[Artist] = [
-            *axes.plot(x, [y] * len(x), "x", color=panel.look(model).line, transform=transform, clip_on=False)
+            *axes.plot(x, [y] * len(x), "x", color=look.line, transform=transform, clip_on=False)
         ]
-        if reasons:
-            is_left = x[0] > panel.ticks[0]
-            words = add_text(
-                axes,
-                ", ".join(map(describe_status, statuses)),
-                (x[0] if is_left else x[-1], y),
-                transform,
-                (-5 if is_left else 5, 0),
-                fontsize=6.0,
-                color=panel.look(model).text,
-                ha="right" if is_left else "left",
-                va="center",
-            )
-            drawn.append(words)
+        is_left = x[0] > panel.ticks[0]
+        place, aside_pt = (x[0], -_REASON_ASIDE_PT) if is_left else (x[-1], _REASON_ASIDE_PT)
+        reason = ", ".join(map(describe_status, statuses))
+        if beside and style.has_room(axes, reason, place, aside_pt, _REASON_PT):
+            side = "right" if is_left else "left"
+            options = {"fontsize": _REASON_PT, "color": look.text, "ha": side, "va": "center"}
+            drawn.append(add_text(axes, reason, (place, y), transform, (aside_pt, 0), **options))
+        else:
+            unexplained += statuses
         style.tag(axes, model, drawn)
+    return unexplained
 
 
 def describe_crosses(statuses: Iterable[str]) -> list[str]:
@@ -384,7 +397,14 @@ def three_decimals(point: PlotPoint) -> str:
     return f"{point.value:.3f}"
 
 
-def _name_curves(axes: Axes, labels: Sequence[Label], above_pt: float = 0.0) -> None:
+def _free_pt(panel: Panel) -> float:
+    """Return how far names of curves may reach above a panel: not where a reason may stand beside its last cross."""
+    failing = {(point.model, point.x) for point in panel.failed}
+    first, last = panel.ticks[0], panel.ticks[-1]
+    return 0.0 if any({(model, first), (model, last)} <= failing for model, _ in failing) else ABOVE_PT
+
+
+def _name_curves(axes: Axes, labels: Sequence[Label], above_pt: float) -> None:
     """Write the labels of `end_labels` beside the axes at the height of the ends of the curves."""
     edge, (low, top) = axes.get_xlim()[1], axes.get_ylim()
     ordered = sorted(labels, key=lambda label: label.y)

@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.font_manager import FontProperties
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 
-from retbench.report.figures.style import MUTED, POINTS_PER_IN, tag
+from retbench.report.figures.style import MUTED, POINTS_PER_IN, tag, text_width_pt
 
 _LONGEST_NAME = 26
 _LABEL_SIZE, _ASIDE_PT = 6.8, 6.0
 """Size of the names of curves, and their distance from the ends, in points."""
-_ABOVE_PT = 6.0
-"""Height above the axes that labels may reach."""
+ABOVE_PT = 6.0
+"""Height above the axes that labels may reach where nothing else stands there."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,17 @@ def label_width_in(texts: Sequence[str]) -> float:
     """Return the inches that labels need at the right of a figure: by their letters, or by wide ones as they are."""
     lines = [line for text in texts for line in text.split("\n")]
     longest = max(map(len, lines), default=0)
-    widest_pt = max(map(_bold_width_pt, lines), default=0.0)
+    widest_pt = max((text_width_pt(line, _LABEL_SIZE, "bold") for line in lines), default=0.0)
     return max(0.12 + 0.0635 * longest, 0.04 + (_ASIDE_PT + widest_pt) / POINTS_PER_IN)
 
 
-@cache
-def _bold_width_pt(line: str) -> float:
-    """Return the points that a line of a label takes in bold."""
-    font = FontProperties(size=_LABEL_SIZE, weight="bold")
-    width, _, _ = RendererAgg(1, 1, POINTS_PER_IN).get_text_width_height_descent(line, font, ismath=False)
-    return float(width)
-
-
 def label_ends(
-    axes: Axes, labels: Sequence[Label], *, aside_pt: float = _ASIDE_PT, above_pt: float = 0.0, **options: Any
+    axes: Axes,
+    labels: Sequence[Label],
+    *,
+    aside_pt: float = _ASIDE_PT,
+    above_pt: float = ABOVE_PT,
+    **options: Any,
 ) -> None:
     """Write names beside the ends of curves, moved apart where they would touch, and none outside of the axes.
 
@@ -70,7 +65,7 @@ def label_ends(
     heights, to_pixels = [label.height_pt for label in labels], axes.get_yaxis_transform()
     wanted = [float(to_pixels.transform((0, label.y))[1] - axes.bbox.y0) * points for label in labels]
     height_pt = axes.bbox.height * points
-    placed = keep_inside(spread(wanted, heights), heights, height_pt + _ABOVE_PT + above_pt)
+    placed = keep_inside(spread(wanted, heights), heights, height_pt + above_pt)
     for label, want, y_pt in zip(labels, wanted, placed, strict=True):
         words = add_text(
             axes,
@@ -146,14 +141,17 @@ def beside(x: float) -> tuple[Anchor, ...]:
     )
 
 
-def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
-    """Write small grey words at the first anchor where they cover the fewest words and curves, if they have room."""
+def add_note(axes: Axes, anchors: Sequence[Anchor], *texts: str) -> None:
+    """Write small grey words at the first anchor where they cover the fewest words and curves, if they have room.
+
+    Of several texts the first one counts that covers the fewest.
+    """
     renderer = FigureCanvasAgg(axes.figure.figure).get_renderer()
     boxes = [words.get_window_extent(renderer) for words in axes.texts]
     curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
 
-    def covered(anchor: Anchor) -> float:
-        words = _note(axes, text, anchor)
+    def covered(choice: tuple[str, Anchor]) -> float:
+        words = _note(axes, *choice)
         box = words.get_window_extent(renderer)
         words.remove()
         outside, figure = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1, axes.figure.bbox
@@ -163,9 +161,9 @@ def add_note(axes: Axes, text: str, anchors: Sequence[Anchor]) -> None:
         num_curves = sum(bool(curve.intersects_bbox(box, filled=False)) for curve in curves)
         return 1000 * bool(outside) + 50 * num_words + num_curves
 
-    best = min(anchors, key=covered)
+    best = min(((text, anchor) for text in texts for anchor in anchors), key=covered)
     if covered(best) < inf:
-        _note(axes, text, best)
+        _note(axes, *best)
 
 
 def _note(axes: Axes, text: str, anchor: Anchor) -> Annotation:

@@ -97,13 +97,15 @@ def _mark_crossing(
     """
     if crossing.value is None:
         words = f"{label} is {describe_absence(crossing, lengths)}"
-        text, anchors = textwrap.fill(words, _NOTE_WIDTH), CORNERS
+        texts, anchors = [textwrap.fill(words, _NOTE_WIDTH)], CORNERS
     else:
         if crossing.low is not None and crossing.high is not None:
             axes.axvspan(crossing.low, crossing.high, color=style.GRID, linewidth=0, zorder=0)
         axes.axvline(crossing.value, **style.GUIDE)
-        length = with_interval(format_length(crossing.value), *crossing_ends(crossing))
-        text = f"{label} faster from\n{length} tokens\n(interpolated)"
+        length, ends = format_length(crossing.value), crossing_ends(crossing)
+        on_one_line = f"{with_interval(length, *ends)} tokens"
+        on_two_lines = with_interval(f"{length} tokens", *ends).replace(" [", "\n[")
+        texts = [f"{label} faster from\n{words}\n(interpolated)" for words in (on_one_line, on_two_lines)]
         anchors = (*beside(crossing.value), *CORNERS)
     if with_note:
-        add_note(axes, text, anchors)
+        add_note(axes, anchors, *texts)

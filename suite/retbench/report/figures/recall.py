@@ -329,4 +329,4 @@ def _draw_levels(figure: Figure, guesses: Sequence[float | None]) -> None:
                 add_text(axes, name, (1.02, height), "axes fraction", (0, 0), color=style.MUTED, va="center")
             else:
                 anchors = [Anchor(x, height, "axes fraction", x < 0.5, above=share < 1) for x in (0.03, 0.97)]
-                add_note(axes, name, anchors)
+                add_note(axes, anchors, name)

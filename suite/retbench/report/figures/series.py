@@ -67,7 +67,7 @@ def _mark_lengths(axes: Sequence[Axes], marks: Sequence[int | None], ticks: Sequ
         if length is not None and ticks[0] <= length <= ticks[-1]:
             each.axvline(length, **style.GUIDE)
             if each is axes[0]:
-                add_note(each, "training\nlength", beside(length))
+                add_note(each, beside(length), "training\nlength")
 
 
 def draw_learning(scores: Evaluations, task_point: TaskPoint) -> Iterator[Drawing]:

@@ -4,18 +4,23 @@ A figure is as wide as a journal's column and is set at that size, so that its t
 a phone. Only matplotlib's object interface is used: no global state is left behind.
 """
 
+import logging
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import ceil, floor, log, log10
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, get_font_names
+from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from retbench.units import format_bytes, format_rate, format_tokens
@@ -29,6 +34,9 @@ HEADER_IN = 0.51
 BASE_IN = FOOTER_IN + 0.33
 """Height below the lowest axes: the conditions, the name of the axis and its ticks."""
 POINTS_PER_IN = 72.0
+_EDGE_IN = 0.06
+"""Space between the edge of a figure and its words."""
+_SUBTITLE_PT = 6.5
 _LONGEST_TITLE = 44
 """Letters of a title that have room in the usual size."""
 LINEAR_EDGE = 1.06
@@ -37,6 +45,8 @@ _BYTES_TICK_IN = 0.42
 """Room for the label of a tick of bytes."""
 _LETTER_IN, _POINT_IN, _GAP_IN = 0.062, 0.031, 0.018
 """Widths of a letter and of a decimal point in the label of a tick, and the least space between two labels."""
+_BEYOND_IN = 0.15
+"""Greatest reach of the label of a tick beyond its axes."""
 LENGTH_LABEL = "context length, tokens"
 LOG_LENGTH_LABEL = f"{LENGTH_LABEL} (log scale)"
 STATE_LABEL = "state or cache, bytes per sequence (log scale)"
@@ -62,7 +72,6 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
     "axes.titley": 1.0,  # titles stay: no search for ticks that they might touch, at each drawing
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 7.0,
     "grid.color": GRID,
     "grid.linewidth": 0.5,
@@ -84,6 +93,21 @@ RC: Any = {  # Any: newer versions of matplotlib name every key in the type, old
 }
 
 
+_EAST_ASIAN = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Arial Unicode MS",
+)
+"""Fonts of Linux, Windows and macOS for names of models, corpora and experiments in Chinese, Japanese or Korean."""
+
+
 class Mark(NamedTuple):
     """A point of a figure with its value in words: 'RetNet, 32K: 6.4 [6.2, 6.7] ms'."""
 
@@ -100,11 +124,12 @@ class Mark(NamedTuple):
 
 
 class ReportFigure(Figure):
-    """A figure that keeps the values of its points in words."""
+    """A figure that keeps its subtitle, and the values of its points in words."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.marks: list[Mark] = []
+        self.subtitle: Text | None = None
 
 
 def mark(axes: Axes, model: str, at: tuple[float, float], text: str) -> None:
@@ -126,6 +151,38 @@ def marks_of(figure: Figure) -> list[Mark]:
     return figure.marks if isinstance(figure, ReportFigure) else []
 
 
+def extend_subtitle(figure: Figure, words: Sequence[str]) -> None:
+    """Add words to the subtitle of a `ReportFigure`, in smaller type where it is wider than the figure then."""
+    if isinstance(figure, ReportFigure) and figure.subtitle is not None:
+        text = "; ".join(filter(None, [figure.subtitle.get_text(), *words]))
+        figure.subtitle.set(text=text, fontsize=_fitting_pt(text, _SUBTITLE_PT))
+
+
+def _fitting_pt(line: str, size_pt: float) -> float:
+    """Return the size at which a line of text fits into a figure, at most `size_pt`."""
+    room_pt, width_pt = (WIDTH_IN - 2 * _EDGE_IN) * POINTS_PER_IN, text_width_pt(line, size_pt)
+    # Coarse pixels round small type up by as much as a fourteenth.
+    return size_pt if width_pt <= room_pt else 0.93 * size_pt * room_pt / width_pt
+
+
+@cache
+def text_width_pt(line: str, size_pt: float, weight: str = "normal") -> float:
+    """Return the points that a line of text takes."""
+    font = FontProperties(size=size_pt, weight=weight)
+    width, _, _ = RendererAgg(1, 1, POINTS_PER_IN).get_text_width_height_descent(line, font, ismath=False)
+    return float(width)
+
+
+def has_room(axes: Axes, line: str, x: float, aside_pt: float, size_pt: float) -> bool:
+    """Return whether a line of text fits into the figure to the right of a place of the axes, or, below 0, to the left.
+
+    The limits of the axes must be final.
+    """
+    at_pt = float(axes.transData.transform((x, 1.0))[0]) / axes.figure.dpi * POINTS_PER_IN + aside_pt
+    room_pt = at_pt if aside_pt < 0 else WIDTH_IN * POINTS_PER_IN - at_pt
+    return text_width_pt(line, size_pt) <= room_pt - _EDGE_IN * POINTS_PER_IN
+
+
 def tag(axes: Axes, model: str, artists: Iterable[Artist]) -> None:
     """Give the name of a model to what is drawn of it, so that the page can hide it; `model_of` returns the name."""
     place = axes.figure.figure.axes.index(axes)
@@ -143,10 +200,24 @@ def model_of(identity: str) -> str | None:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Set matplotlib's options while a figure is made or saved; afterwards the earlier ones are restored."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        with mpl.rc_context(RC):
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the second font need not have every weight
+    try:
+        with mpl.rc_context(), warnings.catch_warnings():
+            mpl.rcdefaults()
+            mpl.rcParams.update(RC | {"font.family": _families()})
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # the figure shows a box in its place
             yield
+    finally:
+        logger.setLevel(level)
+
+
+@cache
+def _families() -> list[str]:
+    """Return the font that comes with matplotlib, the same everywhere, and one for the letters that it lacks."""
+    installed = {*get_font_names()}
+    return ["DejaVu Sans", *[name for name in _EAST_ASIAN if name in installed][:1]]
 
 
 def new_panels(
@@ -198,7 +269,9 @@ def new_panels(
     )
     for row, label in zip(rows, labels, strict=True):
         first, last = row[0].get_position(), row[-1].get_position()
-        middle = max((first.x0 + last.x1) / 2, (0.06 + 0.0245 * len(label)) / WIDTH_IN)  # not cut at the left
+        middle = max(
+            (first.x0 + last.x1) / 2, (_EDGE_IN + 0.0245 * len(label)) / WIDTH_IN
+        )  # not cut at the left
         figure.text(middle, first.y0 - 0.3 / height_in, label, fontsize=6.5, color=MUTED, ha="center")
         for axes in row[1:]:
             axes.spines["left"].set_visible(False)
@@ -212,10 +285,11 @@ def _new_figure(height_in: float, title: str, subtitle: str, conditions: str) ->
     """Return an empty figure of the standard width with its title, and its conditions at the foot."""
     figure = ReportFigure(figsize=(WIDTH_IN, height_in))
     FigureCanvasAgg(figure)
-    left = 0.06 / WIDTH_IN
+    left = _EDGE_IN / WIDTH_IN
     size = min(8.5, 8.5 * _LONGEST_TITLE / max(1, len(title)))
     figure.text(left, 1 - 0.05 / height_in, title, fontsize=size, fontweight="bold", va="top")
-    figure.text(left, 1 - 0.235 / height_in, subtitle, fontsize=6.5, color=MUTED, va="top")
+    figure.subtitle = figure.text(left, 1 - 0.235 / height_in, subtitle, color=MUTED, va="top")
+    extend_subtitle(figure, [])
     lines = textwrap.wrap(conditions, width=90, break_long_words=True, max_lines=4, placeholder=" …")
     figure.text(
         left, 0.03 / height_in, "\n".join(lines), fontsize=4.8, color=MUTED, va="bottom", linespacing=1.1
@@ -273,6 +347,8 @@ def _set_places(
 ) -> None:
     """Set ticks at these places from the largest down, each as far from the last one as its label is wide.
 
+    A label that would reach far beyond the axes, into the next ones, is left out.
+
     Args:
         axes: The axes.
         places: Places of the points.
@@ -280,10 +356,12 @@ def _set_places(
         apart_in: Least inches between two ticks; long labels need more.
         write: Writes a place.
     """
-    apart_in = max(apart_in, _LETTER_IN * max(len(write(place)) for place in places) + _GAP_IN)
+    label_in = _LETTER_IN * max(len(write(place)) for place in places)
+    apart_in, end_in = max(apart_in, label_in + _GAP_IN), _width_in(axes) + _BEYOND_IN
     shown: list[float] = []
     for place in sorted(places, reverse=True):
-        if not shown or at_in(shown[-1]) - at_in(place) >= apart_in:
+        is_inside = len(places) == 1 or at_in(place) + label_in / 2 <= end_in
+        if is_inside and (not shown or at_in(shown[-1]) - at_in(place) >= apart_in):
             shown.append(place)
     _set_ticks(axes, shown, [write(place) for place in shown])
     axes.fmt_xdata = write
