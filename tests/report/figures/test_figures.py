@@ -377,6 +377,21 @@ def test_whatever_failed_and_why_has_room_and_is_said(seed: int) -> None:
             }
 
 
+def test_names_of_parts_of_memory_stand_beside_a_peak_at_the_left() -> None:
+    records = [
+        record
+        for record in Maker(CPU).memory()
+        if record.model.name == "retnet" or record.point.context_len <= 8192
+    ]
+    (drawing,) = [
+        each for each in make_drawings(contents_of(select(records))) if each.name == "memory_batch1"
+    ]
+    check_words(drawing)
+    for axes, is_left in zip(drawing.figure.axes, (True, False), strict=True):
+        names = [text for text in axes.texts if text.get_text().startswith(("weights", "workspace"))]
+        assert {name.get_ha() for name in names} == {"left" if is_left else "right"}
+
+
 def test_long_lengths_leave_the_next_panel_its_ticks() -> None:
     lengths = (1024, 8192, 131_072, 524_288, 1_048_576, 2_000_000)
     maker = Maker(CPU)

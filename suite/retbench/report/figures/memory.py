@@ -32,6 +32,8 @@ EXPECTED = "expected_weight_and_state_bytes"
 """Analytical size of the stacked areas without the workspace."""
 _PANEL_IN, _GAP_IN = 1.72, 0.42
 _MOST_COLUMNS = 2
+_NAMES_FROM = 0.65
+"""Height of the lowest name of a part, as a share of the axes."""
 _MOST_PANELS = 4
 """Panels that have room; for more of them only sums are drawn."""
 
@@ -147,7 +149,7 @@ def _draw_model(axes: Axes, sweep: CostSweep, rows: pd.DataFrame, model: str, si
     _draw_expected(axes, expected, size)
     _draw_crosses(axes, sweep.failed[sweep.failed["model"] == model], expected, size)
     names = ("weights", _state_name(sweep, model), "workspace")
-    _name_parts(axes, measured, look, names)
+    _name_parts(axes, measured, look, names, is_left=not _rises_on_the_left(axes, rows, size))
     _mark_sums(axes, model, sweep.models.labels[model], measured, names, size)
 
 
@@ -203,8 +205,15 @@ def _draw_crosses(axes: Axes, failed: pd.DataFrame, expected: pd.DataFrame, size
         axes.plot([int(length)], [y], "x", color=style.INK, zorder=5, clip_on=False)
 
 
-def _name_parts(axes: Axes, rows: pd.DataFrame, look: Look, parts: Sequence[str]) -> None:
-    """Write names and sizes of the parts of the bar at the longest context into the upper left corner."""
+def _rises_on_the_left(axes: Axes, rows: pd.DataFrame, size: float) -> bool:
+    """Return whether a sum of parts or analytical size in the left half reaches where names of parts stand."""
+    sums = rows.groupby(["context_len", rows["metric"] == EXPECTED])["value"].sum()
+    left, high = axes.get_xlim()[1] / 2, _NAMES_FROM * axes.get_ylim()[1]
+    return bool(((sums.index.get_level_values("context_len") < left) & (sums / size > high)).any())
+
+
+def _name_parts(axes: Axes, rows: pd.DataFrame, look: Look, parts: Sequence[str], *, is_left: bool) -> None:
+    """Write names and sizes of the parts of the bar at the longest context into one of the upper corners."""
     bar = rows[rows["context_len"] == rows["context_len"].max()].set_index("metric")["value"]
     names = zip(PARTS, parts, (style.MUTED, look.text, look.text), strict=True)
     texts = [
@@ -217,5 +226,6 @@ def _name_parts(axes: Axes, rows: pd.DataFrame, look: Look, parts: Sequence[str]
             "color": colour,
             "fontweight": "bold",
             "bbox": {"facecolor": style.PAPER, "linewidth": 0, "pad": 0.6},
+            "ha": "left" if is_left else "right",
         }
-        add_text(axes, text, (0.03, 1), "axes fraction", offset_pt, **options)
+        add_text(axes, text, (0.03 if is_left else 0.97, 1), "axes fraction", offset_pt, **options)
