@@ -81,6 +81,7 @@ def test_one_lost_round_costs_a_round_and_not_a_length() -> None:
     assert found is not None
     assert found[0] == list(LENGTHS)
     assert found[1].num_rounds == 4
+    assert " 4 of 5." in found[2]
     assert found[1].ratio == pytest.approx(1.0)
     assert found[1].equivalent is True
 
@@ -90,6 +91,7 @@ def test_a_time_that_rises_is_not_level() -> None:
     assert found is not None
     assert found[1].ratio == pytest.approx(32)
     assert found[1].equivalent is False
+    assert found[2] == ""
 
 
 @pytest.mark.parametrize("lengths", [(), (1024,)])
@@ -183,8 +185,9 @@ def test_a_round_that_two_sessions_measured_in_parts_is_not_one_line_over_the_le
     ]
     found = find_slope(observations(records), "tpot_s", "retnet")
     assert found is not None
-    lengths, slope = found
+    lengths, slope, left_out = found
     assert lengths == list(LENGTHS)
+    assert " 4 of 6." in left_out
     assert slope.ratio == pytest.approx(1.0)
 
 

@@ -215,11 +215,8 @@ def find_crossover(
     if len(lengths) < 2:
         return None
     found = crossover(lengths, ratios)
-    if len(ratios) < num_rounds:
-        reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
-        note = f"Only rounds with every length from {reach} count, {len(ratios)} of {num_rounds}."
-        found = replace(found, note=f"{found.note} {note}".strip())
-    return lengths, found
+    left_out = _left_out(lengths, len(ratios), num_rounds)
+    return lengths, replace(found, note=f"{found.note} {left_out}".strip())
 
 
 def find_primary_crossover(sweep: CostSweep, model: str) -> tuple[list[int], Crossover] | None:
@@ -230,10 +227,19 @@ def find_primary_crossover(sweep: CostSweep, model: str) -> tuple[list[int], Cro
     return find_crossover(sweep.metrics, metric.name, model, str(sweep.models.reference))
 
 
-def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence] | None:
-    """Return the lengths used and whether a cost is constant in context length; None with fewer than two lengths."""
-    lengths, values, _ = _complete(by_round(metrics, metric, model))
-    return (lengths, slope_equivalence(lengths, values, LEVEL_MARGIN)) if len(lengths) > 1 else None
+def find_slope(metrics: pd.DataFrame, metric: str, model: str) -> tuple[list[int], Equivalence, str] | None:
+    """Return the lengths used, whether a cost is constant in context length, and how many rounds were left out, if any.
+
+    None with fewer than two lengths.
+    """
+    lengths, values, num_rounds = _complete(by_round(metrics, metric, model))
+    if len(lengths) < 2:
+        return None
+    return (
+        lengths,
+        slope_equivalence(lengths, values, LEVEL_MARGIN),
+        _left_out(lengths, len(values), num_rounds),
+    )
 
 
 def fit_line(points: pd.DataFrame, metric: str, model: str) -> Line | None:
@@ -257,6 +263,13 @@ def line_through(lengths: Sequence[int], values: Sequence[float]) -> Line:
         abs(intercept + slope * length - value) / value for length, value in zip(lengths, values, strict=True)
     ]
     return Line(tuple(lengths), slope, intercept, max(residuals), correlation(lengths, values) ** 2)
+
+
+def _left_out(lengths: Sequence[int], counted: int, num_rounds: int) -> str:
+    """Return a sentence on the rounds that count where others lack some of the lengths; nothing where all count."""
+    reach = f"{format_tokens(lengths[0])} to {format_tokens(lengths[-1])}"
+    some = f"Only rounds with every length from {reach} count, {counted} of {num_rounds}."
+    return some if counted < num_rounds else ""
 
 
 def _complete(table: pd.DataFrame) -> tuple[list[int], list[list[float]], int]:

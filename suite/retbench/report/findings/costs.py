@@ -203,8 +203,10 @@ def _crossover(found: Comparison, model: str, lengths: Sequence[int], crossing: 
     )
 
 
-def _level(found: Comparison, model: str, lengths: Sequence[int], slope: Equivalence) -> KeyFinding:
-    """State whether the model's time is constant in context length."""
+def _level(
+    found: Comparison, model: str, lengths: Sequence[int], slope: Equivalence, left_out: str
+) -> KeyFinding:
+    """State whether the model's time is constant in context length, and which rounds were left out."""
     first, last = format_tokens(lengths[0]), format_tokens(lengths[-1])
     limits = f"[{1 - LEVEL_MARGIN:.2f}, {1 + LEVEL_MARGIN:.2f}]"
     value = slope.measured.value
@@ -215,7 +217,7 @@ def _level(found: Comparison, model: str, lengths: Sequence[int], slope: Equival
     else:
         line = f"on a line through all lengths {slope.ratio:.3f}, 90 % CI [{slope.low:.3f}, {slope.high:.3f}]"
         text += f" ({line}): {_level_words(slope, limits)}."
-    return KeyFinding(f"{value:.2f}× from {first} to {last}", text)
+    return KeyFinding(f"{value:.2f}× from {first} to {last}", f"{text} {left_out}".strip())
 
 
 def _level_words(slope: Equivalence, limits: str) -> str:
