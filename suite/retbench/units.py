@@ -77,8 +77,11 @@ def _whole(value: float) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Return the magnitude rounded to three digits, so that 0.9999 s is 1.00 s and not 1000 ms."""
-    return abs(float(f"{value:.3g}"))
+    """Return the magnitude rounded to three digits, so that 0.9999 s is 1.00 s and not 1000 ms.
+
+    A quotient is rounded in decimal: 0.0009995 s is a little less than 0.9995 ms in a double, and 999.5 µs is not.
+    """
+    return abs(float(f"{Decimal(f'{value:.12g}'):.3g}"))
 
 
 def _pick(value: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
