@@ -130,7 +130,11 @@ def test_format_tokens_writes_whole_multiples_of_1024_with_k(num_tokens: int, te
         (9999.6, "10,000"),
         (18654.3, "18,654"),
         (999_999, "999,999"),
-        (2.5e7, "2.5e+07"),
+        (2.5e7, "2.500e+07"),
+        (27.4, "27.40"),
+        (12.0, "12"),
+        (0.0, "0"),
+        (5e-06, "5.000e-06"),
     ],
 )
 def test_format_number_has_one_notation_up_to_a_million(number: float, text: str) -> None:

@@ -182,8 +182,13 @@ def format_batch(size: float) -> str:
 
 
 def format_number(number: float) -> str:
-    """Format a number without a unit with four significant digits, from 10,000 to a million whole: '18,654'."""
-    return f"{number:,.0f}" if 9999.5 <= abs(number) < 1e6 else f"{number:.4g}"
+    """Format a number without a unit with four significant digits, from 10,000 to a million whole: '18,654'.
+
+    A last zero is kept: 27.4 -> '27.40'. Whole numbers below 10,000, such as counts, have no decimals.
+    """
+    if 9999.5 <= abs(number) < 1e6:
+        return f"{number:,.0f}"
+    return f"{number:.4g}" if abs(number) < 1e4 and number % 1 == 0 else f"{number:#.4g}".rstrip(".")
 
 
 def format_size(name: str) -> str:
