@@ -1,3 +1,5 @@
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from retbench import units
         (-0.002, "-2.00 ms"),
         (0.9999, "1.00 s"),
         (0.0009999, "1.00 ms"),
+        (0.0009995, "1.00 ms"),
         (99.96, "100 s"),
         (9.999, "10.0 s"),
         (527883224.0, "5.28e+08 s"),
@@ -127,7 +130,11 @@ def test_format_tokens_writes_whole_multiples_of_1024_with_k(num_tokens: int, te
         (9999.6, "10,000"),
         (18654.3, "18,654"),
         (999_999, "999,999"),
-        (2.5e7, "2.5e+07"),
+        (2.5e7, "2.500e+07"),
+        (27.4, "27.40"),
+        (12.0, "12"),
+        (0.0, "0"),
+        (5e-06, "5.000e-06"),
     ],
 )
 def test_format_number_has_one_notation_up_to_a_million(number: float, text: str) -> None:
@@ -151,6 +158,31 @@ def test_format_bytes_loses_at_most_half_a_percent(num_bytes: int) -> None:
     number, unit = units.format_bytes(num_bytes).split()
     size = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
     assert float(number.replace(",", "")) * size == pytest.approx(num_bytes, rel=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("write", "units_by_size", "step"),
+    [
+        (units.format_seconds, ("ns", "µs", "ms", "s"), 1000),
+        (units.format_bytes, ("B", "KiB", "MiB", "GiB"), 1024),
+        (units.format_energy, ("µJ", "mJ", "J"), 1000),
+        (lambda rate: units.format_rate(rate, "B/s"), ("B/s", "kB/s", "MB/s", "GB/s", "TB/s"), 1000),
+        (units.format_count, ("", "K", "M", "B"), 1000),
+    ],
+    ids=["seconds", "bytes", "energy", "rate", "count"],
+)
+@given(data=st.data())
+def test_no_number_is_written_as_a_whole_of_the_next_unit(
+    write: Callable[[float], str], units_by_size: Sequence[str], step: int, data: st.DataObject
+) -> None:
+    smallest = {"ns": 1e-9, "µJ": 1e-6}.get(units_by_size[0], 1.0)
+    power = data.draw(st.integers(min_value=1, max_value=len(units_by_size) - 1))
+    boundary = data.draw(st.sampled_from([9990, 9994, 9995, 9996, 9999, 10_000])) / 10_000
+    share = data.draw(st.one_of(st.just(boundary), st.floats(min_value=0.9, max_value=1.1)))
+    number, _, unit = write(share * smallest * step**power).partition(" ")
+    position = units_by_size.index(unit)
+    assert position in (power - 1, power)
+    assert 1 <= float(number) < step or position == len(units_by_size) - 1
 
 
 def test_format_energy_and_power_take_three_digits() -> None:

@@ -77,8 +77,11 @@ def _whole(value: float) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Return the magnitude rounded to three digits, so that 0.9999 s is 1.00 s and not 1000 ms."""
-    return abs(float(f"{value:.3g}"))
+    """Return the magnitude rounded to three digits, so that 0.9999 s is 1.00 s and not 1000 ms.
+
+    A quotient is rounded in decimal: 0.0009995 s is a little less than 0.9995 ms in a double, and 999.5 µs is not.
+    """
+    return abs(float(f"{Decimal(f'{value:.12g}'):.3g}"))
 
 
 def _pick(value: float, steps: Sequence[tuple[float, str]]) -> tuple[float, str]:
@@ -179,8 +182,13 @@ def format_batch(size: float) -> str:
 
 
 def format_number(number: float) -> str:
-    """Format a number without a unit with four significant digits, from 10,000 to a million whole: '18,654'."""
-    return f"{number:,.0f}" if 9999.5 <= abs(number) < 1e6 else f"{number:.4g}"
+    """Format a number without a unit with four significant digits, from 10,000 to a million whole: '18,654'.
+
+    A last zero is kept: 27.4 -> '27.40'. Whole numbers below 10,000, such as counts, have no decimals.
+    """
+    if 9999.5 <= abs(number) < 1e6:
+        return f"{number:,.0f}"
+    return f"{number:.4g}" if abs(number) < 1e4 and number % 1 == 0 else f"{number:#.4g}".rstrip(".")
 
 
 def format_size(name: str) -> str:

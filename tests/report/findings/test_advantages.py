@@ -29,7 +29,7 @@ def ratio(value: float, low: float = nan, high: float = nan, *, unpaired: bool =
         (TIME, 1 / 250, "RetNet is 250× faster"),
         (TIME, 2.5e24, "RetNet is over 100,000× slower"),
         (MEMORY, 0.126, "RetNet needs 7.94× less memory"),
-        (MEMORY, 1.05, "RetNet needs 5 % more memory"),
+        (MEMORY, 1.05, "RetNet needs 5.0 % more memory"),
         (BATCH, 17.5, "RetNet reaches 17.5× more sequences"),
         (BATCH, 0.5, "RetNet reaches 2.00× fewer sequences"),
         (MEMORY, 1 - 5e-7, "RetNet needs under 0.01 % less memory"),
@@ -44,9 +44,10 @@ def test_a_ratio_is_stated_in_its_direction(metric: MetricSpec, value: float, wo
     ("metric", "row", "interval", "outcome"),
     [
         (TIME, ratio(0.131, 0.119, 0.145), "95 % CI [6.90, 8.40]", "better"),
-        (TIME, ratio(1.12, 1.07, 1.18), "95 % CI [7, 18] %", "worse"),
+        (TIME, ratio(1.12, 1.07, 1.18), "95 % CI [7.0, 18] %", "worse"),
         (TIME, ratio(0.92, 0.87, 0.97), "95 % CI [3.1, 15] %", "better"),
         (TIME, ratio(0.97, 0.924, 1.018), "95 % CI [1.8 % slower, 8.2 % faster]", "equal"),
+        (TIME, ratio(1.01, 1 / 1.04, 1.065), "95 % CI [6.5 % slower, 4.0 % faster]", "equal"),
         (BATCH, ratio(1.5, 0.8, 2.8), "95 % CI [1.25× fewer, 2.80× more]", "equal"),
     ],
 )

@@ -125,6 +125,27 @@ def test_accuracies_have_their_error_difference_and_test(
     assert perplexity["difference, points"] == "–"  # it is no share
 
 
+def test_scores_of_a_text_have_their_error_and_their_last_zeros(tmp_path: Path) -> None:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        values = {
+            "bits_per_byte": ("bits", 1.2345, 0.0321),
+            "word_perplexity": ("ratio", 27.4, 2.0),
+            "byte_perplexity": ("ratio", 2.51e7, 8.04e5),
+        }
+        for name, (unit, value, error) in values.items():
+            arguments["metrics"][name] = Metric(unit=unit, value=value)
+            arguments["metrics"][f"{name}_stderr"] = Metric(unit=unit, value=error)
+        return arguments
+
+    maker = ScoreMaker(tmp_path, seeds={"1m": (0,)}, change=change)
+    maker.zeroshots(0, ("wikitext",))
+    table = readable_tables(quality_table(evaluations_of(maker), "quality"))["zeroshot"].frame
+    shown = table.set_index("metric")["retnet"]
+    assert shown["bits_per_byte"] == "1.2345 ± 0.0321"
+    assert shown["word_perplexity"] == "27.40 ± 2.0"
+    assert shown["byte_perplexity"] == "2.510e+07 ± 804,000"
+
+
 def test_the_papers_average_is_over_its_own_tasks(
     tables: dict[str, pd.DataFrame], frame: pd.DataFrame
 ) -> None:

@@ -250,7 +250,7 @@ def test_a_workload_that_is_not_known_here_shows_what_it_measured() -> None:
     assert list(table["loss_nats"]) == [2.5, 2.5]
     assert "recall" in render(table, "csv")
     assert "| model | batch | context | loss_nats | rounds |" in render(table, "md")
-    assert "| retnet | 1 | 1K | 2.5 | 1 of 1 |" in render(table, "md")
+    assert "| retnet | 1 | 1K | 2.500 | 1 of 1 |" in render(table, "md")
 
 
 def test_an_unknown_workload_may_have_records_of_cost_and_of_quality() -> None:

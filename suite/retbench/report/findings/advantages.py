@@ -142,7 +142,7 @@ def _number(ratio: float, *, as_factor: bool, unit: bool = True) -> str:
     if 0 < percent < _LEAST_PERCENT:
         text = f"under {_LEAST_PERCENT}"
     else:
-        text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:.2g}"
+        text = f"{percent:,.0f}" if percent >= 99.5 else f"{percent:#.2g}".rstrip(".")
     return f"{text}{' %' if unit else ''}"
 
 

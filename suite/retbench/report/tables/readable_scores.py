@@ -173,7 +173,7 @@ def _write_score(metric: str, value: float, error: float | None) -> str:
     if metric in _SHARES:
         return format_percent(value) if error is None else f"{POINTS * value:.1f} ± {POINTS * error:.1f} %"
     if "nats" in metric or "bits" in metric:
-        return f"{value:.4f}"
+        return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
     if metric.endswith("_bytes"):
         return format_bytes(value)
     return format_number(value) if error is None else f"{format_number(value)} ± {_error(error)}"
@@ -181,7 +181,7 @@ def _write_score(metric: str, value: float, error: float | None) -> str:
 
 def _error(error: float) -> str:
     """Return a standard error with two significant digits, whole from 100 on: '1,234'."""
-    return f"{error:.2g}" if error < 99.5 else format_number(round(error))
+    return f"{error:#.2g}".rstrip(".") if error < 99.5 else format_number(round(error))
 
 
 def _compared(
