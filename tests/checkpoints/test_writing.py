@@ -122,10 +122,12 @@ def test_two_processes_do_not_write_one_folder_and_a_killed_one_leaves_nothing(t
     with subprocess.Popen([sys.executable, "-c", WRITE, exported], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UnsupportedError, match="another process is writing it"):
-            export_checkpoint(ours, exported)
-        assert not exported.exists()
-        other.kill()
+        try:
+            with pytest.raises(UnsupportedError, match="another process is writing it"):
+                export_checkpoint(ours, exported)
+            assert not exported.exists()
+        finally:
+            other.kill()
     export_checkpoint(ours, exported)
     assert [one.name for one in exported.parent.iterdir()] == ["model"]
     assert {one.name for one in exported.iterdir()} == {"config.json", "model.safetensors"}
