@@ -9,10 +9,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from retbench.errors import ConfigError, StorageError, shown
+from filelock import FileLock, Timeout
+
+from retbench.errors import ConfigError, StorageError, UnsupportedError, shown
 
 MAX_NAME_BYTES = 200
 """Longest name of one entry: file systems allow 255 bytes, of which suffixes and the prefix of a draft take some."""
@@ -105,10 +107,50 @@ def _remove_abandoned(path: Path) -> None:
                 draft.unlink()
 
 
-def check_empty(folder: Path) -> None:
-    """Raise ConfigError unless a folder is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not an empty folder, and nothing is overwritten. Give another one.")
+def take_lock(path: Path, held: ExitStack) -> bool:
+    """Take a lock until the stack ends, which then removes its file; return whether that was possible.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    lock = FileLock(path)
+    with storing(path):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+    held.callback(lock.release)
+    if not path.exists():  # its last holder has removed it meanwhile
+        return False
+    held.enter_context(suppress(OSError))  # a folder that has become read-only keeps the file
+    held.callback(path.unlink)
+    return True
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a folder, which must be new or empty.
+
+    Raises:
+        ConfigError: it holds something, or is the current folder.
+        UnsupportedError: another process writes it.
+        StorageError: its lock cannot be made.
+    """
+    if not path.name:
+        raise ConfigError(f"{path}: is no new folder. Give it a name.")
+    lock = path.with_name(f"{DRAFT}{path.name}.lock")
+    with ExitStack() as held:
+        with storing(path):
+            held.enter_context(made(path.parent))
+        if not take_lock(lock, held):
+            raise UnsupportedError(
+                f"{path}: another process is writing it. Wait until that one has ended, or give another folder."
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"{path}: is not an empty folder, and nothing is overwritten. Give another one."
+            )
+        yield
 
 
 @contextmanager

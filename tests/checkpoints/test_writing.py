@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from retbench.checkpoints.reading import read_checkpoint
 from retbench.checkpoints.writing import export_checkpoint, split_weights
 from retbench.cli import app
 from retbench.data.tokenizers import load_tokenizer
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, UnsupportedError
 from retbench.mixers.softmax_attention import RotaryScaling
 from retbench.models.equivalence import relative_error
 from tests.checkpoints.stored import FLA, LLAMA, load, logits_of, save_model, tokens_for, weighty
@@ -101,6 +103,34 @@ def test_a_retnet_gives_the_logits_of_flas_published_formula(tmp_path: Path) -> 
     tokens = tokens_for(FLA)
     found = fla_retnet.logits(weights, FLA, tokens[0])[None]
     assert relative_error(logits_of(load(ours, dtype=torch.float64), tokens), found) < LIMIT
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from retbench.files import atomic_folder, sole_writer
+folder = Path(sys.argv[1])
+with sole_writer(folder), atomic_folder(folder) as draft:
+    (draft / "other").write_text("of another model")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_write_one_folder_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    ours, exported = read_checkpoint(str(store(tmp_path, LLAMA))), tmp_path / "exported" / "model"
+    with subprocess.Popen([sys.executable, "-c", WRITE, exported], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        try:
+            with pytest.raises(UnsupportedError, match="another process is writing it"):
+                export_checkpoint(ours, exported)
+            assert not exported.exists()
+        finally:
+            other.kill()
+    export_checkpoint(ours, exported)
+    assert [one.name for one in exported.parent.iterdir()] == ["model"]
+    assert {one.name for one in exported.iterdir()} == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize("config", [LLAMA, FLA], ids=["llama", "fla"])
@@ -324,6 +354,16 @@ def test_a_folder_with_files_and_an_unknown_format_are_refused(tmp_path: Path) -
         export_checkpoint(info, tmp_path / "theirs", format="fla")
     with pytest.raises(ConfigError, match="Known: auto, fla, llama"):
         export_checkpoint(info, tmp_path / "theirs", format="gguf")
+
+
+def test_the_current_folder_is_no_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell in it would stand in a folder that was replaced."""
+    ours = store(tmp_path, LLAMA)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    done = CliRunner().invoke(app, ["export", str(ours), "."])
+    assert (done.exit_code, "is no new folder" in done.stderr) == (2, True), done.output
+    assert not list(Path().iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_an_impossible_request(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.errors import CheckpointError, UnsupportedError, shown
-from retbench.files import atomic_folder, check_empty
+from retbench.files import atomic_folder, sole_writer
 
 SUFFIX = ".gguf"
 NEEDED = ("accelerate", "gguf", "transformers")
@@ -28,16 +28,16 @@ def export_gguf(path: Path, folder: Path) -> int:
     Raises:
         ConfigError: the folder is not empty.
         CheckpointError: there is no such file, or transformers cannot read it.
-        UnsupportedError: one of the packages `NEEDED` is not installed.
+        UnsupportedError: one of the packages `NEEDED` is not installed, or another process is writing the folder.
         StorageError: writing failed, and nothing is left in the folder.
     """
-    check_empty(folder)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file.")
-    model, tokenizer = _read(path)
-    with atomic_folder(folder) as draft:
-        _without_quantisation(model).save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+    with sole_writer(folder):
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file.")
+        model, tokenizer = _read(path)
+        with atomic_folder(folder) as draft:
+            _without_quantisation(model).save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -21,7 +21,7 @@ from retbench.checkpoints.weights import FLOAT_DTYPES, SAFETENSORS_NAME, save_te
 from retbench.data.tokenizers import load_tokenizer, locate_tokenizer, tokenizer_files
 from retbench.data.vocabularies import BYTES, name_gpt2_class
 from retbench.errors import CheckpointError, ConfigError, UnsupportedError, shown, unknown_name
-from retbench.files import atomic_folder, check_empty
+from retbench.files import atomic_folder, sole_writer
 
 WRITTEN = tuple(name for name, form in FORMATS.items() if form.render is not None)
 """Formats that models can be exported to."""
@@ -42,33 +42,33 @@ def export_checkpoint(info: CheckpointInfo, folder: Path, *, format: str = "auto
         ConfigError: no such format; none can hold the model; the folder is not empty; the tokenizer cannot be read, or
             is not the one that the model was trained with.
         CheckpointError: the weights cannot be read.
-        UnsupportedError: a package that reads the tokenizer is missing.
+        UnsupportedError: a package that reads the tokenizer is missing, or another process is writing the folder.
         StorageError: writing failed, and nothing is left in the folder.
     """
     if format != "auto" and format not in WRITTEN:
         raise unknown_name("format", format, ["auto", *WRITTEN], where="--format")
-    check_empty(folder)
-    form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
-    files = _tokenizer_files(info.tokenizer)
-    dtype, widest = _stored_dtypes(info)
-    model = load_checkpoint(info, dtype=widest, device="cpu", backend=default_backend(info.config))
-    weights = {name: _narrowed(weight.detach(), dtype) for name, weight in model.named_parameters()}
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
-    raw = raw | {
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        **_special_tokens(info.tokenizer, bool(files)),
-    }
-    text = json.dumps(raw, indent=2) + "\n"
-    with atomic_folder(folder) as draft:
-        for name, file in files.items():
-            shutil.copyfile(file, draft / name)
-        if files:
-            _check_tokenizer(info, draft)
-        if "vocab.json" in files:
-            name_gpt2_class(draft / "vocab.json")
-        save_tensors(tensors, draft / SAFETENSORS_NAME)
-        (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
+    with sole_writer(folder):
+        form, raw, described = _choose(info, WRITTEN if format == "auto" else (format,))
+        files = _tokenizer_files(info.tokenizer)
+        dtype, widest = _stored_dtypes(info)
+        model = load_checkpoint(info, dtype=widest, device="cpu", backend=default_backend(info.config))
+        weights = {name: _narrowed(weight.detach(), dtype) for name, weight in model.named_parameters()}
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        tensors = split_weights(FORMATS[form].plan(described, FORMATS[form].written, shapes), weights)
+        raw = raw | {
+            "torch_dtype": str(dtype).removeprefix("torch."),
+            **_special_tokens(info.tokenizer, bool(files)),
+        }
+        text = json.dumps(raw, indent=2) + "\n"
+        with atomic_folder(folder) as draft:
+            for name, file in files.items():
+                shutil.copyfile(file, draft / name)
+            if files:
+                _check_tokenizer(info, draft)
+            if "vocab.json" in files:
+                name_gpt2_class(draft / "vocab.json")
+            save_tensors(tensors, draft / SAFETENSORS_NAME)
+            (draft / CONFIG_NAME).write_text(text, encoding="utf-8")
     return form
 
 

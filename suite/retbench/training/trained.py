@@ -11,16 +11,15 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import FiniteFloat, ValidationError
 
 from retbench.checkpoints.reading import FINAL, read_checkpoint
 from retbench.errors import ConfigError, shown
-from retbench.files import DRAFT, inside, made, own_path, storing, write_atomic
+from retbench.files import DRAFT, inside, made, own_path, storing, take_lock, write_atomic
 from retbench.parsing import parse_json
 from retbench.strict import Strict
 from retbench.training.plan import TrainingPlan, TrainingRun
@@ -90,25 +89,9 @@ def lock_runs(out: Path, plan: TrainingPlan, *, fresh: bool, wait: Callable[[Pat
             path = folder.with_name(f"{DRAFT}{folder.name}.lock")
             with storing(path):
                 held.enter_context(made(path.parent))
-            while not _take_lock(path, held):
+            while not take_lock(path, held):
                 wait(folder)
         yield
-
-
-def _take_lock(path: Path, held: ExitStack) -> bool:
-    """Take a lock until the stack ends, which then removes its file; return whether that was possible."""
-    lock = FileLock(path)
-    with storing(path):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return False
-    held.callback(lock.release)
-    if not path.exists():  # its last holder has removed it meanwhile
-        return False
-    held.enter_context(suppress(OSError))  # a folder that has become read-only keeps the file
-    held.callback(path.unlink)
-    return True
 
 
 def _has_final(folder: Path) -> bool:
