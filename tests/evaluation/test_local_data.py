@@ -151,6 +151,13 @@ def test_files_of_the_users_own_come_first(data_dir, tmp_path):
         ("lambada_openai", "lambada/lambada_test.jsonl", '{"text": "a b"}\n{"text": ', "line 2"),
         ("lambada_openai", "lambada/lambada_test.jsonl", "\n", "no document"),
         ("lambada_openai", "lambada/lambada_test.jsonl", '"a b"', "line 1: no JSON object"),
+        (
+            "piqa",
+            "piqa/validation.jsonl",
+            '{"sol1": "a", "label": 0}\n\n{"label": 1}',
+            "line 3: no value of 'sol1'",
+        ),
+        ("piqa", "piqa/validation.jsonl", '{"sol1": "a"}\n{"sol1": null}', "line 2: no value of 'sol1'"),
         ("copa", "llm_foundry/copa.jsonl", '{"query": "A, so", "choices": ["b", "c"], "gold": 0}', "'so'"),
         ("wsc273", "wsc273/WSCollection.xml", "<collection><schema>", "ParseError"),
         ("wikitext", "wikitext-2-raw/wikitext-test.txt", "a\n\n\n\nb", "4 newlines"),
@@ -162,6 +169,12 @@ def test_a_damaged_file_is_named(task, file, text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         read_local(task, tmp_path)
     assert str(tmp_path / file) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "lambada_openai").mkdir()
+    (tmp_path / "lambada_openai" / "test.jsonl").write_text('{"text": "a b"}\n', encoding="utf-8-sig")
+    assert read_local("lambada_openai", tmp_path)["test"].rows == [{"text": "a b"}]
 
 
 def test_a_flipped_bit_in_a_compressed_file_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from retbench.errors import ConfigError, UnsupportedError
 from retbench.evaluation.task_entries import TASKS
-from retbench.evaluation.tasks import load_task, quiet, task_rows
+from retbench.evaluation.tasks import check_task, load_task, quiet, task_rows
 
 
 def write_copa(folder, split, numbers):
@@ -101,6 +101,17 @@ def test_examples_of_the_training_split_are_one_fewer_than_it_has(tmp_path):
     with pytest.raises(ConfigError, match="5 examples asked for, and there are 4"):
         load_task("copa", data_dir=tmp_path, num_fewshot=5)
     assert len(contexts(load_task("copa", data_dir=tmp_path, num_fewshot=4))) > 0
+
+
+def test_a_plan_refuses_local_files_that_cannot_be_asked(tmp_path):
+    write_copa(tmp_path, "validation", range(5))
+    check_task("copa", num_fewshot=4, data_dir=tmp_path)
+    with pytest.raises(ConfigError, match="5 examples asked for, and there are 4"):
+        check_task("copa", num_fewshot=5, data_dir=tmp_path)
+    with (tmp_path / "copa" / "validation.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"premise": "It was."\n')
+    with pytest.raises(ConfigError, match="line 6"):
+        check_task("copa", num_fewshot=0, data_dir=tmp_path)
 
 
 def test_whole_texts_take_no_examples(data_dir):

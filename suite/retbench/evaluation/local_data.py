@@ -22,6 +22,8 @@ SPLITS = ("train", "validation", "test")
 LETTERS = "ABCDEFGH"
 WINOGRAD_SCHEMAS = 273
 """The collection later grew to 285; the task uses the first ones."""
+_TEXT = "utf-8-sig"
+"""UTF-8, with or without a byte order mark."""
 
 
 class Layout(NamedTuple):
@@ -115,9 +117,12 @@ def describe_files(task: str) -> str:
 
 
 def _read_lines(path: Path) -> list[Row]:
-    """Read one JSON object per line."""
+    """Read one JSON object per line.
+
+    Each must have the fields of the first: of an absent one, lm-eval would make a prompt that says None.
+    """
     rows: list[Row] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=_TEXT) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
@@ -127,6 +132,13 @@ def _read_lines(path: Path) -> list[Row]:
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number}: no JSON object")
                 rows.append(row)
+                absent = [
+                    name for name, value in rows[0].items() if value is not None and row.get(name) is None
+                ]
+                if absent:
+                    raise ValueError(
+                        f"line {number}: no value of {shown(absent[0])}, which the first row has"
+                    )
     return rows
 
 
@@ -158,7 +170,7 @@ def _read_piqa(questions: Path, labels: Path) -> list[Row]:
 
 
 def _read_table(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding=_TEXT, newline="") as lines:
         return list(csv.DictReader(lines))
 
 

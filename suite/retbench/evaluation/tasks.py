@@ -167,7 +167,9 @@ def _generate(entry: TaskEntry, seed: int, tokenizer: "Tokenizer", context_len: 
 
 
 def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> None:
-    """Refuse a task that cannot be loaded, as far as that shows before its data is read.
+    """Refuse a task that cannot be loaded, as far as that shows without downloading or generating anything.
+
+    Local files are read, which takes up to two seconds for the tasks here.
 
     Args:
         name: Name in `TASKS`.
@@ -175,7 +177,8 @@ def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> 
         data_dir: See `load_task`.
 
     Raises:
-        ConfigError: unknown task, or examples for a task that takes none.
+        ConfigError: unknown task, examples for a task that takes none, unreadable local files, or more examples than
+            they have.
         UnsupportedError: the task has no local files, and the hub does not have its data or is switched off.
     """
     entry = find_task(name, num_fewshot)
@@ -186,6 +189,8 @@ def check_task(name: str, *, num_fewshot: int, data_dir: Path | None = None) -> 
     data_dir = data_folder(data_dir)
     if data_dir is None or not find_layouts(name, data_dir):
         _require_hub(entry, data_dir)
+    else:
+        load_task(name, data_dir=data_dir, num_fewshot=num_fewshot)
 
 
 def _cannot_generate(name: str) -> str:

@@ -191,6 +191,19 @@ def test_bars_add_up_to_the_analytical_size_and_the_workspace(drawings: list[Dra
     assert [top * 2**20 for top in tops] == pytest.approx(list(parts.cumsum()))
 
 
+def test_curves_of_memory_have_their_own_values_as_data() -> None:
+    """Three batch sizes of two models have no room for their parts."""
+    (drawing,) = make_drawings(contents_of(select(Maker(CPU).memory(batch_sizes=(1, 8, 16)))))[:1]
+    drawn = {
+        float(y) * 2**30
+        for axes in drawing.figure.axes
+        for line in model_lines(axes)
+        for y in np.asarray(line.get_ydata())
+    }
+    assert set(drawing.data["metric"]) == {"peak_bytes"}
+    assert sorted(drawn) == pytest.approx(sorted(set(drawing.data["value"])))
+
+
 @pytest.mark.parametrize("mixer", ["ring_attention", None])
 def test_a_mixer_that_is_not_installed_here_has_no_analytical_size(mixer: str | None) -> None:
     def change(arguments: dict[str, Any]) -> dict[str, Any]:

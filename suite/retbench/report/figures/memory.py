@@ -66,8 +66,9 @@ def _analytical_bytes(record: Record) -> int | None:
 
 def draw_memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     """Draw memory by part, or the sum of the parts if there are too many models and batch sizes for that."""
-    num_panels = sum(len(sweep.models.models) for sweep in sweeps)
-    view, figure = (_draw_by_part if num_panels <= _MOST_PANELS else _draw_sums)(sweeps, workload)
+    if sum(len(sweep.models.models) for sweep in sweeps) > _MOST_PANELS:
+        return _draw_sums(sweeps, workload)
+    view, figure = _draw_by_part(sweeps, workload)
     data = [
         with_failures(memory_rows(sweep), sweep.failed, PARTS).reindex(columns=DATA_COLUMNS)
         for sweep in sweeps
@@ -75,7 +76,7 @@ def draw_memory(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     return view.drawing(figure, stack_data(sweeps, data))
 
 
-def _draw_sums(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, Figure]:
+def _draw_sums(sweeps: Sequence[CostSweep], workload: Workload) -> Drawing:
     """Draw a curve per model, a panel per batch size, on logarithmic axes."""
     metric, first = workload.primary, sweeps[0]
     panels = batch_panels(sweeps, metric)
@@ -85,7 +86,8 @@ def _draw_sums(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, F
     )
     subtitle = subtitle_of(panels[0].unit, sweeps, metric.name)
     view = View(name_of(sweeps), workload.title, subtitle, caption, first.records, first.models)
-    return view, next(draw_batches(panels, view.texts, metric))
+    data = stack_data(sweeps, [sweep.data([metric.name]) for sweep in sweeps])
+    return view.drawing(next(draw_batches(panels, view.texts, metric)), data)
 
 
 def _draw_by_part(sweeps: Sequence[CostSweep], workload: Workload) -> tuple[View, Figure]:
