@@ -161,7 +161,6 @@ def test_a_device_without_ceilings_is_refused() -> None:
         ceilings.measure_ceilings(torch.device("meta"), torch.float32)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.gpu
 def test_a_gpu_has_plausible_ceilings_and_its_memory_back() -> None:
     device = torch.device("cuda")

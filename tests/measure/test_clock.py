@@ -15,7 +15,6 @@ from retbench.measure import clock
 from retbench.running.tasks import classify
 
 CPU = torch.device("cpu")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def nothing() -> None:
@@ -320,7 +319,6 @@ def test_an_invalidated_capture_is_out_of_memory_if_the_eager_step_is(
     assert caught.value is error
 
 
-@needs_cuda
 @pytest.mark.gpu
 def test_cuda_events_measure_the_device() -> None:
     device = torch.device("cuda")
@@ -335,7 +333,6 @@ def test_cuda_events_measure_the_device() -> None:
     assert sorted(many)[10] > 5 * sorted(one)[10]
 
 
-@needs_cuda
 @pytest.mark.gpu
 def test_a_graph_replays_on_static_tensors() -> None:
     device = torch.device("cuda")
@@ -367,7 +364,6 @@ except UnsupportedError as error:
 """
 
 
-@needs_cuda
 @pytest.mark.gpu
 def test_a_step_that_waits_for_the_device_cannot_be_captured() -> None:
     # A process of its own: a capture that failed leaves the allocator in it (pytorch#180395).

@@ -143,6 +143,22 @@ def test_the_description_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "CUBLASLT_WORKSPACE_SIZE"),
+        *("TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS"),
+        *("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "TRITON_DEFAULT_FP_FUSION", "DISABLE_PTXAS_OPT"),
+        *("FLA_USE_TMA", "FLA_TRIL_PRECISION"),
+    ],
+)
+def test_variables_that_change_kernels_are_named_and_their_folders_are_not(name: str) -> None:
+    folders = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_HOME", "FLA_CONFIG_DIR")
+    assert environment.computing_variables({name: "1", **dict.fromkeys(folders, "/home/somebody")}) == {
+        name: "1"
+    }
+
+
+@pytest.mark.parametrize(
     ("model", "generation", "name"),
     [
         ("AMD EPYC 7763 64-Core Processor", "family 25, model 1", "amd-epyc-7763-8-cores"),
@@ -211,6 +227,14 @@ def test_a_second_gpu_is_described_without_a_context_on_the_first(contexts: list
     found = environment.describe_environment("cuda:1", 1)
     assert (found["machine"], found["gpu"]["name"], found["gpu"]["free_bytes"]) == ("gpu-1-x2", "GPU 1", 1)
     assert set(contexts) == {1}
+
+
+@pytest.mark.usefixtures("contexts")
+def test_nothing_is_computed_in_tensorfloat32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    environment.use_device("cuda:0")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_naming_machine_and_code_needs_no_torch() -> None:

@@ -166,7 +166,6 @@ def test_a_system_that_keeps_no_limit_says_so(monkeypatch: pytest.MonkeyPatch) -
         limit_memory(1000, CPU)
 
 
-@pytest.mark.gpu
 def test_what_the_allocator_held_on_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     total, workspaces, limit_bytes = 80 * 10**9, 64 * 2**20, 200_000_000
     reserved, fractions = [workspaces], []
@@ -188,7 +187,7 @@ def test_what_the_allocator_held_on_a_gpu_does_not_count(monkeypatch: pytest.Mon
     assert headroom_bytes(cuda, limit_bytes) == 50_000_000
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_limit_on_cuda() -> None:
     code = """
 cuda = torch.device("cuda:0")

@@ -15,7 +15,6 @@ from tests.measure.forked import run_forked
 
 CPU = torch.device("cpu")
 KB = 1000
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def kilobyte() -> Tensor:
@@ -221,7 +220,6 @@ def test_cuda_numbers_are_differences_of_the_allocators(monkeypatch: pytest.Monk
     assert log == ["wait", "reset", "call", "wait"]
 
 
-@needs_cuda
 @pytest.mark.gpu
 def test_cuda_workspace_is_the_allocators_peak() -> None:
     device = torch.device("cuda")

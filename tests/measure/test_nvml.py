@@ -205,7 +205,6 @@ def test_without_the_binding_the_reason_names_the_package(monkeypatch: pytest.Mo
     assert "nvidia-ml-py is not installed" in watch.absent["gpu_state"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.gpu
 def test_a_real_gpu_is_read() -> None:
     torch.zeros(1, device=CUDA)

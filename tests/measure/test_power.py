@@ -129,7 +129,6 @@ def test_power_is_energy_over_time() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_real_counter_moves_under_load() -> None:
     device = torch.device("cuda:0")
     left, right = torch.rand(2, 4096, 4096, device=device, dtype=torch.float16)

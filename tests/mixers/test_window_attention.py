@@ -1,11 +1,15 @@
 """Window attention against scores under a plain mask, and the sliding-window Transformer as a model."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from retbench.architectures import costs
 from retbench.architectures.configs import ModelConfig
@@ -134,6 +138,20 @@ def test_a_window_as_long_as_the_text_is_full_attention() -> None:
 def test_the_state_grows_until_window_and_sinks_are_full() -> None:
     full, later = (costs.state_bytes(model_of(16, 4), "bfloat16", 1, depth) for depth in (20, 32768))
     assert costs.state_bytes(model_of(16, 4), "bfloat16", 1, 19) < full == later
+
+
+@pytest.mark.parametrize("sinks", [3, 20])
+def test_a_slot_at_any_position_is_an_index_that_a_compiler_for_a_gpu_takes(sinks: int) -> None:
+    """Inductor sets every symbol of an index to 0, to see how large its constant is."""
+    shapes, source = ShapeEnv(), ConstantSource("position")
+    symbol = shapes.create_symbol(45, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+    slot: Any = make_mixer(16, sinks)._slot(shapes.create_symintnode(symbol, hint=45, source=source))
+    index = slot.node.expr
+    assert index.free_symbols == {symbol}
+    assert [index.subs({symbol: position}) for position in (0, 45)] == [
+        sinks + -sinks % 16,
+        sinks + (45 - sinks) % 16,
+    ]
 
 
 @given(window=st.integers(1, 20), sinks=st.integers(0, 6), length=st.integers(1, 60))

@@ -16,7 +16,6 @@ from tests.models.fused_cases import fused_configs
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # other packages' kernels warn of what is theirs to mend
 ]
 

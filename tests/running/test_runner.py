@@ -824,7 +824,6 @@ def test_a_python_that_cannot_start_workers_is_one_clear_error(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_decode_is_replayed_from_graphs_at_its_depth(tmp_path: Path, dtype: str) -> None:
     grids = (grid("decode", 8, 300), grid("prefill", 300), grid("memory", 300))

@@ -18,7 +18,7 @@ from retbench.data.batches import Batches, next_tokens
 from retbench.errors import DivergedError, UnsupportedError
 from retbench.files import checksum
 from retbench.models.build import build_model
-from retbench.ops import kernels
+from retbench.ops import attention, kernels
 from retbench.ops.linear import RowProducts
 from retbench.ops.linear_operator import linear_chunkwise
 from retbench.training.events import CurvePoint, TrainingEvent
@@ -176,6 +176,23 @@ def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) 
         [p.train_loss_nats for p in expected], rel=1e-4
     )
     assert points[0].tokens_per_s > 0.01 * points[-1].tokens_per_s
+
+
+def test_a_compiled_run_notes_its_kernels_in_the_dtype_of_its_steps(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some kernels of a GPU take no float32, and torch chooses among its own by the dtype."""
+    noted: list[torch.dtype] = []
+
+    def note(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+        noted.extend({q.dtype, k.dtype, v.dtype})
+        return name
+
+    monkeypatch.setattr(attention, "executed_kernel", note)
+    plan = plan_of("training.compile=true", "training.autocast=bfloat16", 'training.sizes=["25k"]')
+    one_layer = {key: with_one_layer(config) for key, config in plan.models.items()}
+    train(replace(plan, models=one_layer), tmp_path, 1)
+    assert noted == [torch.bfloat16]
 
 
 def test_no_products_are_timed_for_a_run_which_takes_no_decode_steps(

@@ -209,7 +209,6 @@ def test_a_replayed_graph_is_held_against_the_eager_step(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_captured_steps_leave_the_state_that_eager_steps_do(
     context_of: Make, monkeypatch: pytest.MonkeyPatch, name: str

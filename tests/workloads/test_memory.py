@@ -52,7 +52,6 @@ def test_retnets_memory_does_not_depend_on_the_depth_and_a_transformers_does(con
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["retnet", "transformer"])
 def test_a_gpus_allocator_holds_what_the_closed_forms_say(context_of: Make, name: str) -> None:
     """But for what it rounds each tensor up by, a few constants, and the workspace of cuBLAS."""

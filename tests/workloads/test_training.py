@@ -189,7 +189,6 @@ def test_activation_checkpointing_takes_less_memory_and_says_so(context_of: Make
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("name", "backend"), FORMS)
 def test_a_step_on_a_gpu_has_the_allocators_peaks(context_of: Make, name: str, backend: str) -> None:
     cell = training_cell(name, backend, 300)

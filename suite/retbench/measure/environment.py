@@ -32,11 +32,14 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "numpy", "triton", "flash-attn", "fla-core", "flash-linear-attention", "nvidia-ml-py")
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+|ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG"
-    r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)|PYTORCH_(CUDA_)?ALLOC_CONF"
+    r"|CUBLASLT_WORKSPACE_SIZE|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)"
+    r"|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING"
     r"|NVIDIA_TF32_OVERRIDE|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|CUBLAS_WORKSPACE_CACHE|CUBLASLT_UNIFIED_WORKSPACE"
-    r"|CUDNN_SDPA_DEPRIORITIZED)|GLIBC_TUNABLES|THP_MEM_ALLOC_ENABLE"
+    r"|CUDNN_SDPA_DEPRIORITIZED)|TORCHINDUCTOR_(MAX_AUTOTUNE|COORDINATE_DESCENT)_?\w*|GLIBC_TUNABLES"
+    r"|THP_MEM_ALLOC_ENABLE|TRITON_(INTERPRET|F32_DEFAULT|DEFAULT_FP_FUSION|FORCE_DISABLE_FP_FUSION)"
+    r"|DISABLE_PTXAS_OPT|FLA_(?!\w*DIR)\w+"
 )
-"""Environment variables that set threads, affinity, allocators or modes; none of them names a folder."""
+"""Environment variables that set threads, affinity, allocators, or modes of kernels and compilers; none names a folder."""
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 """Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _CUBLAS_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
@@ -167,6 +170,7 @@ def use_device(device: "torch.device | str") -> None:
         _check_cuda(device)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("highest")  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE may have lowered it
+        torch.backends.cudnn.allow_tf32 = False  # convolutions, of transformers' models; on by default
 
 
 def machine_name(device: "torch.device | str") -> str:

@@ -205,7 +205,8 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile forward and backward, outside the clock; run eagerly before, when modules note their kernels."""
-        with torch.no_grad():
+        # In the dtype of the steps: kernels of other packages take no float32, and torch's own are others in it.
+        with torch.no_grad(), self._autocast():
             summed_loss(self.model, self._validation.parts(self._micro_batch_size)[0])
         self._accumulate()
 

@@ -76,7 +76,11 @@ class WindowAttentionModule(SoftmaxAttentionModule):
     def _slot(self, position: int) -> int:
         """Return the slot of the token at a position."""
         sinks, window = self.config.sinks, self.config.window
-        return position if position < sinks else sinks + (position - sinks) % window
+        if position < sinks:
+            return position
+        # Not (position - sinks) % window: for code of a GPU torch's compiler asks for the slot at position 0, and fails
+        # where a remainder of less than 0 is taken.
+        return sinks + (position + -sinks % window) % window
 
     def _held(self, start: int, end: int) -> list[int]:
         """Return which of the positions start .. end - 1 a cache holds whose last position is end - 1."""
