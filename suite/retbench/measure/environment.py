@@ -39,7 +39,7 @@ _VARIABLES = re.compile(
     r"|THP_MEM_ALLOC_ENABLE|TRITON_(INTERPRET|F32_DEFAULT|DEFAULT_FP_FUSION|FORCE_DISABLE_FP_FUSION)"
     r"|DISABLE_PTXAS_OPT|FLA_(?!\w*DIR)\w+"
 )
-"""Environment variables that set threads, affinity, allocators, or modes of kernels and compilers; none names a folder."""
+"""Environment variables that set threads, affinity, allocators, or modes of kernels and compilers; none is a folder."""
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 """Folder in which torch.compile keeps its code. Its own default is a folder below /tmp whose name others can guess."""
 _CUBLAS_WORKSPACE = "TORCH_CUBLAS_WORKSPACE_CACHE"
