@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import tokenizers as library
 from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_tokenizers import gpt2_encode, llama2c_encode, read_tiktoken
@@ -120,6 +121,17 @@ def test_a_configuration_beside_says_what_begins_and_ends_a_text(data_dir: Path,
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (None, 1)
     assert tokenizer.fingerprint != load_tokenizer("neox", data_dir=data_dir).fingerprint
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_configuration_that_names_no_token_of_the_vocabulary_is_refused(tmp_path: Path, file: str) -> None:
+    vocabulary = library.Tokenizer(library.models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    vocabulary.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / file).write_text(json.dumps({"bos_token": "<s>", "eos_token": "<end>"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"{file}: bos_token is '<s>', which is no token"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / file).write_text(json.dumps({"bos_token": None, "eos_token": "<end>"}), encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).eos_token_id == 1
 
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])

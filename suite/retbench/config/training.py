@@ -73,7 +73,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "gla": Recipe(
         source="Gated Linear Attention (arXiv:2312.06635): AdamW, cosine decay to a tenth, weight decay 0.01, "
-        "gradients clipped to 1.0",
+        "gradients clipped to 1.0; beta2 of 0.95 and 1,000 steps of warm-up have no known source",
         beta2=0.95,
         weight_decay=0.01,
         grad_clip=1.0,

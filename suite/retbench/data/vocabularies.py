@@ -166,11 +166,17 @@ def read_tokenizer_json(name: str, path: Path) -> LibraryTokenizer:
 
 
 def _special_tokens(folder: Path, tokenizer: Any) -> tuple[str | None, str | None]:
-    """Find the begin-of-text and end-of-text tokens."""
+    """Find the begin-of-text and end-of-text tokens; ConfigError if a file names one that is not in the vocabulary."""
     for file in SETTINGS:
         if (folder / file).is_file():
             content = _read_settings(folder / file)
             begin, end = (_token_text(folder / file, content, field) for field in ("bos_token", "eos_token"))
+            for field, text in (("bos_token", begin), ("eos_token", end)):
+                if text and tokenizer.token_to_id(text) is None:
+                    raise ConfigError(
+                        f"{folder / file}: {field} is {shown(text)}, which is no token of the tokenizer beside it. "
+                        "Give the token that the model was trained with, or null if there was none."
+                    )
             if begin or end:
                 return begin, end
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
