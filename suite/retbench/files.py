@@ -63,6 +63,16 @@ def check_writable(folder: Path, option: str) -> None:
         ) from error
 
 
+def check_utf8(path: Path, option: str) -> None:
+    """Raise ConfigError for a path whose bytes are not UTF-8: JSON, in which workers are given it, cannot hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{option} {shown(str(path))}: its bytes are not UTF-8. Rename the folder, or give another one."
+        ) from None
+
+
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
     """Make a folder, and remove what was made of it at the end if it is still empty."""

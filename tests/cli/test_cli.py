@@ -522,6 +522,19 @@ def test_memory_that_runs_out_is_one_message(
     assert len(stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_a_folder_of_records_whose_name_is_no_text_is_refused(
+    tmp_path: Path, tiny_experiment: Path, dry: tuple[str, ...]
+) -> None:
+    """Both before anything is written: the run failed when it started its first worker, and the dry run did not."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr")
+    code, stdout, stderr = invoke("run", str(tiny_experiment), "--device", "cpu", "--out", folder, *dry)
+    assert (code, stdout) == (2, "")
+    assert stderr.splitlines()[-1].startswith("retbench: --out ")
+    assert "not UTF-8" in stderr
+    assert not os.path.lexists(folder)
+
+
 def test_a_path_that_is_no_text_is_one_message(tmp_path: Path, tiny_experiment: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
     try:

@@ -63,6 +63,9 @@ def test_help_lists_every_choice() -> None:
         (("predict", "retnet", "--context", "8,192"), "Give 8192, or the option once per number."),
         (("predict", "retnet", "--batch", "0"), "--batch '0': give numbers from 1 on"),
         (("generate", "x", "--max-tokens", "0"), ": 0 is out of range. Give 1 or more."),
+        (("check", "--baseline", ""), "--baseline has a wrong value: it is empty."),
+        (("check", "--baseline", "."), "'.' is a folder. Give a file."),
+        (("export", "x", "y", "--revision", ""), "--revision has a wrong value: it is empty."),
         (("baseline", "sav"), "unknown command 'sav'. Did you mean 'save'?"),
     ],
 )
@@ -126,6 +129,13 @@ def test_help_fits_the_terminal(name: str, width: int) -> None:
         result = CliRunner().invoke(app, [name, option], terminal_width=width)
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= width
+
+
+def test_help_has_one_gap_before_a_default_and_no_double_dots() -> None:
+    assert "fp16.  [default: float32]" in " ".join(
+        line.strip() for line in invoke("verify", "--help")[1].splitlines()
+    )
+    assert "{RUN}..." in invoke("baseline", "save", "--help")[1]
 
 
 def test_the_help_of_baseline_shows_whole_sentences() -> None:

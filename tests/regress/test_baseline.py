@@ -506,6 +506,17 @@ def test_a_baseline_in_the_place_of_the_run_is_reported_from_a_damaged_one(tmp_p
     assert "Give it first" not in call("compare", run, baseline).stderr
 
 
+def test_a_folder_of_baselines_in_the_place_of_one_is_refused_with_their_names(
+    baseline: Path, runs: list[Path]
+) -> None:
+    for folder in (baseline.parent, baseline.parent.parent):
+        done = call("compare", folder, runs[8])
+        assert done.exit_code == 2
+        assert f"holds no records (*.jsonl). Give one of its baselines: {baseline}." in done.stderr
+    shutil.copy(runs[7], baseline.parent / "run.jsonl")
+    assert "records" not in call("compare", baseline.parent, runs[8]).stderr
+
+
 def test_a_folder_with_the_exact_quantities_alone_says_that_it_holds_them(tmp_path: Path) -> None:
     assert "It holds" not in call("baseline", "show", tmp_path).stderr
     (tmp_path / "exact.json").write_text("{}", encoding="utf-8")

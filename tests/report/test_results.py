@@ -34,6 +34,12 @@ def test_a_folder_of_damaged_lines_names_the_first(tmp_path: Path) -> None:
         load_results(tmp_path)
 
 
+def test_one_damaged_line_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text('{"schema_version": 0}\n', encoding="utf-8")
+    with pytest.raises(RecordError, match="1 line that cannot"):
+        load_results(tmp_path)
+
+
 def test_results_keep_records_and_problems(results: Path, cpu_records: list[Record]) -> None:
     (results / "old.jsonl").write_text('{"schema_version": 0}\n', encoding="utf-8")
     loaded = load_results(results)

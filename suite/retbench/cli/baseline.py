@@ -40,7 +40,7 @@ def save(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             parser=read_path,
             help="Files or folders of records, each one run of the same sweep.",
         ),

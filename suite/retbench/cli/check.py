@@ -22,6 +22,7 @@ from retbench.cli.options import (
     given_options,
     new_app,
     not_empty,
+    read_file,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ Overrides = Annotated[
 QuantitiesFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", dir_okay=False, help="Accepted quantities; by default those shipped with retbench."
+        metavar="FILE",
+        parser=read_file,
+        help="Accepted quantities; by default those shipped with retbench.",
     ),
 ]
 

@@ -89,9 +89,18 @@ def compare(
 
 
 def _check_order(first: Path, second: Path) -> None:
-    """Raise ConfigError if the judged side is a baseline."""
-    from retbench.errors import ConfigError
+    """Raise ConfigError if the judged side is a baseline, or the first side a folder of baselines alone."""
+    from retbench.errors import ConfigError, shown
     from retbench.regress.baseline import read_baseline
+    from retbench.regress.machine_independent import FILE_NAME
+
+    has_records = not first.is_dir() or any(first.rglob("*.jsonl"))
+    baselines = [] if has_records else [one for one in first.rglob("*.json") if one.name != FILE_NAME]
+    if baselines:
+        raise ConfigError(
+            f"{shown(str(first))}: this folder holds no records (*.jsonl). Give one of its baselines: "
+            f"{', '.join(map(str, sorted(baselines)[:10]))}."
+        )
 
     if second.suffix == ".json" and second.is_file():
         read_baseline(second)

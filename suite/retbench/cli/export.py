@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.options import new_app, read_folder
+from retbench.cli.options import new_app, not_empty, read_folder
 from retbench.errors import ConfigError
 from retbench.files import check_writable
 
@@ -35,7 +35,10 @@ def export(
         ),
     ] = "auto",
     revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Commit, branch or tag of a name on the hub.")
+        str | None,
+        typer.Option(
+            metavar="REVISION", callback=not_empty, help="Commit, branch or tag of a name on the hub."
+        ),
     ] = None,
 ) -> None:
     """Write a checkpoint in the format of transformers or flash-linear-attention.

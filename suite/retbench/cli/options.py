@@ -39,6 +39,14 @@ def read_existing_folder(given: str | Path) -> Path:
     return path
 
 
+def read_file(given: str | Path) -> Path:
+    """Return the path of a file that need not exist, as the parser of a parameter."""
+    path = read_path(given)
+    if os.path.isdir(path):
+        raise typer.BadParameter(f"'{path}' is a folder. Give a file.")
+    return path
+
+
 def given_options(call: typer.Context) -> list[str]:
     """Return the options that were given on the command line, as they are written."""
     sources = {one: call.get_parameter_source(one.name or "") for one in call.command.params}
@@ -187,7 +195,7 @@ def dtype_option(help: str) -> Any:
     return typer.Option(
         "--dtype",
         metavar="DTYPE",
-        help=f"[{'|'.join(DTYPES)}], or fp32, bf16, fp16. {help}",
+        help=f"[{'|'.join(DTYPES)}], or fp32, bf16, fp16. {help}".rstrip(),
         autocompletion=lambda: DTYPES,
     )
 

@@ -14,6 +14,7 @@ from retbench.records.dates import date_sentences
 from retbench.records.environment import computing_versions
 from retbench.records.record import Documents, Record
 from retbench.records.store import read_files, visible
+from retbench.units import format_items
 
 Value = TypeVar("Value")
 
@@ -104,7 +105,7 @@ def load_results(root: Path) -> Results:
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
-            f"'{root}' holds no record that can be read, and {len(problems)} lines that cannot. The first: "
+            f"'{root}' holds no record that can be read, and {format_items(len(problems), 'line')} that cannot. The first: "
             f"{problems[0]} {advice}"
         )
     if not records:
