@@ -61,10 +61,12 @@ class PretendNvml(ModuleType):
             ),
             "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: self.reasons,
             "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x8,
-            "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
-                SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.processes
-            ],
+            "nvmlDeviceGetComputeRunningProcesses_v3": self.compute_processes,
+            "nvmlDeviceGetComputeRunningProcesses_v2": self.compute_processes,
         }
+
+    def compute_processes(self, handle: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.processes]
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("nvml") or name in self.missing or name not in self.answers():

@@ -101,6 +101,16 @@ def test_other_processes_are_distinguished_from_this_one(pretend: PretendNvml) -
     assert facts["foreign_processes"] == [{"pid": 1, "memory_bytes": None}]
 
 
+def test_an_older_driver_names_the_processes_by_the_older_query(pretend: PretendNvml) -> None:
+    pretend.processes = [(1, 20)]
+    pretend.refused = {"nvmlDeviceGetComputeRunningProcesses_v3"}
+    assert nvml.read_state(pretend, "handle").facts["num_foreign_processes"] == 1
+    pretend.refused |= {"nvmlDeviceGetComputeRunningProcesses_v2"}
+    reading = nvml.read_state(pretend, "handle")
+    assert "num_foreign_processes" not in reading.facts
+    assert reading.absent["num_foreign_processes"] == "NVML: Not Supported"
+
+
 def test_in_a_container_others_are_counted_but_not_named(
     pretend: PretendNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,17 @@ def decode_reasons(mask: int) -> list[str]:
     return [_CLOCKS_EVENT_REASONS.get(bit, f"unknown_{bit:#x}") for bit in bits if mask & bit]
 
 
+def _compute_processes(nvml: Any, handle: Any) -> list[Any]:
+    """Return the processes that compute on the GPU, by the newer version of the query or else by the older one.
+
+    The query without a version fails with an older driver, by an exception that is no NVMLError.
+    """
+    try:
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
+    except (AttributeError, nvml.NVMLError):
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle))
+
+
 def _read_processes(nvml: Any, handle: Any, reading: DriverReading) -> None:
     """Add the other processes that compute on the GPU.
 
@@ -259,8 +270,8 @@ def _read_processes(nvml: Any, handle: Any, reading: DriverReading) -> None:
     import torch
 
     try:
-        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError as error:
+        processes = _compute_processes(nvml, handle)
+    except (nvml.NVMLError, AttributeError) as error:
         reading.absent["num_foreign_processes"] = reading.absent["foreign_processes"] = f"NVML: {error}"
         return
     foreign = [process for process in processes if process.pid != os.getpid()]

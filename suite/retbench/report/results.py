@@ -105,8 +105,8 @@ def load_results(root: Path) -> Results:
         folders |= {record.documents: path.parent for record in found if record.documents}
     if not records and problems:
         raise RecordError(
-            f"'{root}' holds no record that can be read, and {format_items(len(problems), 'line')} that cannot. The first: "
-            f"{problems[0]} {advice}"
+            f"'{root}' holds no record that can be read, and {format_items(len(problems), 'line')} that cannot. "
+            f"The first: {problems[0]} {advice}"
         )
     if not records:
         raise RecordError(f"no results at '{root}': it holds no record (*.jsonl). {advice}")

@@ -61,8 +61,8 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
         Counts of the records; `interrupted` after a stop signal, with all workers ended and every record kept.
 
     Raises:
-        ConfigError: there is something to measure, and `out`, or the folder of compiled code, cannot be written to, or the
-            path of `out` is not UTF-8.
+        ConfigError: there is something to measure, and `out`, or the folder of compiled code, cannot be written to, or
+            the path of `out` is not UTF-8.
         StorageError: a record could not be written; those before it are intact.
         RetbenchError: no worker can start, or one met an error that every other cell would meet.
     """
