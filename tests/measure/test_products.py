@@ -32,10 +32,11 @@ class MadeUpSeconds:
         shapes: Inputs and outputs of the weights of each call with one row.
     """
 
-    def __init__(self, one_row_s: Sequence[float], gains: Collection[int] = ()) -> None:
-        """Take the seconds of torch's product, both streams and batches, and the rows at which oneDNN gains."""
+    def __init__(self, one_row_s: Sequence[float], gains: Collection[int] = (), share: float = 0.8) -> None:
+        """Take the seconds of torch's product, both streams and batches, and the rows at which oneDNN takes a share."""
         self.one_row_s = list(one_row_s)
         self.gains = gains
+        self.share = share
         self.shapes: list[set[tuple[int, int]]] = []
 
     def __call__(self, *calls: partial[None]) -> list[float]:
@@ -44,7 +45,7 @@ class MadeUpSeconds:
         if calls[0].args[1] == 1:
             self.shapes = [{(one.shape[1], one.shape[0]) for one in call.args[2]} for call in calls]
             return self.one_row_s
-        shares = {product_trials.multiply_onednn: (0.97, 0.8), F.linear: (1.0, 1.0)}
+        shares = {product_trials.multiply_onednn: (0.98, self.share), F.linear: (1.0, 1.0)}
         return [call.args[1] * shares[call.args[0]][call.args[1] in self.gains] for call in calls]
 
 
@@ -96,12 +97,18 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     assert product_trials.measure_rows()["onednn_rows"] == most
 
 
-@pytest.mark.parametrize(("gains", "is_onednn"), [(set(), False), ({64}, False), ({512}, True)])
-def test_onednn_multiplies_prompts_where_it_clearly_gains(
+@pytest.mark.parametrize(("gains", "is_onednn"), [(set(), False), ({64}, False), ({512}, True), ({128, 512}, True)])
+def test_onednn_multiplies_prompts_where_it_gains(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], is_onednn: bool
 ) -> None:
     monkeypatch.setattr(product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, gains))
     assert product_trials.measure_prompts() is is_onednn
+
+
+def test_a_small_gain_is_enough_for_prompts_and_not_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, {2, 4, 64, 128, 512}, 0.93))
+    assert product_trials.measure_prompts()
+    assert product_trials.measure_rows()["onednn_rows"] == 0
 
 
 @pytest.mark.parametrize(
