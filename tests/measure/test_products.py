@@ -97,7 +97,9 @@ def test_onednn_multiplies_up_to_as_many_rows_as_gain(
     assert product_trials.measure_rows()["onednn_rows"] == most
 
 
-@pytest.mark.parametrize(("gains", "is_onednn"), [(set(), False), ({64}, False), ({512}, True), ({128, 512}, True)])
+@pytest.mark.parametrize(
+    ("gains", "is_onednn"), [(set(), False), ({64}, False), ({512}, True), ({128, 512}, True)]
+)
 def test_onednn_multiplies_prompts_where_it_gains(
     monkeypatch: pytest.MonkeyPatch, gains: set[int], is_onednn: bool
 ) -> None:
@@ -106,7 +108,9 @@ def test_onednn_multiplies_prompts_where_it_gains(
 
 
 def test_a_small_gain_is_enough_for_prompts_and_not_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, {2, 4, 64, 128, 512}, 0.93))
+    monkeypatch.setattr(
+        product_trials, "_least_seconds", MadeUpSeconds([1.0] * 4, {2, 4, 64, 128, 512}, 0.93)
+    )
     assert product_trials.measure_prompts()
     assert product_trials.measure_rows()["onednn_rows"] == 0
 
