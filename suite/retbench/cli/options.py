@@ -41,10 +41,11 @@ def read_existing_folder(given: str | Path) -> Path:
 
 def read_file(given: str | Path) -> Path:
     """Return the path of a file that need not exist, as the parser of a parameter."""
-    path = read_path(given)
-    if os.path.isdir(path):
-        raise typer.BadParameter(f"'{path}' is a folder. Give a file.")
-    return path
+    if not str(given):
+        raise typer.BadParameter("it is empty. Give a file.")
+    if os.path.isdir(given):
+        raise typer.BadParameter(f"'{given}' is a folder. Give a file.")
+    return Path(given)
 
 
 def given_options(call: typer.Context) -> list[str]:
