@@ -1,4 +1,6 @@
-# CPU image: docker build -t retbench . && docker run --rm -v "$PWD/results:/work/results" retbench run latency
+# CPU image; --user makes the records those of whoever runs it:
+#   docker build -t retbench .
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/results:/work/results" retbench run latency
 FROM python:3.12-slim AS build
 WORKDIR /source
 RUN pip install --no-cache-dir build==1.*
@@ -15,8 +17,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu /wheels/*.whl
-RUN useradd --create-home retbench && mkdir /work && chown retbench /work
+# Any user may write here, and has its caches here too.
+RUN useradd --home-dir /work retbench && install --directory --mode 1777 /work
 USER retbench
 WORKDIR /work
+ENV HOME=/work
 ENTRYPOINT ["retbench"]
 CMD ["--help"]

@@ -42,9 +42,15 @@ def check_writable(folder: Path, option: str) -> None:
         option: Option that it was given by, for the message.
 
     Raises:
-        ConfigError: it cannot be created or written to.
+        ConfigError: it cannot be created or written to, or its path is not UTF-8, which JSON cannot hold.
         StorageError: the disk is full.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{option} {shown(str(folder))}: its bytes are not UTF-8. Rename the folder, or give another one."
+        ) from None
     for place in (folder, *folder.parents):
         if os.path.islink(place) and not os.path.lexists(target := os.path.realpath(place)):
             raise ConfigError(
@@ -61,16 +67,6 @@ def check_writable(folder: Path, option: str) -> None:
             f"{folder}: cannot be written to: {error.strerror}. Give another folder with {option}, or change its "
             "permissions."
         ) from error
-
-
-def check_utf8(path: Path, option: str) -> None:
-    """Raise ConfigError for a path whose bytes are not UTF-8: JSON, in which workers are given it, cannot hold it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{option} {shown(str(path))}: its bytes are not UTF-8. Rename the folder, or give another one."
-        ) from None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class PretendNvml(ModuleType):
     NVMLError = PretendError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+    NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 3
 
     def __init__(self) -> None:
         super().__init__("pynvml")
@@ -33,6 +34,7 @@ class PretendNvml(ModuleType):
         self.reasons = 0x44
         self.names = ["NVIDIA A100-SXM4-80GB"]
         self.mig = [0, 1]  # off, and on after the next reset
+        self.compute_mode = 0
 
     def answers(self) -> dict[str, Any]:
         return {
@@ -51,6 +53,7 @@ class PretendNvml(ModuleType):
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
                 total=85_899_345_920, free=80_000_000_000, used=5_899_345_920
             ),
+            "nvmlDeviceGetComputeMode": lambda handle: self.compute_mode,
             "nvmlDeviceGetMigMode": lambda handle: self.mig,
             "nvmlDeviceGetEccMode": lambda handle: [1, 0],
             "nvmlDeviceGetClockInfo": lambda handle, clock: {1: self.sm_clock_mhz, 2: 1593}[clock],

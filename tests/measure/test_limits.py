@@ -18,7 +18,9 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the
 PRELUDE = """
 import torch
 from retbench.measure.allocator import return_freed_memory
-from retbench.measure.limits import headroom_bytes, is_out_of_memory, lift_limit, limit_memory
+from retbench.measure.limits import (
+    headroom_bytes, is_out_of_memory, lift_limit, limit_memory, make_blas_handles
+)
 cpu = torch.device("cpu")
 torch.rand(500, 500) @ torch.rand(500, 500)
 
@@ -201,3 +203,25 @@ except torch.OutOfMemoryError:
 """
     before, after = map(int, run(code).split())
     assert before - after >= 10**9
+
+
+@pytest.mark.gpu
+def test_gradients_on_a_full_device_are_computed_or_say_that_it_is_full() -> None:
+    code = """
+cuda = torch.device("cuda:0")
+make_blas_handles(cuda, gradients=True)
+square = torch.ones(64, 64, device=cuda, requires_grad=True)
+held, size = [], 2**36
+while size >= 2**20:
+    try:
+        held.append(torch.empty(size, dtype=torch.int8, device=cuda))
+    except torch.OutOfMemoryError:
+        size //= 2
+try:
+    (square @ square).sum().backward()
+except RuntimeError as error:
+    print(is_out_of_memory(error), error)
+else:
+    print(True)
+"""
+    assert run(code).startswith("True")

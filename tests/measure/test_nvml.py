@@ -245,3 +245,11 @@ def test_a_runner_identifies_a_gpu_without_torch(
     pretend.missing |= {"nvmlDeviceGetUUID", "nvmlDeviceGetCpuAffinity"}
     assert nvml.board_uuid(UUID) is None
     assert nvml.near_cpus(UUID) == set()
+
+
+def test_a_gpu_for_one_process_at_a_time_is_known_as_such(pretend: PretendNvml) -> None:
+    assert not nvml.is_exclusive(UUID)
+    pretend.compute_mode = pretend.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    assert nvml.is_exclusive(UUID)
+    pretend.refused.add("nvmlDeviceGetComputeMode")
+    assert not nvml.is_exclusive(UUID)

@@ -1,15 +1,21 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retbench.errors import UnsupportedError
+from retbench.measure import nvml
+from retbench.planning.plan import make_plan
+from retbench.regress import interleaved
 from retbench.regress.decide import is_exit_code_fixed, with_decisions
 from retbench.regress.evidence import PairedEvidence
-from retbench.regress.interleaved import SampledRounds, StopRule, sample
+from retbench.regress.interleaved import InterleavedCheck, SampledRounds, StopRule, sample
 from retbench.regress.items import (
     ComparedItem,
     MeasurementPoint,
@@ -19,6 +25,7 @@ from retbench.regress.items import (
     paired_changes,
 )
 from retbench.regress.report import CheckReport
+from retbench.regress.session import SessionLimits
 from retbench.stats.intervals import LogRatio
 from retbench.stats.sequential import Decision, DecisionRules
 from stats.noise import POINTS, NoisyRounds
@@ -294,3 +301,15 @@ def test_a_settled_exit_code_is_that_of_every_end(verdicts: list[Decision | None
         report = with_decisions(CheckReport("", "", ""), decisions, PairedEvidence(([], []), []))
         codes.add(report.exit_code(strict=strict))
     assert len(codes) == 1
+
+
+def test_two_processes_are_not_started_on_a_gpu_that_lets_one_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_plan("latency", profile="smoke", device="cpu")
+    on_gpu = made.settings.model_copy(update={"device": "cuda:0"})
+    plan = replace(made, cells=tuple(cell.model_copy(update={"settings": on_gpu}) for cell in made.cells))
+    monkeypatch.setattr(interleaved, "device_uuid", "uuid of {}".format)
+    monkeypatch.setattr(nvml, "is_exclusive", lambda uuid: uuid == "uuid of cuda:0")
+    with pytest.raises(UnsupportedError, match="compute-mode=DEFAULT"):
+        InterleavedCheck(plan, tmp_path, print, SessionLimits(), DecisionRules()).against("HEAD")

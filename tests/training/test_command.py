@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -196,3 +197,11 @@ def test_a_profile_without_training_is_refused(tiny_experiment: Path, tmp_path: 
     )
     assert refused.exit_code == 2
     assert "[profiles.smoke.training]" in refused.stderr
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(experiment: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
+    done = invoke(experiment, folder)
+    assert done.exit_code == 2
+    assert "not UTF-8" in done.stderr
+    assert not os.path.lexists(folder)

@@ -21,7 +21,7 @@ from retbench.cli.options import (
     read_folder,
 )
 from retbench.errors import INTERRUPTED, RetbenchError, UnsupportedError
-from retbench.files import check_utf8, check_writable
+from retbench.files import check_writable
 from retbench.units import format_bytes, format_duration, format_items, format_tokens
 
 if TYPE_CHECKING:
@@ -184,7 +184,6 @@ def _show_plan(plan: "Plan", out: Path, form: str, shard_note: str | None = None
     from retbench.running.estimates import estimate
     from retbench.running.runner import count_on_disk
 
-    check_utf8(out, "--out")
     check_writable(out, "--out")
     estimates = estimate(plan)
     found, total = count_on_disk(plan, out, fresh=fresh), plan.num_measurements

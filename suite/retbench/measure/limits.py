@@ -90,6 +90,22 @@ def free_memory(device: "torch.device") -> None:
         torch.cuda.empty_cache()
 
 
+def make_blas_handles(device: "torch.device", *, gradients: bool) -> None:
+    """Multiply on a CUDA device while it has memory left, so that the handles of cuBLAS exist.
+
+    The first product of a thread makes the thread's handle, and autograd computes gradients in a thread of its own. On
+    a full device that fails with CUBLAS_STATUS_NOT_INITIALIZED, which does not say that memory ran out.
+    """
+    import torch
+
+    if device.type == "cuda":
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            one = torch.ones(1, 1, device=device, requires_grad=gradients)
+            product = one @ one
+            if gradients:
+                product.backward()
+
+
 def limit_memory(limit_bytes: int, device: "torch.device") -> None:
     """Limit the memory that this process may allocate from now on; beyond it, allocations are out of memory.
 

@@ -157,6 +157,16 @@ def board_uuid(uuid: str) -> str | None:
         return None
 
 
+def is_exclusive(uuid: str) -> bool:
+    """Return whether a GPU lets only one process at a time use it; False if NVML fails."""
+    try:
+        with open_nvml() as nvml:
+            mode = nvml.nvmlDeviceGetComputeMode(_find_handle(nvml, _Uuid(uuid)))
+            return bool(mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
+    except (DriverUnavailableError, AttributeError):
+        return False
+
+
 @dataclass(frozen=True)
 class _Uuid:
     """Properties of a GPU of which the UUID is known only."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from retbench.architectures.registry import is_baseline
-from retbench.errors import ConfigError
+from retbench.errors import ConfigError, UnsupportedError
+from retbench.measure import nvml
+from retbench.measure.devices import device_uuid
 from retbench.measure.machine import usable_cores
 from retbench.planning.plan import Plan
 from retbench.records.store import new_run_id
@@ -209,10 +211,17 @@ class InterleavedCheck:
 
         Raises:
             ConfigError: no such commit, or no workload of the sweep is timed.
+            UnsupportedError: the GPU lets only one process use it, and each side has one.
             RetbenchError: as in `revisions` and `session`.
             Interrupted: the user requested a stop before the end of the first round.
         """
         timed = replace(self, plan=timed_plan(self.plan, self.limits.blocks))
+        device = self.plan.settings.device
+        if device != "cpu" and nvml.is_exclusive(device_uuid(device)):
+            raise UnsupportedError(
+                f"{device} is in the compute mode Exclusive Process, and the two commits are measured by one process "
+                "each. Allow several: nvidia-smi --compute-mode=DEFAULT."
+            )
         root = checkout_root()
         stop = StopRequest()
         with catch_signals(stop.make):

@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from retbench.errors import RetbenchError
-from retbench.files import check_utf8, check_writable, own_path
+from retbench.files import check_writable, own_path
 from retbench.measure import environment, machine, source
 from retbench.planning.cells import Cell
 from retbench.planning.plan import Plan
@@ -61,8 +61,7 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
         Counts of the records; `interrupted` after a stop signal, with all workers ended and every record kept.
 
     Raises:
-        ConfigError: there is something to measure, and `out`, or the folder of compiled code, cannot be written to, or
-            the path of `out` is not UTF-8.
+        ConfigError: there is something to measure, and `out`, or the folder of compiled code, cannot be written to.
         StorageError: a record could not be written; those before it are intact.
         RetbenchError: no worker can start, or one met an error that every other cell would meet.
     """
@@ -73,7 +72,6 @@ def run_plan(plan: Plan, out: Path, *, fresh: bool, notify: Notify) -> RunSummar
             device, threads = plan.settings.device, plan.settings.threads
             if count_on_disk(plan, out, fresh=fresh) == plan.num_measurements:
                 return _carry_out(plan, out, fresh, notify, inbox)
-            check_utf8(out, "--out")
             check_writable(folder_of(plan, out), "--out")  # before another run is waited for
             if plan.settings.compile:
                 environment.check_compiled_code()

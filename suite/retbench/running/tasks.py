@@ -17,7 +17,7 @@ from retbench.errors import GateError, RetbenchError, StorageError, UnsupportedE
 from retbench.measure import allocator, environment, products, source
 from retbench.measure.ceilings import measure_ceilings, measure_matmul_rate, with_product_rate
 from retbench.measure.clock import has_failed_capture
-from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory
+from retbench.measure.limits import free_memory, is_out_of_memory, limit_memory, make_blas_handles
 from retbench.measure.nvml import watch_device
 from retbench.models.build import check_model
 from retbench.models.compiled import StepCompiler
@@ -230,9 +230,9 @@ def _set_up(
         job_model.import_model_code(job)
         limit_memory(settings.memory_limit_bytes, device)
         allocator.keep_small_freed_memory()
-    if device.type == "cuda":
-        # The first product makes cuBLAS's handle. Where a cache has left no memory for it, its error is another one.
-        torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)
+    make_blas_handles(
+        device, gradients=any(find_workload(cell.workload).computes_gradients for cell in job.cells)
+    )
     model = job_model.build_within_limit(job, device)
     if model is None:
         error = (

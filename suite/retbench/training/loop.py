@@ -22,6 +22,7 @@ from retbench.evaluation.answers import answer_shares
 from retbench.files import write_atomic
 from retbench.measure import environment
 from retbench.measure.compiled import compile_training
+from retbench.measure.limits import make_blas_handles
 from retbench.models.build import build_model
 from retbench.models.decoder import Decoder
 from retbench.ops.linear import RowProducts
@@ -116,6 +117,7 @@ class Trainer:
         self.plan, self.run, self.folder = plan, run, folder
         self.device = torch.device(plan.device)
         environment.use_device(self.device)
+        make_blas_handles(self.device, gradients=True)
         with blaming_package(plan.config(run)):
             self.model: Decoder = build_model(
                 plan.config(run),
