@@ -25,6 +25,7 @@ from retbench.regress.items import (
     paired_changes,
 )
 from retbench.regress.report import CheckReport
+from retbench.regress.revisions import checkout_root, working_tree
 from retbench.regress.session import SessionLimits
 from retbench.stats.intervals import LogRatio
 from retbench.stats.sequential import Decision, DecisionRules
@@ -311,5 +312,6 @@ def test_two_processes_are_not_started_on_a_gpu_that_lets_one_use_it(
     plan = replace(made, cells=tuple(cell.model_copy(update={"settings": on_gpu}) for cell in made.cells))
     monkeypatch.setattr(interleaved, "device_uuid", "uuid of {}".format)
     monkeypatch.setattr(nvml, "is_exclusive", lambda uuid: uuid == "uuid of cuda:0")
+    head = working_tree(checkout_root())
     with pytest.raises(UnsupportedError, match="compute-mode=DEFAULT"):
-        InterleavedCheck(plan, tmp_path, print, SessionLimits(), DecisionRules()).against("HEAD")
+        InterleavedCheck(plan, tmp_path, print, SessionLimits(), DecisionRules()).measure((head, head))

@@ -93,8 +93,8 @@ def free_memory(device: "torch.device") -> None:
 def make_blas_handles(device: "torch.device", *, gradients: bool) -> None:
     """Multiply on a CUDA device while it has memory left, so that the handles of cuBLAS exist.
 
-    The first product of a thread makes the thread's handle, and autograd computes gradients in a thread of its own. On
-    a full device that fails with CUBLAS_STATUS_NOT_INITIALIZED, which does not say that memory ran out.
+    Each thread needs a handle for its first product, and autograd computes gradients in another thread. On a full
+    device it cannot be made, and the error, CUBLAS_STATUS_NOT_INITIALIZED, does not say that memory ran out.
     """
     import torch
 

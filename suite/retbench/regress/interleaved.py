@@ -211,17 +211,10 @@ class InterleavedCheck:
 
         Raises:
             ConfigError: no such commit, or no workload of the sweep is timed.
-            UnsupportedError: the GPU lets only one process use it, and each side has one.
-            RetbenchError: as in `revisions` and `session`.
+            RetbenchError: as in `revisions`, `measure` and `session`.
             Interrupted: the user requested a stop before the end of the first round.
         """
         timed = replace(self, plan=timed_plan(self.plan, self.limits.blocks))
-        device = self.plan.settings.device
-        if device != "cpu" and nvml.is_exclusive(device_uuid(device)):
-            raise UnsupportedError(
-                f"{device} is in the compute mode Exclusive Process, and the two commits are measured by one process "
-                "each. Allow several: nvidia-smi --compute-mode=DEFAULT."
-            )
         root = checkout_root()
         stop = StopRequest()
         with catch_signals(stop.make):
@@ -234,7 +227,18 @@ class InterleavedCheck:
                 return timed.measure((base, head), stop)
 
     def measure(self, revisions: tuple[Revision, Revision], stop: StopRequest | None = None) -> CheckReport:
-        """Measure rounds of base and head until every point is decided or the exit code is fixed, and report."""
+        """Measure rounds of base and head until every point is decided or the exit code is fixed, and report.
+
+        Raises:
+            UnsupportedError: the GPU lets only one process use it, and each side has one.
+        """
+        device = self.plan.settings.device
+        if device != "cpu" and nvml.is_exclusive(device_uuid(device)):
+            raise UnsupportedError(
+                f"{device} is in the compute mode Exclusive Process, and the two commits are measured by one process "
+                "each. Allow several, as root: nvidia-smi --compute-mode=DEFAULT. Or measure both with `retbench run`, "
+                "then use `retbench compare`."
+            )
         folder = self.folder / new_run_id()
         session = InterleavedSession(self.plan, revisions, folder, self.limits, self.notify)
         models = self.plan.models
