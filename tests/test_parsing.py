@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.parsing import MAX_DEPTH, integer_or_float, parse_json, parse_toml
+from retbench.parsing import MAX_DEPTH, integer_or_float, parse_json, parse_json_line, parse_toml
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -43,6 +43,11 @@ def test_anything_else_is_a_value_error(text: bytes | str) -> None:
 def test_json_that_fails_later_is_refused_at_once(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
+
+
+def test_a_line_of_json_states_its_column_and_no_line() -> None:
+    with pytest.raises(ValueError, match=r"^Expecting ',' delimiter at column 8$"):
+        parse_json_line('{"a":1 "b":2}')
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,18 @@ def parse_json(text: str | bytes, *, integers: Callable[[str], int | float] = in
     return _parse(partial(json.loads, parse_int=integers), text)
 
 
+def parse_json_line(line: str | bytes) -> Any:
+    """Return the value of a line of JSON Lines.
+
+    Raises:
+        ValueError: see `parse_json`. It states the column alone: the line's number is known to the caller.
+    """
+    try:
+        return parse_json(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg.removesuffix(' at')} at column {error.colno}") from None
+
+
 def integer_or_float(text: str) -> int | float:
     """Return an integer that 64 bits hold, and a larger one as a float: transformers writes 10^30 for "no limit"."""
     number = float(text)

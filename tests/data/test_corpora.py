@@ -82,7 +82,7 @@ def test_json_lines_are_split_as_files_are(write_folder: Write) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "torn', "is not JSON"),
+        ('{"text": "torn', "is not JSON: Invalid control character at column 15"),
         ('{"text": "\\ud800"}', "surrogate"),
         ('{"content": "elsewhere"}', "has no text"),
         ('{"text": 3}', "has no text"),
@@ -356,6 +356,15 @@ def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
         load_corpus(str(tmp_path))
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"gone.txt: cannot be read"):
+        load_corpus(str(tmp_path))
+
+
+def test_a_compressed_text_is_refused_where_it_would_be_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    (tmp_path / "packages.tar.gz").touch()
+    assert texts(tmp_path) == ["text"]
+    (tmp_path / "b.txt.gz").touch()
+    with pytest.raises(ConfigError, match=r"b\.txt\.gz: is a compressed text"):
         load_corpus(str(tmp_path))
 
 

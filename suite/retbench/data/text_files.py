@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from retbench.errors import ConfigError, StorageError
 from retbench.files import cache_dir, checksum, write_atomic
-from retbench.parsing import parse_json
+from retbench.parsing import parse_json_line
 from retbench.strict import Strict
 
 _READING = "universal newlines, WikiText by article; version 1"
@@ -39,6 +39,7 @@ SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst", ".tokens", JS
 """Suffixes of the text files of a folder."""
 TEXT_FIELDS = ("text", "page")
 """Names of the field, or of a data set's column, that holds texts, in order of preference."""
+_COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 _ABOUT = frozenset({"readme", "license", "licence", "copying", "notice", "changelog"})
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})
@@ -91,7 +92,7 @@ def list_files(root: Path) -> list[TextFile]:
     Links to folders are followed.
 
     Raises:
-        ConfigError: there is none, or a folder cannot be read or contains itself.
+        ConfigError: there is none, one of them is compressed, or a folder cannot be read or contains itself.
     """
     if not root.is_dir():
         return [TextFile(root.name, root)]
@@ -100,6 +101,7 @@ def list_files(root: Path) -> list[TextFile]:
         _refuse_loop(Path(folder))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        _refuse_compressed(paths)
         found += [
             path for path in paths if path.suffix.lower() in SUFFIXES and path.stem.lower() not in _ABOUT
         ]
@@ -116,6 +118,15 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise ConfigError(
         f"{error.filename}: the folder cannot be read ({error.strerror}). Check its permissions."
     ) from error
+
+
+def _refuse_compressed(paths: Iterable[Path]) -> None:
+    """Raise a ConfigError for a compressed text: without it, the corpus would be another one."""
+    for path in sorted(paths):
+        if path.suffix.lower() in _COMPRESSED and Path(path.stem).suffix.lower() in SUFFIXES:
+            raise ConfigError(
+                f"{path}: is a compressed text, which is not read. Decompress it, or take it out of the corpus."
+            )
 
 
 def _refuse_loop(folder: Path) -> None:
@@ -206,7 +217,7 @@ def _text_of(line: str, place: str) -> str:
         ConfigError: there is none.
     """
     try:
-        row = parse_json(line)
+        row = parse_json_line(line)
     except ValueError as error:
         raise ConfigError(
             f"{place}: is not JSON: {error}. Correct the line, or take the file out of the corpus."

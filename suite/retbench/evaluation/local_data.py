@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from retbench.errors import ConfigError, shown
-from retbench.parsing import parse_json
+from retbench.parsing import parse_json_line
 
 Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -126,7 +126,7 @@ def _read_lines(path: Path) -> list[Row]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    row = parse_json(line)
+                    row = parse_json_line(line)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
                 if not isinstance(row, dict):
@@ -155,7 +155,7 @@ def _read_requests(path: Path) -> list[Row]:
     documents: dict[Any, Row] = {}
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
-            request = parse_json(line)
+            request = parse_json_line(line)
             documents.setdefault(request["native_id"], request["doc"])
     return list(documents.values())
 
