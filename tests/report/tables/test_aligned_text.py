@@ -64,3 +64,10 @@ def test_the_first_columns_are_repeated_where_the_others_need_several_blocks() -
 
 def test_an_empty_table_has_no_lines() -> None:
     assert align_columns(("model",), [], 60) == []
+
+
+def test_long_columns_share_a_line_so_that_rows_are_short() -> None:
+    words = " ".join(["nine-char"] * 10)
+    lines = align_columns(("claim", "here", "verdict"), [(words, words, "reproduced")], 120)
+    assert len(lines) == 1 + 2
+    assert lines[1].endswith("reproduced")

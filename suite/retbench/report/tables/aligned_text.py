@@ -38,8 +38,13 @@ def align_columns(
     least = [_least_width(column, width) for column in columns]
     lines: list[str] = []
     for block in _blocks(least, width, keys):
-        chosen = _widen([least[at] for at in block], [full[at] for at in block], width)
-        lines += [*([""] if lines else []), *_lines([columns[at] for at in block], chosen)]
+        shown = [columns[at] for at in block]
+        narrow, whole = [least[at] for at in block], [full[at] for at in block]
+        # Two ways to use the line: short columns whole and the rest for one long column, or all folded alike.
+        folded = [
+            _lines(shown, _widen(start, whole, width)) for start in (narrow, _even(shown, narrow, width))
+        ]
+        lines += [*([""] if lines else []), *min(folded, key=len)]
     return lines
 
 
@@ -66,6 +71,23 @@ def _blocks(least: Sequence[int], width: int, keys: int) -> list[list[int]]:
             blocks.append(list(lead))
         blocks[-1].append(at)
     return blocks
+
+
+def _even(columns: Sequence[Sequence[str]], least: Sequence[int], width: int) -> list[int]:
+    """Return widths from `least` on at which no entry of any column needs more lines than it must."""
+    widths = list(least)
+    while True:
+        tallest, at = max((_most_lines(column, widths[at]), at) for at, column in enumerate(columns))
+        wider = widths[at]
+        while _most_lines(columns[at], wider) == tallest and _total(widths) + wider - widths[at] <= width:
+            wider += 1
+        if tallest == 1 or _total(widths) + wider - widths[at] > width:
+            return widths
+        widths[at] = wider
+
+
+def _most_lines(column: Sequence[str], width: int) -> int:
+    return max(len(wrap(text, width)) for text in column)
 
 
 def _widen(least: Sequence[int], full: Sequence[int], width: int) -> list[int]:
