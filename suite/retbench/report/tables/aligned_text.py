@@ -74,16 +74,16 @@ def _blocks(least: Sequence[int], width: int, keys: int) -> list[list[int]]:
 
 
 def _even(columns: Sequence[Sequence[str]], least: Sequence[int], width: int) -> list[int]:
-    """Return widths from `least` on at which no entry of any column needs more lines than it must."""
-    widths = list(least)
+    """Return the widths `least`, widened until the entry with the most lines cannot have fewer."""
+    widths, left = list(least), width - _total(least)
     while True:
         tallest, at = max((_most_lines(column, widths[at]), at) for at, column in enumerate(columns))
-        wider = widths[at]
-        while _most_lines(columns[at], wider) == tallest and _total(widths) + wider - widths[at] <= width:
-            wider += 1
-        if tallest == 1 or _total(widths) + wider - widths[at] > width:
+        fewer = (by for by in range(1, left + 1) if _most_lines(columns[at], widths[at] + by) < tallest)
+        more = next(fewer, None)
+        if more is None:
             return widths
-        widths[at] = wider
+        widths[at] += more
+        left -= more
 
 
 def _most_lines(column: Sequence[str], width: int) -> int:
