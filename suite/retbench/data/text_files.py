@@ -96,21 +96,24 @@ def list_files(root: Path) -> list[TextFile]:
     """
     if not root.is_dir():
         return [TextFile(root.name, root)]
-    found = []
+    found: list[Path] = []
     for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         _refuse_loop(Path(folder))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
         _refuse_compressed(paths)
-        found += [
-            path for path in paths if path.suffix.lower() in SUFFIXES and path.stem.lower() not in _ABOUT
-        ]
+        found += filter(_is_text, paths)
     if not found:
         raise ConfigError(
             f"{root}: no text in this folder. A corpus is a folder with files in {', '.join(sorted(SUFFIXES))}; "
             "README and LICENSE do not count."
         )
     return sorted(TextFile(path.relative_to(root).as_posix(), path) for path in found)
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file of a folder is a text of the corpus, by its name."""
+    return path.suffix.lower() in SUFFIXES and path.stem.lower() not in _ABOUT
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
@@ -123,7 +126,7 @@ def _refuse_folder(error: OSError) -> NoReturn:
 def _refuse_compressed(paths: Iterable[Path]) -> None:
     """Raise a ConfigError for a compressed text: without it, the corpus would be another one."""
     for path in sorted(paths):
-        if path.suffix.lower() in _COMPRESSED and Path(path.stem).suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in _COMPRESSED and _is_text(path.with_suffix("")):
             raise ConfigError(
                 f"{path}: is a compressed text, which is not read. Decompress it, or take it out of the corpus."
             )

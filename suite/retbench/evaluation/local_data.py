@@ -9,7 +9,7 @@ import csv
 import gzip
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -123,23 +123,25 @@ def _read_lines(path: Path) -> list[Row]:
     """
     rows: list[Row] = []
     with path.open(encoding=_TEXT) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = parse_json_line(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number}: no JSON object")
-                rows.append(row)
-                absent = [
-                    name for name, value in rows[0].items() if value is not None and row.get(name) is None
-                ]
-                if absent:
-                    raise ValueError(
-                        f"line {number}: no value of {shown(absent[0])}, which the first row has"
-                    )
+        for number, row in _parse_lines(lines):
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number}: no JSON object")
+            rows.append(row)
+            absent = [name for name, value in rows[0].items() if value is not None and row.get(name) is None]
+            if absent:
+                raise ValueError(f"line {number}: no value of {shown(absent[0])}, which the first row has")
     return rows
+
+
+def _parse_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Yield number and value of each line of JSON that is not blank."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = parse_json_line(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            yield number, value
 
 
 def _read_arrow(path: Path) -> list[Row]:
@@ -154,8 +156,7 @@ def _read_requests(path: Path) -> list[Row]:
     """Read each document of OLMo's evaluation requests, which repeat it, once and in order."""
     documents: dict[Any, Row] = {}
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            request = parse_json_line(line)
+        for _, request in _parse_lines(lines):
             documents.setdefault(request["native_id"], request["doc"])
     return list(documents.values())
 

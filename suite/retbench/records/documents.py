@@ -13,7 +13,7 @@ from typing import Any
 
 from retbench.errors import ConfigError, RecordError
 from retbench.files import inside, write_atomic
-from retbench.parsing import parse_json_line
+from retbench.parsing import parse_json
 from retbench.records.record import Documents
 from retbench.records.store import visible
 
@@ -49,7 +49,7 @@ def read_documents(folder: Path, documents: Documents) -> list[dict[str, Any]]:
             raise ValueError(
                 f"there are {num_lines:,} of them, and the record has {documents.num_documents:,}"
             )
-        rows = [parse_json_line(line) for line in text.split(b"\n")[:-1]]
+        rows = [parse_json(line) for line in text.split(b"\n")[:-1]]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("one is not a JSON object")
     except (ConfigError, OSError, EOFError, zlib.error, ValueError) as error:
