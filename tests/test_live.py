@@ -60,6 +60,7 @@ def report(**verdicts: Verdict) -> CheckReport:
     return CheckReport("a", "b", "in turn", items)
 
 
+@pytest.mark.slow
 def test_a_slower_copy_takes_its_share_longer_for_a_step_and_not_for_a_prompt(tmp_path: Path) -> None:
     copy = live.slowed(working_tree(ROOT), tmp_path, 2.0)
     messages = subprocess.run(

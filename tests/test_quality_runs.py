@@ -218,6 +218,7 @@ def test_a_model_whose_configuration_is_damaged_is_refused(folder: Path, measure
     assert "config.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_weights_cost_their_model_and_no_other(folder: Path, measured: list[Record]) -> None:
     file = folder / FINAL / "model.safetensors"
     # Of the right size, so that only reading them tells.

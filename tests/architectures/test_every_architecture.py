@@ -48,7 +48,9 @@ def build(name: str, dtype: torch.dtype) -> Decoder:
     return build_model(config, dtype=dtype, device="cpu", seed=0, backend=backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
 @pytest.mark.parametrize("name", SPECS)
 def test_the_forms_of_the_model_are_equivalent(name: str, dtype: torch.dtype) -> None:
     model = build(name, dtype)

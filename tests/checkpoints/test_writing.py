@@ -264,8 +264,11 @@ TEXT = "It's  2,048 tokens\n\tof “naïve” text.<|endoftext|> Next"
 
 @pytest.mark.peers
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
-@pytest.mark.parametrize("end", ["<|endoftext|>", None])
-@pytest.mark.parametrize("settings", [None, {"model_max_length": 64}])
+@pytest.mark.parametrize(
+    ("end", "settings"),
+    [("<|endoftext|>", {"model_max_length": 64}), (None, None)],
+    ids=["whole", "without the end"],
+)
 def test_transformers_reads_gpt2s_files_beside_an_exported_llama(
     tmp_path: Path, settings: dict[str, int] | None, end: str | None
 ) -> None:

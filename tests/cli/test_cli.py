@@ -271,6 +271,7 @@ def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_is_cut_measures_everything(
     tmp_path: Path, one_model: Path, checked: Path
 ) -> None:
@@ -633,7 +634,10 @@ def test_a_terminated_command_says_that_it_was_interrupted(tmp_path: Path) -> No
     assert (one.returncode, stderr) == (130, "retbench: interrupted\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_an_interrupt_in_code_of_exec_ends_with_130_too(number: int, tmp_path: Path) -> None:
     """An import of torch runs such code, after which `python -m` was ended by SIGINT."""
     code = f'import os, time; exec("os.kill(os.getpid(), {number:d}); time.sleep(60)")'

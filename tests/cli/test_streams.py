@@ -24,7 +24,7 @@ def without_reader(*words: object, stream: str, cwd: Path) -> subprocess.Complet
         os.close(writer)
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("stream", ["stdout", pytest.param("stderr", marks=pytest.mark.slow)])
 def test_the_exit_code_is_that_of_the_result(tmp_path: Path, stream: str) -> None:
     base, head = (
         write(tmp_path / "base.jsonl", CPU),

@@ -267,7 +267,7 @@ def test_on_a_cpu_weights_are_stored_by_output_for_loops_that_are_clearly_faster
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_loops_and_the_products_that_they_replace_are_timed_here(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:

@@ -49,7 +49,8 @@ def build(case, operators, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("case", "batch"), [*((case, 2) for case in CONFIGS), *((case, 1) for case in ALONE)]
+    ("case", "batch"),
+    [*((case, 2) for case in CONFIGS), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in ALONE)],
 )
 @torch.no_grad()
 def test_a_fused_step_is_an_eager_step(case, batch):
@@ -74,7 +75,11 @@ def test_a_fused_step_is_an_eager_step(case, batch):
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [("torchscale", torch.bfloat16), ("llama-grouped-query", torch.float32)]
+    ("case", "dtype"),
+    [
+        pytest.param("torchscale", torch.bfloat16, marks=pytest.mark.slow),
+        ("llama-grouped-query", torch.float32),
+    ],
 )
 def test_the_equivalence_check_compares_fused_steps(case, dtype, monkeypatch):
     launched = []
@@ -89,7 +94,7 @@ def test_the_equivalence_check_compares_fused_steps(case, dtype, monkeypatch):
     assert len(launched) > 40
 
 
-@pytest.mark.parametrize("case", ["torchscale", "llama-grouped-query"])
+@pytest.mark.parametrize("case", ["torchscale", pytest.param("llama-grouped-query", marks=pytest.mark.slow)])
 def test_the_equivalence_check_fails_wrong_fused_steps(case, monkeypatch):
     """In bfloat16, where the operators alone are compared; the rotation then has another sign."""
     launch = fused.launch

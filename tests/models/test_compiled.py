@@ -98,7 +98,11 @@ def test_one_compilation_serves_every_depth(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "batch_size"),
-    [("retnet", 1), ("retnet", 3), pytest.param("transformer", 1, marks=pytest.mark.slow)],
+    [
+        ("retnet", 1),
+        pytest.param("retnet", 3, marks=pytest.mark.slow),
+        pytest.param("transformer", 1, marks=pytest.mark.slow),
+    ],
 )
 @torch.inference_mode()
 def test_few_rows_are_multiplied_by_loops_over_weights_stored_by_output(name: str, batch_size: int) -> None:
@@ -141,6 +145,7 @@ def test_rows_of_compiled_steps_are_multiplied_as_was_chosen(
     assert one_layer("retnet", torch.bfloat16).compiled_product(rows) == "torch"
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_compiled_step_of_several_rows_may_multiply_by_onednn() -> None:
     model = one_layer("retnet")
@@ -158,7 +163,7 @@ def test_a_compiled_step_of_several_rows_may_multiply_by_onednn() -> None:
     assert not operators & {"aten::mm", "aten::addmm", "aten::linear", "aten::clone"}
 
 
-@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("sinks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_step_of_a_full_window_serves_every_slot(sinks: int) -> None:
     spec = named_specs()["sliding_window"].model_copy(update={"sinks": sinks, "window": 64})
     config = resolve_model(spec, "1m")

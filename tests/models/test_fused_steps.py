@@ -166,8 +166,9 @@ def test_decode_operators_are_chosen_by_name():
         build_model(config, **made, decode_operators="fast")
 
 
-def test_fused_steps_of_models_are_their_eager_steps():
-    run_in_own_process("tests/models/interpreted_decode.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("part", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_fused_steps_of_models_are_their_eager_steps(part):
+    run_in_own_process("tests/models/interpreted_decode.py", part, TRITON_INTERPRET="1")
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_in_own_process(path, **environment):
-    """Run a file of tests with pytest under some environment variables; skip where Triton is not installed."""
+def run_in_own_process(path, part="", **environment):
+    """Run a file's tests, or those of an expression of marks, with pytest; skip where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed; it is part of the extra `dev` on Linux x86_64")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, path]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,

@@ -14,11 +14,11 @@ from tests.ops.test_attention import make_inputs
     ("kv_heads", "dtype", "by_value"),
     [
         (4, torch.float32, False),
-        (4, torch.float32, True),
-        (4, torch.float64, True),
-        (2, torch.float64, False),
+        pytest.param(4, torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(4, torch.float64, True, marks=pytest.mark.slow),
+        pytest.param(2, torch.float64, False, marks=pytest.mark.slow),
         (2, torch.float64, True),
-        (1, torch.float32, False),
+        pytest.param(1, torch.float32, False, marks=pytest.mark.slow),
         (4, torch.float16, False),  # widened as it is read on most CPUs
     ],
 )

@@ -112,7 +112,10 @@ def test_a_sequence_cut_anywhere_gives_the_same_outputs_and_state(length, data, 
 
 @pytest.mark.parametrize("kind", ["fixed", "data"])
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize(("length", "chunk_size"), [(1, 128), (127, 128), (1001, 64), (4096, 96)])
+@pytest.mark.parametrize(
+    ("length", "chunk_size"),
+    [(1, 128), (127, 128), (1001, 64), pytest.param(4096, 96, marks=pytest.mark.slow)],
+)
 def test_forms_agree_in_outputs_and_states(length, chunk_size, dtype, kind):
     inputs = make_inputs(length, dtype=dtype, key_dim=16, value_dim=32, batch=1, kind=kind)
     expected, end = linear_recurrent(*inputs)

@@ -91,6 +91,7 @@ def test_forms_compute_what_the_naive_operators_compute(decay: str, form: str) -
     assert relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_kernels_compute_it_under_the_interpreter() -> None:
     """The chunkwise kernels do not run there: Triton's interpreter lacks what they call."""
     done = subprocess.run(

@@ -38,8 +38,8 @@ def test_a_compiled_product_with_a_low_rank_is_the_product(
     ("dtype", "rows", "limit"),
     [
         (torch.float32, 1, 1e-5),
-        (torch.float32, 3, 1e-5),
-        (torch.bfloat16, 1, 0.01),
+        pytest.param(torch.float32, 3, 1e-5, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 1, 0.01, marks=pytest.mark.slow),
         (torch.bfloat16, 8, 0.01),
     ],
 )
@@ -62,6 +62,7 @@ def test_few_compiled_rows_are_multiplied_in_a_loop_where_the_weight_is_stored_b
     assert not any(part in name for name in operators for part in ("::mm", "::addmm", "linear_pointwise"))
 
 
+@pytest.mark.slow
 def test_what_a_compiled_product_multiplies_is_computed_once_and_not_for_each_output() -> None:
     width, calls = 4096, 20
     x, weight = torch.randn(1, width), torch.randn(width, width)

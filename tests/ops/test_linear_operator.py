@@ -141,7 +141,13 @@ def test_a_sequence_cut_anywhere_gives_the_same_outputs_and_state(length, chunk_
 
 @pytest.mark.parametrize(
     ("length", "chunk_size", "strength"),
-    [(1001, 64, 0.0), (1001, 96, 1e-3), (1001, 128, 20.0), (4096, 64, 0.3), (4095, 128, 20.0)],
+    [
+        (1001, 64, 0.0),
+        (1001, 96, 1e-3),
+        pytest.param(1001, 128, 20.0, marks=pytest.mark.slow),
+        pytest.param(4096, 64, 0.3, marks=pytest.mark.slow),
+        (4095, 128, 20.0),
+    ],
 )
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize(

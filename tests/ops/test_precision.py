@@ -118,7 +118,7 @@ def test_attention_under_autocast_rounds_its_inputs(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("no_narrow_products")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("kv_heads", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_a_compiled_step_reads_a_cache_as_it_is_by_one_code_for_every_length(kv_heads: int) -> None:
     q = draw(2, 4, 1, 8, dtype=torch.bfloat16)
     caches = [draw(2, kv_heads, 64, 8, dtype=torch.bfloat16) for _ in "kv"]

@@ -110,6 +110,7 @@ def test_llama_generate_gives_a_time_for_each_token_but_the_first() -> None:
     assert min(generated.step_s) > 0
 
 
+@pytest.mark.slow
 @needs_transformers
 @torch.inference_mode()
 def test_llama_generate_with_a_static_cache_is_compiled_and_equal() -> None:

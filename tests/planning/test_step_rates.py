@@ -43,6 +43,7 @@ def test_no_rate_is_found_where_a_part_takes_longer_than_the_whole(monkeypatch: 
         measure_step_rates(CPU, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_products_of_compiled_steps_are_loops_where_those_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_found", {"by_output, float32": 1})

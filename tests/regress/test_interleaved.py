@@ -79,14 +79,16 @@ def test_one_disturbed_block_of_three_does_not_count() -> None:
     assert combine_blocks([(0.5, 0.6)]) == (0.5, pytest.approx(0.6))
 
 
-@pytest.mark.parametrize("session_sd", [0.005, 0.05])
+@pytest.mark.parametrize("session_sd", [0.005, pytest.param(0.05, marks=pytest.mark.slow)])
 def test_identical_code_raises_no_alarm(session_sd: float) -> None:
     found = [verdicts(run(seed, 0.0, session_sd)) for seed in range(RUNS)]
     assert sum("regressed" in one or "improved" in one for one in found) <= 0.01 * RUNS
     assert sum(one["same"] == 19 for one in found) >= 0.9 * RUNS  # and it says so
 
 
-@pytest.mark.parametrize(("factor", "share"), [(1.05, 0.95), (1.10, 0.99), (1 / 1.05, 0.95)])
+@pytest.mark.parametrize(
+    ("factor", "share"), [(1.05, 0.95), pytest.param(1.10, 0.99, marks=pytest.mark.slow), (1 / 1.05, 0.95)]
+)
 def test_what_has_moved_is_found_within_twenty_rounds(factor: float, share: float) -> None:
     expected = "regressed" if factor > 1 else "improved"
     found = [run(seed, math.log(factor)) for seed in range(MOVED_RUNS)]
@@ -267,7 +269,7 @@ def test_a_point_that_fails_later_is_waited_for_no_longer() -> None:
     assert len(found.rounds) <= 7
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_early_end_raises_no_more_alarms(strict: bool) -> None:
     for slow_down, runs, expected in ((0.0, RUNS, 0.01), (math.log(1.1), MOVED_RUNS, 1.0)):
         alarms = 0

@@ -112,6 +112,7 @@ def test_a_check_inside_a_hook_leaves_the_commit_alone(repository: Repository) -
     assert git(root, "status", "--porcelain") == "?? messages.log\n"
 
 
+@pytest.mark.slow
 def test_other_dependencies_get_an_environment_that_is_kept(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +357,7 @@ app(["check", "--against", "base", "--device", "cpu", "--out", sys.argv[2]])
     ("needs", "mark", "number"),
     [
         ("", "checked out", signal.SIGINT),
-        ('"gone"', "installing the missing ones", signal.SIGTERM),
+        pytest.param('"gone"', "installing the missing ones", signal.SIGTERM, marks=pytest.mark.slow),
         ("", "waiting for", signal.SIGTERM),
     ],
 )

@@ -134,11 +134,15 @@ def test_any_records_make_a_report_and_every_table(records: list[Record]) -> Non
     ("part", "facts"),
     [
         ("environment", {"memory_bytes": True}),
-        ("environment", {"memory_bytes": "8 GiB"}),
+        pytest.param("environment", {"memory_bytes": "8 GiB"}, marks=pytest.mark.slow),
         ("environment", {"load_average": {"a": 1}, "versions": [1], "gpu": "none", "node_id": []}),
-        ("settings", {"memory_limit_bytes": [1], "threads": "two", "dtype": {}, "device": None}),
+        pytest.param(
+            "settings",
+            {"memory_limit_bytes": [1], "threads": "two", "dtype": {}, "device": None},
+            marks=pytest.mark.slow,
+        ),
         ("backend", {"decode": 2**60, "seed": "one"}),
-        ("config", {"blocks": 5, "d_model": "wide"}),
+        pytest.param("config", {"blocks": 5, "d_model": "wide"}, marks=pytest.mark.slow),
         ("config", {"blocks": [{"mixer": {"mixer": 5}}]}),
     ],
 )

@@ -145,6 +145,7 @@ def test_a_cell_that_takes_too_long_ends_the_worker(start: Start) -> None:
     assert not psutil.pid_exists(worker.pid)
 
 
+@pytest.mark.slow
 def test_a_cell_that_reports_progress_may_take_longer(start: Start) -> None:
     reports = [Advanced(num_tokens=number) for number in range(6)]
     script = say(Started(index=0)) + "".join("time.sleep(0.4)\n" + say(report) for report in reports)

@@ -1,5 +1,6 @@
 """Whole runs with real workers; faults are injected from outside, into the worker's process."""
 
+import json
 import os
 import resource
 import signal
@@ -31,7 +32,7 @@ from retbench.running import events
 from retbench.running.events import RunSummary
 from retbench.running.locks import LOCK_DIR_VARIABLE, timing_lock
 from retbench.running.runner import count_on_disk, run_plan
-from tests.conftest import give_ceilings
+from tests.conftest import KNOWN_CEILINGS, KNOWN_PRODUCTS, give_ceilings
 from tests.running.observer import Act, Observer
 
 HEADER = 'title = "Tiny"\nsource = "none"\nexpect = "It runs."\n'
@@ -354,17 +355,24 @@ def test_a_signal_before_anything_is_measured(tmp_path: Path) -> None:
 
 
 DRIVER = """
+import json
 import sys
 from pathlib import Path
 from retbench.planning.plan import make_plan
-from retbench.running.runner import run_plan
+from retbench.records.record import Ceilings
+from retbench.running import runner
 
 def notify(event):
     print(type(event).__name__, getattr(event, "pid", ""), flush=True)
 
+ceilings, products = Ceilings.model_validate_json(sys.argv[3]), json.loads(sys.argv[4])
+start = runner.start_worker
+runner.start_worker = lambda *job, **more: start(*job, **{**more, "ceilings": more["ceilings"] or ceilings})
+runner.products_on_disk = lambda *_: products
 plan = make_plan(sys.argv[1], profile="smoke", device="cpu")
-run_plan(plan, Path(sys.argv[2]), fresh=False, notify=notify)
+runner.run_plan(plan, Path(sys.argv[2]), fresh=False, notify=notify)
 """
+"""Gets ceilings and outcomes of trials as the runs in this process do."""
 
 
 @pytest.fixture
@@ -373,7 +381,8 @@ def drive() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(path: Path, out: Path, preexec_fn: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", DRIVER, str(path), str(out)]
+        given = KNOWN_CEILINGS.model_dump_json(), json.dumps(KNOWN_PRODUCTS)
+        command = [sys.executable, "-c", DRIVER, str(path), str(out), *given]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
         started.append(process)
         return process

@@ -143,7 +143,11 @@ def test_every_cell_begins_with_a_mark_on_stderr(plan: Plan, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("batches", "product"), [(1, "1 row: batched; 2 to 8 rows: onednn"), (0, "2 to 8 rows: onednn")]
+    ("batches", "product"),
+    [
+        (1, "1 row: batched; 2 to 8 rows: onednn"),
+        pytest.param(0, "2 to 8 rows: onednn", marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_multiplies_as_an_earlier_one_of_the_run_found(
     plan: Plan, tmp_path: Path, batches: int, product: str

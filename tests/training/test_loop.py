@@ -178,6 +178,7 @@ def test_a_compiled_run_learns_as_an_eager_one(plan_of: PlanOf, tmp_path: Path) 
     assert points[0].tokens_per_s > 0.01 * points[-1].tokens_per_s
 
 
+@pytest.mark.slow
 def test_a_compiled_run_notes_its_kernels_in_the_dtype_of_its_steps(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     return folder, [json.loads((folder / f"result-{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
@@ -208,6 +209,7 @@ def test_what_two_processes_agree_on(
     assert tuple(result[what] for result in seen[1]) == expected
 
 
+@pytest.mark.slow
 def test_the_part_of_either_process_is_checked_and_both_go_to_the_snapshot_before(
     seen: tuple[Path, list[dict[str, Any]]],
 ) -> None:
@@ -216,6 +218,7 @@ def test_the_part_of_either_process_is_checked_and_both_go_to_the_snapshot_befor
         assert "000002 is damaged (tensors-00001.safetensors has another checksum" in note
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_ends_both_and_leaves_the_rest(
     seen: tuple[Path, list[dict[str, Any]]],
 ) -> None:
@@ -227,6 +230,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both_and_leaves_the_rest(
     assert [name for name in seen[1][0]["left"] if name[0] in ".0"] == ["000001", "000002"]
 
 
+@pytest.mark.slow
 def test_what_two_processes_wrote_one_process_takes_up(seen: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, results = seen
     notes: list[str] = []

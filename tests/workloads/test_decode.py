@@ -156,7 +156,7 @@ def compiling(name: str, depth: int) -> Cell:
     return cell.model_copy(update={"settings": cell.settings.model_copy(update={"compile": True})})
 
 
-@pytest.mark.parametrize("name", ["retnet", "transformer"])
+@pytest.mark.parametrize("name", ["retnet", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_compiled_step_is_held_against_the_eager_one(context_of: Make, name: str) -> None:
     found = decode.measure(ready(context_of(compiling(name, 64))))
     assert found.backend["compile"] is True

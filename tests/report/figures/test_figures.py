@@ -360,7 +360,9 @@ def test_crosses_of_one_model_have_each_reason_beside_them() -> None:
     assert "timed out, out of memory" in all_words(drawing)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 def test_whatever_failed_and_why_has_room_and_is_said(seed: int) -> None:
     """Reasons stand beside their crosses, or in the subtitle where they have no room there."""
     chance = random.Random(seed)
@@ -414,6 +416,7 @@ def test_long_lengths_leave_the_next_panel_its_ticks() -> None:
             assert all(axes.get_xticks().size for axes in figure.axes)
 
 
+@pytest.mark.slow
 def test_figures_of_names_that_differ_in_signs_or_letters_only_have_files_of_their_own(
     tmp_path: Path,
 ) -> None:
