@@ -1,6 +1,7 @@
 """Scores are those of one request at a time, whatever is shared, cut, padded or batched."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from retbench.evaluation.scoring import Scorer, ScoringRequest
 from retbench.models.decoder import Decoder
 from retbench.models.state import DecoderState
+from retbench.units import GIB
 from tests.evaluation.conftest import small_model
 from tests.models.cases import CASES
 
@@ -94,6 +96,16 @@ def test_states_hold_no_more_than_they_may(model, monkeypatch):
     peaks.clear()
     check(model, requests, batch_tokens=512, state_bytes=budget, min_saved=8)
     assert max(peaks) <= budget
+
+
+@pytest.mark.parametrize(("gpu", "most"), [(24 * 10**9, 6 * 10**9), (85 * 10**9, 16 * GIB)])
+def test_a_small_gpu_keeps_room_for_the_weights(monkeypatch, gpu, most):
+    """A model of 7B takes 13.9 of 24 GB, and 16 GiB of states do not fit there."""
+    found = SimpleNamespace(total_memory=gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    on_gpu = SimpleNamespace(device=torch.device("cuda:0"))
+    assert Scorer(on_gpu, max_length=64).state_bytes == most
+    assert Scorer(on_gpu, max_length=64, state_bytes=10**6).state_bytes == 10**6
 
 
 def test_likeliest_continuations_are_greedy(model):

@@ -115,7 +115,10 @@ torch/cuda/__init__.py:187: UserWarning: CUDA initialization: The NVIDIA driver 
     [
         (Torch(None), ["is a build without CUDA"]),
         (Torch("13.0"), ["finds no device", "torch wrote no reason"]),
-        (Torch("13.0", stderr=TOO_OLD), ["driver on your system is too old", "whl/cu126", "--device cpu"]),
+        (  # pip keeps an installed torch that is newer than any of that index
+            Torch("13.0", stderr=TOO_OLD),
+            ["driver on your system is too old", "uninstall --yes torch, then", "whl/cu126", "--device cpu"],
+        ),
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(

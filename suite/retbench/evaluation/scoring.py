@@ -25,6 +25,8 @@ PASS_TOKENS = {"cpu": 48, "cuda": 512}
 """Tokens that take as long as the fixed cost of a pass: a CPU reads the weights once, a GPU launches its kernels."""
 STATE_BYTES = {"cpu": 2 * GIB, "cuda": 16 * GIB}
 """Maximum bytes of all states of one call, by kind of device; a sequence that needs more runs alone."""
+MEMORY_SHARE = 4
+"""States take at most one part in so many of a GPU's memory, which weights and activations share."""
 LOGITS_AT_ONCE = 2**24
 """Maximum elements of one product with the head, 64 MiB in float32."""
 
@@ -80,6 +82,13 @@ class _Targets(NamedTuple):
         self.tokens.append(token)
 
 
+def _most_state_bytes(kind: str, device: torch.device) -> int:
+    """Return the bytes that states may take on a device: fewer than `STATE_BYTES` on a small GPU or a slice of one."""
+    if device.type != "cuda":
+        return STATE_BYTES[kind]
+    return min(STATE_BYTES[kind], torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE)
+
+
 class Scorer:
     """Scores requests with one model.
 
@@ -104,7 +113,7 @@ class Scorer:
         self.max_length = max_length
         kind = model.device.type if model.device.type in BATCH_TOKENS else "cuda"
         self.batch_tokens = batch_tokens or BATCH_TOKENS[kind]
-        self.state_bytes = state_bytes or STATE_BYTES[kind]
+        self.state_bytes = state_bytes or _most_state_bytes(kind, model.device)
         self.pass_tokens = PASS_TOKENS[kind]
         self.min_saved = min_saved
 

@@ -174,8 +174,9 @@ def _why_no_cuda(found: _TorchFacts) -> str:
     if not found.memory:
         return (
             f"torch {found.torch} for CUDA {found.cuda} finds no device. Check `nvidia-smi` and "
-            "CUDA_VISIBLE_DEVICES, or give --device cpu. If the driver is too old for this CUDA, install a build for "
-            "an older one: pip install --index-url https://download.pytorch.org/whl/cu126 torch."
+            "CUDA_VISIBLE_DEVICES, or give --device cpu. If the driver is too old for this CUDA, replace torch by a "
+            "build for an older one: pip uninstall --yes torch, then "
+            "pip install --index-url https://download.pytorch.org/whl/cu126 torch."
             f"{_quote(found.stderr)}"
         )
     return f"the devices here are cuda:0 to cuda:{len(found.memory) - 1}. Give one of them."
