@@ -34,6 +34,8 @@ DECODED_TOKENS = 16
 UNEVEN_SEGMENT = 509
 SHORT_PROMPT, SHORT_SEGMENT = 7, 3
 """Decoding is checked near the beginning too: one extra or missing key among thousands is lost in 16-bit rounding."""
+BATCHED_STEPS = 4
+"""Tokens decoded by a batch: what passes from one sequence to another does so at every step."""
 
 
 class _PassComparison(Protocol):
@@ -187,8 +189,9 @@ def _check_streaming(
     """Prefill in uneven segments, decode some tokens, and prefill the rest; compare with the reference pass."""
     total, limit, short = tokens.shape[1], reference.limit, SHORT_PROMPT + DECODED_TOKENS
     state = model.init_state(1, total)
-    decode_early = partial(_decode, model, tokens[:, :short], model.init_state(1, short), SHORT_SEGMENT)
-    decode = partial(_decode, model, tokens[:, :prompt_len], state, UNEVEN_SEGMENT)
+    early, steps = model.init_state(1, short), DECODED_TOKENS
+    decode_early = partial(_decode, model, tokens[:, :short], early, SHORT_SEGMENT, steps)
+    decode = partial(_decode, model, tokens[:, :prompt_len], state, UNEVEN_SEGMENT, steps)
     decoded = max(reference.error(decode_early, 0, short), reference.error(decode, 0, prompt_len))
     if total > prompt_len:
         go_on = partial(model.prefill, tokens[:, prompt_len:], state, segment_len=UNEVEN_SEGMENT)
@@ -272,7 +275,7 @@ def _check_batch(model: LanguageModel, tokens: Tensor) -> list[GateCheck]:
     pair = torch.cat([tokens[:, :length], tokens[:, -length:]])
 
     def run(rows: list[int]) -> Tensor:
-        return _decode(model, pair[rows], model.init_state(2, length), SHORT_SEGMENT)
+        return _decode(model, pair[rows], model.init_state(2, length), SHORT_PROMPT, BATCHED_STEPS)
 
     together = run([0, 1])
     error = max(relative_error(together[row], run([row, row])[row]) for row in (0, 1))
@@ -280,9 +283,11 @@ def _check_batch(model: LanguageModel, tokens: Tensor) -> list[GateCheck]:
     return [] if error <= limit else [GateCheck(name=name, length=length, error=error, limit=limit)]
 
 
-def _decode(model: LanguageModel, tokens: Tensor, state: DecoderState, segment_len: int) -> Tensor:
-    """Prefill all but the last DECODED_TOKENS tokens and decode those; return logits (B, 1 + DECODED_TOKENS, N)."""
-    start = tokens.shape[1] - DECODED_TOKENS
+def _decode(
+    model: LanguageModel, tokens: Tensor, state: DecoderState, segment_len: int, steps: int
+) -> Tensor:
+    """Prefill all but the last `steps` tokens and decode those; return logits (B, 1 + steps, N)."""
+    start = tokens.shape[1] - steps
     logits = [model.prefill(tokens[:, :start], state, segment_len=segment_len)]
     logits += [model(tokens[:, t : t + 1], state) for t in range(start, tokens.shape[1])]
     return torch.cat(logits, dim=1)
