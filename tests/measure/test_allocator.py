@@ -80,7 +80,11 @@ for keep in (keep_freed_memory, return_freed_memory, keep_small_freed_memory):
 @ON_REQUEST
 @pytest.mark.parametrize(
     ("owned", "tunable", "found"),
-    [(True, "", "True"), (True, "glibc.malloc.hugetlb=0", "False"), (False, "", "False")],
+    [
+        (True, "", "True"),
+        pytest.param(True, "glibc.malloc.hugetlb=0", "False", marks=pytest.mark.slow),
+        pytest.param(False, "", "False", marks=pytest.mark.slow),
+    ],
 )
 def test_a_program_of_its_own_that_becomes_a_worker_computes_in_huge_pages_unless_asked_otherwise(
     owned: bool, tunable: str, found: str

@@ -92,12 +92,12 @@ def test_comments_and_docstrings_do_not_count(
         ("report/__init__.py", ()),
         ("architectures/brand_new.py", ()),
         ("workloads/decode.py", (1,)),
-        ("workloads/memory.py", (2,)),
+        pytest.param("workloads/memory.py", (2,), marks=pytest.mark.slow),
         ("measure/clock.py", (0,)),
-        ("ops/linear.py", (0,)),
+        pytest.param("ops/linear.py", (0,), marks=pytest.mark.slow),
         ("ops/attention.py", (0,)),
         ("mixers/attention/module.py", (5,)),
-        ("mixers/retention/module.py", (4,)),
+        pytest.param("mixers/retention/module.py", (4,), marks=pytest.mark.slow),
     ],
 )
 def test_an_edit_changes_the_identity_of_what_runs_it(

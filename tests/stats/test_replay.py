@@ -19,7 +19,7 @@ PAGE_FOLDER = Path(__file__).parents[2] / "docs"
 PAGE = (PAGE_FOLDER / "checks.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=["idle", "one core busy"])
+@pytest.fixture(scope="module", params=["idle", pytest.param("one core busy", marks=pytest.mark.slow)])
 def machine(request: pytest.FixtureRequest) -> str:
     """The machine of one half of the corpus, as docs/checks.md names it."""
     return str(request.param)
